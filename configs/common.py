@@ -1,0 +1,136 @@
+"""What all experiments share: the profiles, and the attack of Morshuis et al. 2022."""
+
+import os
+
+import ml_collections
+
+PROFILES = ('paper', 'demo', 'smoke')
+ETAS = (0.0, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025)
+
+
+def base(name: str, arg: str) -> ml_collections.ConfigDict:
+  """Config of an attack experiment on multi-coil knee data, without its network.
+
+  Args:
+    name: name of the experiment.
+    arg: profile: empty or `paper`, `demo`, or `smoke`.
+
+  Returns:
+    The config of the profile.
+
+  Raises:
+    ValueError: for an unknown profile.
+  """
+  profile = arg or 'paper'
+  if profile not in PROFILES:
+    raise ValueError(f'config profile: {profile!r} is unknown; choose one of {", ".join(PROFILES)}')
+  config = ml_collections.ConfigDict()
+  config.name = name
+  config.profile = profile
+  config.seed = 0
+  config.stages = ('train', 'attack', 'report')
+
+  data = config.data = ml_collections.ConfigDict()
+  data.root = os.environ.get('FASTMRI_ROOT', '') if profile == 'paper' else ''
+  data.challenge = 'multicoil'
+  data.annotations = ''
+  data.boxes = 'all'
+  data.keep_slices = 1.0
+  data.mask = 'random'
+  data.center_fractions = (0.04,)
+  data.accelerations = (8,)
+  data.workers = 4 if profile == 'paper' else 0
+  data.phantom = ml_collections.ConfigDict(dict(train=24, val=6, slices=4, rows=96, cols=96, coils=4, seed=0))
+
+  config.model = ml_collections.ConfigDict(dict(weights='', sha256=''))
+
+  train = config.train = ml_collections.ConfigDict()
+  train.batch_size = 32
+  train.num_steps = 0
+  train.num_epochs = 50.0
+  train.loss = 'ssim'
+  train.optimizer = 'adam'
+  train.learning_rate = 3e-4
+  train.drop_at = 0.8
+  train.drop_factor = 0.1
+  train.weight_decay = 0.0
+  train.validate_every = 0
+  train.max_validation = 0
+  train.report_every = 20
+  train.num_devices = 0
+  train.tensorboard = False
+
+  config.perturbation = ml_collections.ConfigDict()
+  config.perturbation.coil_noise = ml_collections.ConfigDict(
+    dict(relative_radius=ETAS, norm='l2', per_coil=True, columns='acquired', start='zero')
+  )
+  config.perturbation.rotation = ml_collections.ConfigDict(
+    dict(max_degrees=(0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0), method='fourier')
+  )
+  config.search = ml_collections.ConfigDict()
+  config.search.coil_noise = ml_collections.ConfigDict(dict(name='pgd', num_steps=10, step='steepest', step_size=0.5))
+  config.search.rotation = ml_collections.ConfigDict(dict(name='grid', step_degrees=0.1))
+  config.objective = ml_collections.ConfigDict(dict(name='region_mse'))
+
+  attack = config.attack = ml_collections.ConfigDict()
+  attack.attacked = ('region', 'image')
+  attack.batch_size = 1
+  attack.chunk = 1
+  attack.max_examples = 0
+  attack.pictures = 8
+  attack.strict = False
+
+  config.report = ml_collections.ConfigDict(dict(draws=1000, runs=()))
+
+  if profile == 'demo':
+    train.batch_size = 4
+    train.num_epochs = 0.0
+    train.num_steps = 300
+    train.max_validation = 8
+    train.learning_rate = 2e-3
+    attack.max_examples = 12
+    config.perturbation.coil_noise.relative_radius = (0.0, 0.005, 0.01, 0.02, 0.025)
+    config.search.rotation.step_degrees = 0.5
+    attack.pictures = 3
+  if profile == 'smoke':
+    data.phantom = ml_collections.ConfigDict(dict(train=2, val=2, slices=2, rows=48, cols=48, coils=2, seed=0))
+    train.batch_size = 2
+    train.num_epochs = 0.0
+    train.num_steps = 4
+    train.validate_every = 2
+    train.report_every = 1
+    attack.max_examples = 3
+    attack.pictures = 2
+    config.perturbation.coil_noise.relative_radius = (0.0, 0.01, 0.02)
+    config.perturbation.rotation.max_degrees = (0.0, 1.0, 2.0)
+    config.search.coil_noise.num_steps = 2
+    config.search.rotation.step_degrees = 1.0
+    config.report.draws = 50
+  return config
+
+
+def varnet(config: ml_collections.ConfigDict, **sizes: int) -> ml_collections.ConfigDict:
+  """Adds an E2E-VarNet; the demo and smoke profiles replace its sizes by tiny ones."""
+  small = {
+    'demo': dict(num_cascades=4, chans=8, pools=3, sens_chans=4, sens_pools=3),
+    'smoke': dict(num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2),
+  }
+  config.model.update(name='varnet', remat=False, **small.get(config.profile, sizes))
+  return config
+
+
+def unet(config: ml_collections.ConfigDict, *, chans: int) -> ml_collections.ConfigDict:
+  """Adds an image-domain U-Net with fastMRI's recipe; demo and smoke are tiny."""
+  small = {'demo': dict(chans=16, pools=3), 'smoke': dict(chans=4, pools=2)}
+  config.model.update(name='unet_recon', **small.get(config.profile, dict(chans=chans, pools=4)))
+  config.train.loss = 'l1'
+  config.train.optimizer = 'rmsprop'
+  config.train.learning_rate = 1e-3
+  return config
+
+
+def acceleration(config: ml_collections.ConfigDict, factor: int) -> ml_collections.ConfigDict:
+  """Sets the acceleration with its usual share of central columns, 8% at 4x and 4% at 8x."""
+  config.data.accelerations = (factor,)
+  config.data.center_fractions = (0.32 / factor,)
+  return config

@@ -1,0 +1,58 @@
+"""jaxrec: adversarial robustness of learned medical image reconstruction, in JAX."""
+
+from jaxrec import attacks, data, fourier, geometry, masks, metrics, models, noise, training
+from jaxrec.attacks import (
+  AttackResult,
+  Perturbation,
+  Search,
+  SearchResult,
+  apgd,
+  attack,
+  coil_noise,
+  compose,
+  grid,
+  image_noise,
+  pgd,
+  random_search,
+  region_mse,
+  region_mse_ssim,
+  region_ssim,
+  restarts,
+  rotation,
+  translation,
+)
+from jaxrec.types import Scan, Slice
+from jaxrec.version import __version__
+
+__all__ = [
+  'AttackResult',
+  'Perturbation',
+  'Scan',
+  'Search',
+  'SearchResult',
+  'Slice',
+  '__version__',
+  'apgd',
+  'attack',
+  'attacks',
+  'coil_noise',
+  'compose',
+  'data',
+  'fourier',
+  'geometry',
+  'grid',
+  'image_noise',
+  'masks',
+  'metrics',
+  'models',
+  'noise',
+  'pgd',
+  'random_search',
+  'region_mse',
+  'region_mse_ssim',
+  'region_ssim',
+  'restarts',
+  'rotation',
+  'training',
+  'translation',
+]

@@ -1,0 +1,210 @@
+"""What an attack is: a perturbation, a search and an objective around a network."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxrec.types import Array, Delta, Image, Key, Objective, Reconstructor, Sample, Scalar, Variables
+
+
+def _unknown_budget(delta: Delta, sample: Sample) -> Scalar:
+  del delta, sample
+  return jnp.float32(jnp.nan)
+
+
+class Perturbation(NamedTuple):
+  """A set of changes of the measurement.
+
+  Attributes:
+    init: `(key, sample) -> delta`, a feasible start.
+    apply: `(delta, sample) -> sample`, the perturbed measurement, before masking.
+    project: `(delta, sample) -> delta`, onto the feasible set; idempotent.
+    align: `(delta, image) -> image`, undoes the change on the reconstruction.
+    budget: `(delta, sample) -> []`, the share of the allowed strength in use.
+  """
+
+  init: Callable[[Key, Sample], Delta]
+  apply: Callable[[Delta, Sample], Sample]
+  project: Callable[[Delta, Sample], Delta]
+  align: Callable[[Delta, Image], Image]
+  budget: Callable[[Delta, Sample], Scalar] = _unknown_budget
+
+
+@struct.dataclass
+class SearchResult:
+  """Outcome of a search.
+
+  Attributes:
+    delta: the best feasible point evaluated.
+    loss: `[]` its loss, the maximum of `trace`.
+    trace: `[steps + 1]` or `[points]`, the loss of every point evaluated.
+  """
+
+  delta: Delta
+  loss: Array
+  trace: Array
+
+
+class Search(Protocol):
+  """Maximises a loss over a feasible set.
+
+  Attributes:
+    forward_calls: evaluations of the loss without gradient.
+    backward_calls: evaluations of the loss with its gradient.
+  """
+
+  forward_calls: int
+  backward_calls: int
+
+  def __call__(
+    self,
+    key: Key,
+    loss: Callable[[Delta], Scalar],
+    init: Callable[[Key], Delta],
+    project: Callable[[Delta], Delta],
+  ) -> SearchResult: ...
+
+
+@struct.dataclass
+class AttackResult:
+  """Outcome of an attack on one example.
+
+  Attributes:
+    delta: the worst perturbation found (the best iterate, not the last).
+    sample: the perturbed sample.
+    clean: `[row, col]` reconstruction without perturbation.
+    adversarial: `[row, col]` reconstruction of `sample`, aligned.
+    clean_loss: `[]` objective of `clean`.
+    loss: `[]` objective of `adversarial`.
+    trace: `[steps + 1]` or `[points]` objective along the search.
+    budget: `[]` share of the allowed strength in use.
+  """
+
+  delta: Delta
+  sample: Sample
+  clean: Image
+  adversarial: Image
+  clean_loss: Array
+  loss: Array
+  trace: Array
+  budget: Array
+
+
+def attack(
+  reconstruct: Reconstructor, perturbation: Perturbation, search: Search, objective: Objective
+) -> Callable[[Variables, Key, Sample], AttackResult]:
+  """Worst case of a network over a set of perturbations.
+
+  `max_delta objective(align(delta, f(apply(delta, sample))), sample)`.
+
+  The result is a pure function for one example; compose it as
+  `jax.jit(jax.vmap(attack(...), in_axes=(None, 0, 0)))`. Strengths are one more
+  `vmap`, as perturbations may close over traced scalars. Clean and adversarial
+  reconstruction run through the same compiled code, so a perturbation of
+  strength zero gives exactly the clean score.
+
+  Args:
+    reconstruct: the network, `(variables, sample) -> image`.
+    perturbation: what may change, such as `coil_noise(0.02)`.
+    search: how the worst case is sought, such as `pgd(num_steps=10)`.
+    objective: `(image, sample) -> []`, larger is worse for the network.
+
+  Returns:
+    `(variables, key, sample) -> AttackResult`.
+
+  Reference:
+    Morshuis et al. 2022, equations (4) and (5).
+
+  Example:
+    >>> import jax, jaxrec
+    >>> from jaxrec.data import synthetic
+    >>> scan = synthetic.scan(0, rows=32, cols=32, coils=2)
+    >>> def zero_filled(variables, scan):
+    ...   return jaxrec.fourier.rss(jaxrec.fourier.ifft2c(scan.kspace * scan.mask))
+    >>> worst = jax.jit(jaxrec.attack(zero_filled, jaxrec.coil_noise(0.05), jaxrec.pgd(num_steps=3),
+    ...                               jaxrec.region_mse()))
+    >>> result = worst(None, jax.random.key(0), scan)
+    >>> bool(result.loss > result.clean_loss)
+    True
+  """
+
+  def run(variables: Variables, key: Key, sample: Sample) -> AttackResult:
+    def loss(delta):
+      image = reconstruct(variables, perturbation.apply(delta, sample))
+      return objective(perturbation.align(delta, image), sample)
+
+    found = search(
+      key, loss, lambda key: perturbation.init(key, sample), lambda delta: perturbation.project(delta, sample)
+    )
+    perturbed = perturbation.apply(found.delta, sample)
+    both = jax.tree.map(lambda *x: jnp.stack(x), sample, perturbed)
+    clean, attacked = lax.map(lambda s: reconstruct(variables, s), both)
+    images = jnp.stack([clean, perturbation.align(found.delta, attacked)])
+    clean_loss, adversarial_loss = lax.map(lambda image: objective(image, sample), images)
+    return AttackResult(
+      delta=found.delta,
+      sample=perturbed,
+      clean=images[0],
+      adversarial=images[1],
+      clean_loss=clean_loss,
+      loss=adversarial_loss,
+      trace=found.trace,
+      budget=perturbation.budget(found.delta, sample),
+    )
+
+  return run
+
+
+def network_calls(search: Search) -> dict[str, int]:
+  """Forward and backward network calls of `attack` with this search, per example."""
+  return {'forward': search.forward_calls + search.backward_calls + 2, 'backward': search.backward_calls}
+
+
+def chunked(function: Callable[..., Any], arguments: tuple, *, chunk: int) -> Any:
+  """`vmap` over the leading axis, at most `chunk` elements at a time, in one program.
+
+  For the axes of an attack: strengths, angles, restarts, slices, regions.
+
+  Args:
+    function: takes one element of each of `arguments`.
+    arguments: pytrees with a common leading axis.
+    chunk: elements computed together; the memory needed grows with it.
+
+  Returns:
+    The stacked results.
+  """
+  if chunk < 1:
+    raise ValueError(f'chunk: {chunk} is not positive; give at least 1')
+  return lax.map(lambda args: function(*args), arguments, batch_size=chunk if chunk > 1 else None)
+
+
+def evaluate(
+  reconstruct: Reconstructor, perturbation: Perturbation, score: Callable[[Image, Sample], Any], *, chunk: int = 1
+) -> Callable[[Variables, Sample, Delta], Any]:
+  """Scores of given perturbations: the sensitivity of a network along a grid.
+
+  Args:
+    reconstruct: the network.
+    perturbation: its `apply` and `align` are used; the deltas are not projected.
+    score: `(aligned image, sample) -> pytree of scalars`.
+    chunk: deltas computed together.
+
+  Returns:
+    `(variables, sample, deltas) -> scores`, with the leading axis of `deltas`.
+
+  Reference:
+    Morshuis et al. 2022, figure 4b.
+  """
+
+  def run(variables, sample, deltas):
+    def one(delta):
+      image = reconstruct(variables, perturbation.apply(delta, sample))
+      return score(perturbation.align(delta, image), sample)
+
+    return chunked(one, (deltas,), chunk=chunk)
+
+  return run

@@ -1,0 +1,331 @@
+"""Ways to find the worst perturbation; each is one program without host code.
+
+A search is called as `search(key, loss, init, project)` and keeps the best
+point it has evaluated. Steps of gradient searches are Optax transformations
+that receive the ascent direction; JAX's gradient with respect to a complex
+array is conjugated here, once, to give that direction.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxrec.attacks.core import Search, SearchResult, chunked
+from jaxrec.fourier import abs_squared, safe_sqrt
+from jaxrec.types import Delta
+
+# Far outside any feasible set, yet squares and sums of it stay finite in float32.
+_FAR = 1e15
+
+
+@dataclass(frozen=True)
+class _Search:
+  run: Callable
+  forward_calls: int
+  backward_calls: int
+
+  def __call__(self, key, loss, init, project) -> SearchResult:
+    return self.run(key, loss, init, project)
+
+
+def _positive(name, value):
+  if int(value) != value or value < 1:
+    raise ValueError(f'{name}: {value} is not a positive whole number')
+
+
+def _ascent(loss):
+  value_and_grad = jax.value_and_grad(loss)
+
+  def run(delta):
+    value, gradient = value_and_grad(delta)
+    return value, jax.tree.map(jnp.conj, gradient)
+
+  return run
+
+
+def _leaf_norm(x):
+  return safe_sqrt(jnp.sum(abs_squared(x)))
+
+
+def _unit(x):
+  # Scaled first: squares of raw k-space gradients may leave the range of float32.
+  largest = jnp.max(jnp.abs(x))
+  x = x / jnp.where(largest > 0, largest, 1)
+  norm = _leaf_norm(x)
+  return x / jnp.where(norm > 0, norm, 1)
+
+
+def _farthest(direction: Delta, project) -> Delta:
+  """Feasible point farthest along a direction: for balls, the radius times the unit vector."""
+  return project(jax.tree.map(lambda x: _FAR * _unit(x), direction))
+
+
+def steepest_step(step_size: float = 0.5) -> optax.GradientTransformationExtraArgs:
+  """Step of `step_size` times the farthest feasible point along the gradient.
+
+  For `coil_noise` this is `step_size * eta ||k_i|| g_i / ||g_i||` for every
+  coil, for a rotation `+-step_size * max_degrees`: the step needs no tuning to
+  the scale of data or loss. `step_size` of 2 or more is the generalised power
+  method. Chain it behind `optax.trace(0.9)` for momentum.
+
+  Args:
+    step_size: in units of the feasible set's radius.
+
+  Returns:
+    An Optax transformation for `pgd`.
+
+  Reference:
+    Journee et al. 2010, generalised power method; Madry et al. 2018, PGD.
+  """
+
+  def update(direction, state, params=None, *, project, **_):
+    del params
+    return jax.tree.map(lambda x: step_size * x, _farthest(direction, project)), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def advrec_step(step_size: float = 0.5) -> optax.GradientTransformationExtraArgs:
+  """The update of the public AdvRec code, for comparison.
+
+  Noise and gradient are divided by their norms over all coils, added, and only
+  then is every coil capped at its bound: with many coils most of the budget
+  stays unused. For deltas `[coil, row, col]`.
+
+  Args:
+    step_size: weight of the normalised gradient.
+
+  Returns:
+    An Optax transformation for `pgd`.
+
+  Reference:
+    https://github.com/NikolasMorshuis/AdvRec, `augmentor/kspace_noise.py`.
+  """
+
+  def update(direction, state, params=None, *, project, **_):
+    def coil_norm(x):
+      return safe_sqrt(jnp.sum(abs_squared(x), (-2, -1), keepdims=True))
+
+    radius = coil_norm(_farthest(direction, project))
+    moved = _unit(params) + step_size * _unit(direction)
+    return radius * moved / jnp.maximum(coil_norm(moved), 1) - params, state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def pgd(*, num_steps: int = 10, step: optax.GradientTransformation | None = None) -> Search:
+  """Projected gradient ascent that keeps the best iterate.
+
+  `delta <- P(delta + step(gradient))`, `num_steps` times.
+
+  Args:
+    num_steps: gradient steps.
+    step: an Optax transformation of the ascent direction; `steepest_step(0.5)`
+      if `None`. It may take the extra argument `project`.
+
+  Returns:
+    A search with a trace of `num_steps + 1`.
+
+  Raises:
+    ValueError: if `num_steps` is not positive.
+
+  Reference:
+    Madry et al. 2018; Morshuis et al. 2022, section 2.
+  """
+  _positive('num_steps', num_steps)
+  step = optax.with_extra_args_support(step or steepest_step())
+
+  def run(key, loss, init, project):
+    ascent = _ascent(loss)
+    start = project(init(key))
+
+    def body(carry, _):
+      delta, best, best_delta, state = carry
+      value, direction = ascent(delta)
+      best, best_delta = _better(value, delta, best, best_delta)
+      updates, state = step.update(direction, state, delta, project=project)
+      delta = project(jax.tree.map(jnp.add, delta, updates))
+      return (delta, best, best_delta, state), value
+
+    value_type = jax.eval_shape(loss, start).dtype
+    carry = (start, jnp.array(-jnp.inf, value_type), start, step.init(start))
+    (delta, best, best_delta, _), trace = lax.scan(body, carry, None, length=num_steps)
+    last = loss(delta)
+    best, best_delta = _better(last, delta, best, best_delta)
+    return SearchResult(delta=best_delta, loss=best, trace=jnp.append(trace, last))
+
+  return _Search(run, forward_calls=1, backward_calls=num_steps)
+
+
+def _better(value, delta, best, best_delta):
+  better = value > best
+  return jnp.where(better, value, best), jax.tree.map(lambda a, b: jnp.where(better, a, b), delta, best_delta)
+
+
+def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
+  """Auto-PGD: momentum, and steps that halve when progress stalls.
+
+  Args:
+    num_steps: gradient steps.
+    momentum: weight of the new point against the last move.
+
+  Returns:
+    A search with a trace of `num_steps + 1`.
+
+  Raises:
+    ValueError: if an option is out of range.
+
+  Reference:
+    Croce and Hein 2020, https://arxiv.org/abs/2003.01690, algorithm 1, with
+    steps in units of the feasible set's radius.
+  """
+  _positive('num_steps', num_steps)
+  if not 0 < momentum <= 1:
+    raise ValueError(f'momentum: {momentum} is not in (0, 1]')
+  checkpoints = _apgd_checkpoints(num_steps)
+
+  def run(key, loss, init, project):
+    ascent = _ascent(loss)
+
+    def add(a, b, scale):
+      return jax.tree.map(lambda x, y: x + scale * y, a, b)
+
+    def body(carry, check):
+      delta, previous, best, best_delta, size, last_value, rises, since, old = carry
+      at_check, length = check
+      value, direction = ascent(delta)
+      best, best_delta = _better(value, delta, best, best_delta)
+      rises, since = rises + (value > last_value), since + 1
+      stalled = (rises < 0.75 * length) | ((size == old[0]) & (best == old[1]))
+      halve = at_check & stalled
+      old = jax.tree.map(lambda new, kept: jnp.where(at_check, new, kept), (size, best), old)
+      size = jnp.where(halve, size / 2, size)
+      rises = jnp.where(at_check, 0, rises)
+      restart = jax.tree.map(lambda a, b: jnp.where(halve, a, b), best_delta, delta)
+      previous = jax.tree.map(lambda a, b: jnp.where(halve, a, b), best_delta, previous)
+      # After a restart the gradient belongs to the abandoned point; wait one step.
+      move = jnp.where(halve, 0, size)
+      target = project(add(restart, _farthest(direction, project), move))
+      step = jax.tree.map(
+        lambda x, t, p: x + momentum * (t - x) + (1 - momentum) * (x - p), restart, target, previous
+      )
+      return (project(step), restart, best, best_delta, size, value, rises, since, old), value
+
+    start = project(init(key))
+    low = jnp.array(-jnp.inf, jax.eval_shape(loss, start).dtype)
+    size = jnp.array(2.0, low.dtype)
+    carry = (start, start, low, start, size, low, jnp.int32(0), jnp.int32(0), (size, low))
+    carry, trace = lax.scan(body, carry, checkpoints)
+    last = loss(carry[0])
+    best, best_delta = _better(last, carry[0], carry[2], carry[3])
+    return SearchResult(delta=best_delta, loss=best, trace=jnp.append(trace, last))
+
+  return _Search(run, forward_calls=1, backward_calls=num_steps)
+
+
+def _apgd_checkpoints(num_steps):
+  marks, fractions = np.zeros(num_steps, bool), [0.0, 0.22]
+  lengths = np.ones(num_steps, np.float32)
+  while fractions[-1] < 1:
+    here, before = (min(int(np.ceil(f * num_steps)), num_steps) for f in (fractions[-1], fractions[-2]))
+    if before < here < num_steps:
+      marks[here], lengths[here] = True, here - before
+    fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
+  return marks, lengths
+
+
+def grid(points: Delta, *, chunk: int = 1) -> Search:
+  """Evaluates given points, projected to be feasible.
+
+  Args:
+    points: deltas with a leading axis, such as `angle_grid(5.0)`.
+    chunk: points computed together.
+
+  Returns:
+    A search with a trace of the number of points.
+
+  Raises:
+    ValueError: if there are no points.
+  """
+  counts = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(points)}
+  if len(counts) != 1 or not min(counts):
+    raise ValueError('points: give at least one, along a common leading axis')
+
+  def run(key, loss, init, project):
+    del key
+    like = jax.eval_shape(init, jax.random.key(0))
+    feasible = jax.tree.map(lambda p, d: jnp.asarray(p, d.dtype), points, like)
+    return _best_of(jax.vmap(project)(feasible), loss, chunk)
+
+  return _Search(run, forward_calls=counts.pop(), backward_calls=0)
+
+
+def random_search(*, num_samples: int, chunk: int = 1) -> Search:
+  """Evaluates random feasible points; needs a perturbation with random starts.
+
+  Args:
+    num_samples: number of points.
+    chunk: points computed together.
+
+  Returns:
+    A search with a trace of `num_samples`.
+
+  Raises:
+    ValueError: if `num_samples` is not positive.
+  """
+  _positive('num_samples', num_samples)
+
+  def run(key, loss, init, project):
+    def one(key):
+      delta = project(init(key))
+      return loss(delta)
+
+    keys = jax.random.split(key, num_samples)
+    trace = chunked(one, (keys,), chunk=chunk)
+    best = jnp.argmax(_ignore_nan(trace))
+    return SearchResult(delta=project(init(keys[best])), loss=trace[best], trace=trace)
+
+  return _Search(run, forward_calls=num_samples, backward_calls=0)
+
+
+def _best_of(deltas, loss, chunk):
+  trace = chunked(loss, (deltas,), chunk=chunk)
+  best = jnp.argmax(_ignore_nan(trace))
+  return SearchResult(delta=jax.tree.map(lambda x: x[best], deltas), loss=trace[best], trace=trace)
+
+
+def _ignore_nan(trace):
+  return jnp.where(jnp.isnan(trace), -jnp.inf, trace)
+
+
+def restarts(search: Search, *, num_restarts: int, chunk: int = 1) -> Search:
+  """The best of several runs of a search from different random starts.
+
+  Args:
+    search: the search to repeat; its perturbation needs `start='random'`.
+    num_restarts: number of runs.
+    chunk: runs computed together.
+
+  Returns:
+    A search whose trace is that of the best run.
+
+  Raises:
+    ValueError: if `num_restarts` is not positive.
+  """
+  _positive('num_restarts', num_restarts)
+
+  def run(key, loss, init, project):
+    results = chunked(
+      lambda key: search(key, loss, init, project), (jax.random.split(key, num_restarts),), chunk=chunk
+    )
+    best = jnp.argmax(_ignore_nan(results.loss))
+    return jax.tree.map(lambda x: x[best], results)
+
+  return _Search(
+    run, forward_calls=num_restarts * search.forward_calls, backward_calls=num_restarts * search.backward_calls
+  )

@@ -1,0 +1,194 @@
+"""Every picture of a report. The only module that knows matplotlib.
+
+Functions take rows or arrays and return a matplotlib figure; nothing is shown
+or saved here.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
+_NAMES = {'varnet': 'E2E-VarNet', 'unet_recon': 'U-Net'}
+
+
+def bootstrap(
+  values: Sequence[float], groups: Sequence[str], *, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+  """Mean and percentile interval of a bootstrap over groups (patients).
+
+  Args:
+    values: one per example.
+    groups: group of each example; whole groups are drawn.
+    draws: bootstrap draws.
+    level: coverage of the interval.
+    seed: seed of the draws.
+
+  Returns:
+    Mean over examples, lower and upper end.
+  """
+  values = np.asarray(values, float)
+  names, member = np.unique(np.asarray(groups), return_inverse=True)
+  sums = np.bincount(member, values, len(names))
+  counts = np.bincount(member, minlength=len(names))
+  chosen = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
+  means = sums[chosen].sum(1) / counts[chosen].sum(1)
+  tail = (1 - level) / 2
+  return float(values.mean()), *(float(q) for q in np.quantile(means, (tail, 1 - tail)))
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+  """Network and acceleration as readers know them."""
+  return f'{_NAMES.get(row["model"], row["model"])} {row["acceleration"]}x'
+
+
+def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] | None = None,
+                   *, draws: int = 1000) -> Figure:  # fmt: skip
+  """A metric against the strength of the attack, with 95% bands over patients.
+
+  Args:
+    rows: rows of one perturbation; lines are networks unless `groups` is given.
+    metric: column to show.
+    groups: `(label, rows)` per line.
+    draws: bootstrap draws.
+
+  Returns:
+    The figure (Morshuis et al. 2022, figures 1a, 1b and 4a).
+  """
+  rows = list(rows)
+  figure, axes = _axes()
+  if groups is None:
+    groups = _grouped(rows, name_of)
+  unit = rows[0]['unit']
+  factor = 100 if unit == 'relative' else 1
+  for (label, members), colour in zip(groups, _cycle(_COLOURS)):
+    strengths = sorted({r['strength'] for r in members})
+    stats = []
+    for strength in strengths:
+      at = [r for r in members if r['strength'] == strength]
+      stats.append(bootstrap([r[metric] for r in at], [r['patient'] for r in at], draws=draws))
+    mean, low, high = np.array(stats).T
+    x = factor * np.array(strengths)
+    axes.plot(x, mean, 'o-', ms=3.5, color=colour, label=label)
+    axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+  if unit == 'relative':
+    eta = factor * np.median([r['thermal_eta'] for r in rows])
+    if eta <= axes.get_xlim()[1] * 1.6:
+      axes.axvline(eta, color='0.4', ls=':', lw=1.2)
+      axes.annotate('thermal noise', (eta, 0.98), xycoords=('data', 'axes fraction'), rotation=90, ha='right', va='top', fontsize=8, color='0.35')
+    else:
+      axes.annotate(f'thermal noise: {eta:.1f}% (off scale)', (0.98, 0.97), xycoords='axes fraction', ha='right', va='top', fontsize=8, color='0.35')
+  axes.set_xlabel({'relative': 'noise bound η [% of each coil]', 'degrees': 'largest rotation [degrees]', 'pixels': 'largest shift [pixels]'}[unit])
+  axes.set_ylabel(_metric_name(metric))
+  axes.legend(frameon=False, fontsize=9)
+  return figure
+
+
+def angle_curve(curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
+  """SSIM in the box against the angle of rotation for one example per network.
+
+  Args:
+    curves: `(label, angles in degrees, SSIM)` each.
+
+  Returns:
+    The figure (Morshuis et al. 2022, figure 4b).
+  """
+  figure, axes = _axes()
+  for (label, angles, values), colour in zip(curves, _cycle(_COLOURS)):
+    axes.plot(angles, values, color=colour, label=label, lw=1.3)
+  axes.set_xlabel('rotation [degrees]')
+  axes.set_ylabel('SSIM in the box')
+  axes.legend(frameon=False, fontsize=9)
+  return figure
+
+
+def panel(examples: Sequence[tuple[str, Mapping[str, np.ndarray]]], caption: str) -> Figure:
+  """Full sampling, clean, attacked, attacked but fully sampled, difference; box below.
+
+  Args:
+    examples: `(label, arrays of one attacked example)`, one block of rows each.
+    caption: title.
+
+  Returns:
+    The figure (Morshuis et al. 2022, figures 2, 3 and 5).
+  """
+  titles = ('fully sampled', 'reconstruction', 'attacked', 'attacked, fully sampled', '|attacked - clean|')
+  figure = Figure(figsize=(12.5, 5.3 * len(examples) + 0.5), layout='constrained')
+  grid = figure.subplots(2 * len(examples), len(titles), squeeze=False)
+  for block, (label, arrays) in enumerate(examples):
+    images = [np.asarray(arrays[k], float) for k in ('target', 'clean', 'adversarial', 'control')]
+    images.append(np.abs(images[2] - images[1]))
+    top = float(np.quantile(images[0], 0.999))
+    rows, cols = np.nonzero(np.asarray(arrays['region']))
+    box = (rows.min(), rows.max() + 1, cols.min(), cols.max() + 1)
+    for column, (title, image) in enumerate(zip(titles, images)):
+      limit = top if column < 4 else 0.25 * top
+      for line, part in enumerate((image, image[box[0] : box[1], box[2] : box[3]])):
+        axes = grid[2 * block + line, column]
+        axes.imshow(part, cmap='gray' if column < 4 else 'magma', vmin=0, vmax=limit, interpolation='nearest')
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if line == 0:
+          axes.add_patch(_rectangle(box))
+          if block == 0:
+            axes.set_title(title, fontsize=10)
+    grid[2 * block, 0].set_ylabel(label, fontsize=10)
+    grid[2 * block + 1, 0].set_ylabel('box', fontsize=10)
+  figure.suptitle(caption, fontsize=11)
+  return figure
+
+
+def training_curve(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+  """Training loss and validation SSIM against the step, per run."""
+  figure = Figure(figsize=(8, 3.2), layout='constrained')
+  left, right = figure.subplots(1, 2)
+  for (label, lines), colour in zip(records.items(), _cycle(_COLOURS)):
+    for axes, name in ((left, 'loss'), (right, 'val_ssim')):
+      points = [(r['step'], r[name]) for r in lines if name in r]
+      if points:
+        axes.plot(*zip(*points), color=colour, label=label, lw=1.2, marker='o' if name == 'val_ssim' else None, ms=3)
+  left.set_ylabel('training loss')
+  right.set_ylabel('validation SSIM')
+  for axes in (left, right):
+    axes.set_xlabel('step')
+    _plain(axes)
+  left.legend(frameon=False, fontsize=9)
+  return figure
+
+
+def _rectangle(box):
+  from matplotlib.patches import Rectangle
+
+  return Rectangle((box[2] - 0.5, box[0] - 0.5), box[3] - box[2], box[1] - box[0], fill=False, ec='#ffd400', lw=1.2)
+
+
+def _axes():
+  figure = Figure(figsize=(5.2, 3.6), layout='constrained')
+  axes = figure.subplots()
+  _plain(axes)
+  return figure, axes
+
+
+def _plain(axes):
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.grid(axis='y', color='0.9', lw=0.8)
+
+
+def _cycle(colours):
+  while True:
+    yield from colours
+
+
+def _grouped(rows, key):
+  groups = defaultdict(list)
+  for row in rows:
+    groups[key(row)].append(row)
+  return sorted(groups.items())
+
+
+def _metric_name(metric):
+  kind, where, _ = metric.split('_')
+  return f'{kind.upper()} {"in the box" if where == "region" else "of the image"}'

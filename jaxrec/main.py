@@ -1,0 +1,63 @@
+"""Launcher: `python -m jaxrec.main --config=configs/varnet_8x.py [--workdir=...] [--config.a.b=...]`."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from jaxrec.workflows import run
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/varnet_8x.py or configs/varnet_8x.py:demo.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<profile> if not given.')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Address of process 0 for several processes, host:port; "auto" on clusters.')
+_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+_PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process.')
+
+
+def _with_demo(argv: list[str]) -> list[str]:
+  """Without data the demo profile runs: `--config=x.py` becomes `--config=x.py:demo`."""
+  if os.environ.get('FASTMRI_ROOT') or any(a.startswith(('--config.data.root', '-config.data.root')) for a in argv):
+    return argv
+  return [f'{a}:demo' if a.startswith(('--config=', '-config=')) and a.endswith('.py') else a for a in argv]
+
+
+def main(argv: list[str]) -> int:
+  """Parses and dispatches; returns the exit code."""
+  try:
+    rest = flags.FLAGS(_with_demo(argv))
+    if len(rest) > 1:
+      raise flags.Error(f'unexpected argument {rest[1]!r}')
+    if _CONFIG.value is None:
+      raise flags.Error('--config: is missing; give one of configs/*.py')
+    config = _CONFIG.value
+  except (flags.Error, OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, SyntaxError) as error:
+    return _fail(error)
+  try:
+    if _COORDINATOR.value == 'auto':
+      jax.distributed.initialize()
+    elif _COORDINATOR.value:
+      jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    run.run(config, _WORKDIR.value or Path('runs') / f'{config.name}-{config.profile}')
+  except KeyboardInterrupt:
+    print('\nstopped; the same command goes on from here', file=sys.stderr)
+    return 130
+  except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+    if type(error).__module__.split('.')[0] in ('jax', 'jaxlib') or os.environ.get('JAXREC_TRACEBACK'):
+      raise
+    return _fail(error)
+  return 0
+
+
+def _fail(error: Exception) -> int:
+  line = ' '.join(str(error).split()) or type(error).__name__
+  print(f'error: {line}', file=sys.stderr)
+  return 2
+
+
+if __name__ == '__main__':
+  warnings.filterwarnings('default', category=DeprecationWarning, module='jaxrec')
+  sys.exit(main(sys.argv))

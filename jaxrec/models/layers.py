@@ -1,0 +1,226 @@
+"""The one place that owns convolution, pooling, up-sampling and normalisation.
+
+Every network is built from these, so that a faster formulation is a change of
+one file with a test against the plain one. Layout is `[..., row, col,
+channel]`, kernels are `[row, col, in, out]`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxrec.types import Array
+
+_NHWC = ('NHWC', 'HWIO', 'NHWC')
+_BLOCK_PIXELS = 6144
+
+
+def _uniform_by(fan_in: Callable) -> Callable:
+  """Initialiser of PyTorch's convolutions, uniform on +-1/sqrt(fan in)."""
+
+  def init(key, shape, dtype=jnp.float32):
+    bound = fan_in(shape) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+kernel_init = _uniform_by(lambda shape: np.prod(shape[:-1]))
+transposed_kernel_init = _uniform_by(lambda shape: np.prod(shape[1:]))
+
+
+@jax.custom_vjp
+def conv2d(x: Array, kernel: Array) -> Array:
+  """Stride-1 cross-correlation with zero padding that keeps the size.
+
+  Its input gradient is written as a plain convolution with the flipped kernel:
+  inside `scan` XLA:CPU runs the transposed layout that autodiff makes about
+  three times slower. Forward-mode autodiff is obtained by transposing twice.
+
+  Args:
+    x: `[batch, row, col, in]`.
+    kernel: `[odd, odd, in, out]`.
+
+  Returns:
+    `[batch, row, col, out]`.
+  """
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=_NHWC)
+
+
+def _conv2d_forward(x, kernel):
+  return conv2d(x, kernel), (x, kernel)
+
+
+def _conv2d_backward(residuals, g):
+  x, kernel = residuals
+  grad_x = conv2d(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+  grad_kernel = lax.platform_dependent(
+    x,
+    g,
+    cpu=partial(_kernel_gradient_by_blocks, shape=kernel.shape),
+    default=partial(_kernel_gradient, shape=kernel.shape),
+  )
+  return grad_x, grad_kernel
+
+
+conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+def _kernel_gradient(x, g, *, shape):
+  plain = partial(lax.conv_general_dilated, x, window_strides=(1, 1), padding='SAME', dimension_numbers=_NHWC)
+  return jax.linear_transpose(plain, jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
+
+
+def _kernel_gradient_by_blocks(x, g, *, shape):
+  """Sum of matrix products over blocks of rows, each with its patches gathered.
+
+  XLA:CPU runs the convolution that autodiff makes of this ten times slower. The
+  blocks keep the patches in the cache.
+  """
+  height, width, n_in, n_out = shape
+  batch, rows, cols, _ = x.shape
+  block = min(max(_BLOCK_PIXELS // cols, 1), rows)
+  blocks = -(-rows // block)
+  extra = blocks * block - rows
+  x = jnp.pad(x, ((0, 0), (height // 2, height // 2 + extra), (width // 2, width // 2), (0, 0)))
+  g = jnp.pad(g, ((0, 0), (0, extra), (0, 0), (0, 0)))
+
+  def add_block(total, i):
+    at = (i // blocks, i % blocks * block, 0, 0)
+    part = lax.dynamic_slice(x, at, (1, block + height - 1, cols + width - 1, n_in))[0]
+    patches = [part[r : r + block, c : c + cols] for r in range(height) for c in range(width)]
+    patches = jnp.concatenate(patches, -1).reshape(block * cols, height * width * n_in)
+    outputs = lax.dynamic_slice(g, at, (1, block, cols, n_out)).reshape(block * cols, n_out)
+    return total + lax.dot_general(outputs, patches, (((0,), (0,)), ((), ()))), None
+
+  total, _ = lax.scan(add_block, jnp.zeros((n_out, height * width * n_in), x.dtype), jnp.arange(batch * blocks))
+  return total.T.reshape(shape)
+
+
+def spatial_mean(x: Array) -> Array:
+  """Mean over rows and columns, `[batch, row, col, c]` to `[batch, 1, 1, c]`.
+
+  Summed rows first: on the CPU one long float32 sum is slower and less exact.
+  """
+  rows = lax.optimization_barrier(jnp.mean(x, 1, keepdims=True))
+  return jnp.mean(rows, 2, keepdims=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def instance_norm_leaky_relu(x: Array, slope: float = 0.2, epsilon: float = 1e-5) -> Array:
+  """Instance normalisation (biased variance, no affine) and leaky ReLU.
+
+  Keeps only its output and 1/std for the backward pass.
+
+  Args:
+    x: `[batch, row, col, channel]`.
+    slope: slope of the leaky ReLU below zero.
+    epsilon: added to the variance.
+
+  Returns:
+    Same shape as `x`.
+
+  Reference:
+    Ulyanov et al. 2016, instance normalisation.
+  """
+  return _norm_forward(x, slope, epsilon)[0]
+
+
+def _norm_forward(x, slope, epsilon):
+  centred = x - spatial_mean(x)
+  inverse = lax.rsqrt(spatial_mean(centred * centred) + epsilon)
+  y = centred * inverse
+  y = jnp.where(y >= 0, y, slope * y)
+  return y, (y, inverse)
+
+
+def _norm_backward(slope, epsilon, residuals, g):
+  del epsilon
+  y, inverse = residuals
+  positive = y >= 0
+  normal = jnp.where(positive, y, y / slope)
+  g = jnp.where(positive, g, slope * g)
+  return ((g - spatial_mean(g) - normal * spatial_mean(g * normal)) * inverse,)
+
+
+instance_norm_leaky_relu.defvjp(_norm_forward, _norm_backward)
+
+
+def average_pool(x: Array) -> Array:
+  """2x2 average pooling; the last row and column of odd sizes are dropped.
+
+  Args:
+    x: `[batch, row, col, channel]`.
+
+  Returns:
+    `[batch, row // 2, col // 2, channel]`.
+  """
+  batch, rows, cols, channels = x.shape
+  even = x[:, : rows // 2 * 2, : cols // 2 * 2]
+  return jnp.mean(even.reshape(batch, rows // 2, 2, cols // 2, 2, channels), (2, 4))
+
+
+def upsample_conv2x2(x: Array, kernel: Array) -> Array:
+  """Transposed 2x2 convolution with stride 2: a matrix product and a shuffle.
+
+  Args:
+    x: `[batch, row, col, in]`.
+    kernel: `[in, 2, 2, out]`.
+
+  Returns:
+    `[batch, 2 row, 2 col, out]`.
+  """
+  batch, rows, cols, _ = x.shape
+  blocks = lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+  return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * cols, kernel.shape[-1])
+
+
+def match_size(x: Array, like: Array) -> Array:
+  """Reflect-pads one row at the bottom and one column at the right if `like` has more."""
+  pad = [(0, 0), (0, like.shape[1] - x.shape[1]), (0, like.shape[2] - x.shape[2]), (0, 0)]
+  return jnp.pad(x, pad, mode='reflect') if x.shape[1:3] != like.shape[1:3] else x
+
+
+class Conv(nn.Module):
+  """`conv2d` with parameters `kernel` and, if asked for, `bias`."""
+
+  features: int
+  size: int = 3
+  use_bias: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    y = conv2d(x, self.param('kernel', kernel_init, shape))
+    if self.use_bias:
+      bound = np.prod(shape[:3]) ** -0.5
+      y = y + self.param('bias', lambda key, n: jax.random.uniform(key, n, minval=-bound, maxval=bound), (self.features,))
+    return y
+
+
+class ConvBlock(nn.Module):
+  """Two 3x3 convolutions, each with instance norm and leaky ReLU."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x):
+    for _ in range(2):
+      x = instance_norm_leaky_relu(Conv(self.features)(x))
+    return x
+
+
+class UpBlock(nn.Module):
+  """A 2x2 transposed convolution with instance norm and leaky ReLU."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features))
+    return instance_norm_leaky_relu(upsample_conv2x2(x, kernel))

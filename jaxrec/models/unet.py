@@ -1,0 +1,148 @@
+"""U-Nets: the plain network, its normalised form and the image-domain reconstructor."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxrec.fourier import ifft2c, rss, safe_sqrt
+from jaxrec.geometry import center_crop
+from jaxrec.models import layers
+from jaxrec.types import Array
+
+
+class UNet(nn.Module):
+  """U-Net with average pooling, instance norm and leaky ReLU 0.2.
+
+  Attributes:
+    chans: channels of the first level; doubled at every pooling.
+    pools: number of poolings.
+    out_chans: channels of the output.
+
+  Reference:
+    Ronneberger et al. 2015, in the form of the fastMRI repository.
+
+  Example:
+    >>> import jax, jaxrec
+    >>> net = jaxrec.models.UNet(chans=4, pools=2)
+    >>> x = jax.random.normal(jax.random.key(0), (3, 20, 17, 1))
+    >>> net.apply(net.init(jax.random.key(1), x), x).shape
+    (3, 20, 17, 1)
+  """
+
+  chans: int
+  pools: int
+  out_chans: int = 1
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """`[..., row, col, in]` to `[..., row, col, out_chans]`; sizes of at least `2 ** pools`."""
+    lead = x.shape[:-3]
+    if min(x.shape[-3:-1]) < 2**self.pools:
+      raise ValueError(f'UNet: an image of {x.shape[-3:-1]} is too small for pools={self.pools}')
+    x = x.reshape(-1, *x.shape[-3:])
+    skips = []
+    for level in range(self.pools):
+      x = layers.ConvBlock(self.chans * 2**level, name=f'down_{level}')(x)
+      skips.append(x)
+      x = layers.average_pool(x)
+    x = layers.ConvBlock(self.chans * 2**self.pools, name='bottom')(x)
+    for level in reversed(range(self.pools)):
+      features = self.chans * 2**level
+      x = layers.match_size(layers.UpBlock(features, name=f'up_{level}')(x), skips[level])
+      x = jnp.concatenate([x, skips[level]], -1)
+      x = layers.ConvBlock(features, name=f'merge_{level}')(x)
+    x = layers.Conv(self.out_chans, size=1, use_bias=True, name='out')(x)
+    return x.reshape(*lead, *x.shape[1:])
+
+
+def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+  """Mean and unbiased standard deviation (0, with gradient 0, for constant input).
+
+  Args:
+    x: real array.
+    axes: axes to reduce, kept with size 1.
+
+  Returns:
+    Mean and standard deviation.
+  """
+  mean = _stepwise(jnp.mean, x, axes)
+  count = 1
+  for axis in axes:
+    count *= x.shape[axis]
+  variance = _stepwise(jnp.mean, (x - mean) ** 2, axes) * (count / (count - 1))
+  return mean, safe_sqrt(variance)
+
+
+def _stepwise(reduce, x, axes):
+  # One axis at a time: long float32 sums lose digits on the CPU.
+  for axis in axes:
+    x = reduce(x, axis, keepdims=True)
+  return x
+
+
+class NormUNet(nn.Module):
+  """U-Net on a complex image, normalised per real and imaginary part.
+
+  Pads to multiples of 16 (the smaller half first), normalises with mean and
+  unbiased standard deviation, and undoes both.
+
+  Reference:
+    Sriram et al. 2020, E2E-VarNet.
+  """
+
+  chans: int
+  pools: int
+
+  @nn.compact
+  def __call__(self, image: Array) -> Array:
+    """`[..., row, col]` complex to the same."""
+    x = jnp.stack([image.real, image.imag], -1)
+    mean, std = moments(x, (-3, -2))
+    x = (x - mean) / jnp.where(std > 0, std, 1)
+    pads = [((-n % 16) // 2, (-n % 16 + 1) // 2) for n in image.shape[-2:]]
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + pads + [(0, 0)])
+    x = UNet(self.chans, self.pools, out_chans=2, name='unet')(x)
+    x = center_crop(jnp.moveaxis(x, -1, 0), image.shape[-2:])
+    x = x * jnp.moveaxis(std, -1, 0) + jnp.moveaxis(mean, -1, 0)
+    return x[0] + 1j * x[1]
+
+
+class UNetRecon(nn.Module):
+  """Image-domain reconstruction: a U-Net on the RSS of the zero-filled coils.
+
+  The input is normalised per slice (mean, unbiased standard deviation) and
+  clipped to +-6, the output is scaled back.
+
+  Attributes:
+    chans: channels of the first level.
+    pools: number of poolings.
+    crop: `(row, col)` to which the zero-filled image is cropped first, as
+      fastMRI trains it; `None` keeps the full field of view.
+
+  Reference:
+    Zbontar et al. 2018, the fastMRI U-Net baseline.
+  """
+
+  chans: int
+  pools: int
+  crop: tuple[int, int] | None = None
+
+  @nn.compact
+  def __call__(self, kspace: Array, mask: Array, acs: Array | None = None) -> Array:
+    """Reconstructs.
+
+    Args:
+      kspace: `[..., coil, row, col]` complex, not masked.
+      mask: `[..., 1 or row, col]` bool.
+      acs: not used.
+
+    Returns:
+      `[..., row, col]` float, or the size of `crop`.
+    """
+    del acs
+    x = rss(ifft2c(jnp.where(mask[..., None, :, :], kspace, 0)))
+    if self.crop is not None:
+      x = center_crop(x, self.crop)
+    mean, std = moments(x, (-2, -1))
+    x = jnp.clip((x - mean) / (std + 1e-11), -6, 6)
+    x = UNet(self.chans, self.pools, name='unet')(x[..., None])[..., 0]
+    return x * std + mean

@@ -1,0 +1,116 @@
+"""The end-to-end variational network."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxrec.fourier import ifft2c, rss, safe_sqrt, abs_squared, sens_expand, sens_reduce
+from jaxrec.models.unet import NormUNet
+from jaxrec.types import Array
+
+
+class Sensitivities(nn.Module):
+  """Coil sensitivities from the fully sampled centre, one coil at a time.
+
+  Reference:
+    Sriram et al. 2020, section 3.
+  """
+
+  chans: int
+  pools: int
+
+  @nn.compact
+  def __call__(self, centre: Array) -> Array:
+    """`[..., coil, row, col]` complex k-space of the centre to maps of unit RSS."""
+    maps = NormUNet(self.chans, self.pools, name='norm_unet')(ifft2c(centre))
+    norm = safe_sqrt(jnp.sum(abs_squared(maps), -3, keepdims=True))
+    return maps / jnp.where(norm > 0, norm, 1)
+
+
+class Cascade(nn.Module):
+  """One step of soft data consistency and learned regularisation.
+
+  `k - w M (k - k0) - F S U(S* F^-1 k)`, in k-space whose transformed axes have
+  DC first, so that only the single combined image needs shifting.
+
+  Reference:
+    Sriram et al. 2020, equation (9).
+  """
+
+  chans: int
+  pools: int
+  axes: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, kspace: Array, constants) -> tuple[Array, None]:
+    reference, mask, maps = constants
+    weight = self.param('dc_weight', nn.initializers.ones, ())
+    images = jnp.fft.ifftn(kspace, axes=self.axes, norm='ortho')
+    combined = jnp.fft.fftshift(sens_reduce(images, maps), self.axes)
+    update = NormUNet(self.chans, self.pools, name='norm_unet')(combined)
+    update = sens_expand(jnp.fft.ifftshift(update, self.axes), maps)
+    correction = jnp.where(mask, kspace - reference, 0) * weight
+    return kspace - correction - jnp.fft.fftn(update, axes=self.axes, norm='ortho'), None
+
+
+class VarNet(nn.Module):
+  """E2E-VarNet: unrolled gradient descent with learned sensitivities.
+
+  The cascades are one compiled `scan`. A mask that depends on the column only
+  lets them stay in (row image, column k-space), with one-dimensional transforms.
+
+  Attributes:
+    num_cascades: unrolled iterations.
+    chans: channels of the first level of the cascades' U-Nets.
+    pools: their poolings.
+    sens_chans: channels of the first level of the sensitivity U-Net.
+    sens_pools: its poolings.
+    remat: recompute each cascade in the backward pass, for less memory.
+
+  Reference:
+    Sriram et al. 2020, https://arxiv.org/abs/2004.06688.
+
+  Example:
+    >>> import jax, jaxrec
+    >>> net = jaxrec.models.VarNet(num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2)
+    >>> k = jax.random.normal(jax.random.key(0), (3, 32, 32)) + 0j
+    >>> m = jax.numpy.ones((1, 32), bool)
+    >>> net.apply(net.init(jax.random.key(1), k, m, m), k, m, m).shape
+    (32, 32)
+  """
+
+  num_cascades: int = 12
+  chans: int = 18
+  pools: int = 4
+  sens_chans: int = 8
+  sens_pools: int = 4
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, kspace: Array, mask: Array, acs: Array) -> Array:
+    """Reconstructs.
+
+    Args:
+      kspace: `[..., coil, row, col]` complex, not masked.
+      mask: `[..., 1 or row, col]` bool.
+      acs: `[..., 1 or row, col]` bool, the fully sampled centre.
+
+    Returns:
+      `[..., row, col]` float, RSS over coils.
+    """
+    mask, acs = mask[..., None, :, :], acs[..., None, :, :]
+    kspace = jnp.where(mask, kspace, 0)
+    maps = Sensitivities(self.sens_chans, self.sens_pools, name='sens')(jnp.where(acs, kspace, 0))
+    axes = (-1,) if mask.shape[-2] == 1 else (-2, -1)
+    if axes == (-1,):
+      kspace = ifft2c(kspace, (-2,))
+    kspace, mask, maps = (jnp.fft.ifftshift(x, axes) for x in (kspace, mask, maps))
+    cascade = nn.remat(Cascade, prevent_cse=False) if self.remat else Cascade
+    cascades = nn.scan(
+      cascade,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=nn.broadcast,
+      length=self.num_cascades,
+    )(self.chans, self.pools, axes, name='cascades')
+    kspace, _ = cascades(kspace, (kspace, mask, maps))
+    return jnp.fft.fftshift(rss(jnp.fft.ifftn(kspace, axes=axes, norm='ortho')), axes)

@@ -1,0 +1,294 @@
+"""Run folders: rows, arrays and provenance that survive a kill at any moment.
+
+A run folder holds `config.json`, `provenance.json`, `metrics.jsonl`,
+`rows/*.jsonl` (one row per example, perturbation and strength, appended and
+synced), `arrays/` (pictures of single examples until they are compacted),
+`results.csv` and `images.h5` (both compacted), `figures/` and `report.html`.
+"""
+
+import csv
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jax
+import numpy as np
+
+COLUMNS = (
+  'file', 'slice', 'annotation', 'label', 'model', 'acceleration', 'perturbation', 'attacked', 'strength', 'unit',
+  'seed', 'objective_clean', 'objective_adv',
+  'ssim_region_clean', 'ssim_region_adv', 'psnr_region_clean', 'psnr_region_adv', 'nmse_region_clean', 'nmse_region_adv',
+  'ssim_image_clean', 'ssim_image_adv', 'psnr_image_clean', 'psnr_image_adv', 'nmse_image_clean', 'nmse_image_adv',
+  'delta', 'budget_used', 'steps', 'seconds',
+)  # fmt: skip
+KEY = ('file', 'slice', 'annotation', 'perturbation', 'attacked', 'strength')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'h5py', 'numpy', 'grain', 'ml_collections')
+
+
+class RunError(ValueError):
+  """A run folder that cannot be used; the message names it and the remedy."""
+
+
+def key_of(row: Mapping[str, Any]) -> tuple:
+  """What identifies a row within a run."""
+  return tuple(row[name] for name in KEY)
+
+
+class Run:
+  """One run folder.
+
+  Args:
+    folder: created if missing.
+    part: number of this process; each appends to its own files.
+
+  Raises:
+    RunError: if the folder cannot be written.
+  """
+
+  def __init__(self, folder: str | Path, *, part: int = 0):
+    self.folder, self.part = Path(folder), part
+    try:
+      for name in ('rows', 'arrays', 'figures', 'checkpoints'):
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+      probe = self.folder / f'.write-{os.getpid()}'
+      probe.write_bytes(b'x')
+      probe.unlink()
+    except OSError as error:
+      raise RunError(f'{self.folder}: cannot be written ({error.strerror}); set another workdir') from None
+
+  def check_config(self, resolved: Mapping[str, Any]) -> None:
+    """Writes `config.json`, or checks that the folder belongs to the same config.
+
+    Stages and the report may differ: they do not change numbers.
+
+    Raises:
+      RunError: naming the first option that differs.
+    """
+    path = self.folder / 'config.json'
+    resolved = json.loads(json.dumps(resolved, sort_keys=True))
+    if path.exists():
+      try:
+        stored = json.loads(path.read_text())
+      except ValueError:
+        stored = resolved
+      difference = _first_difference(stored, resolved, skip=('stages', 'report', 'workdir'))
+      if difference:
+        name, old, new = difference
+        raise RunError(
+          f'{self.folder}: was made with {name}={old!r}, now it is {new!r}; set another workdir or remove the folder'
+        )
+    if self.part == 0:
+      write_text(path, json.dumps(resolved, indent=2, sort_keys=True) + '\n')
+
+  def write_provenance(self, **extra: Any) -> None:
+    """Writes `provenance.json`: versions, devices, git revision, and `extra`."""
+    if self.part:
+      return
+    stored = {
+      'jaxrec': importlib.metadata.version('jaxrec') if _installed('jaxrec') else 'source',
+      'python': platform.python_version(),
+      'platform': platform.platform(),
+      'versions': {p: importlib.metadata.version(p) for p in _PACKAGES if _installed(p)},
+      'devices': [f'{d.platform} {d.device_kind}' for d in jax.devices()],
+      'processes': jax.process_count(),
+      'git_revision': git_revision(),
+      **extra,
+    }
+    write_text(self.folder / 'provenance.json', json.dumps(stored, indent=2, sort_keys=True, default=str) + '\n')
+
+  def rows(self) -> list[dict[str, Any]]:
+    """All finished rows, each once, in the order of their keys."""
+    found = {}
+    for path in sorted((self.folder / 'rows').glob('*.jsonl')):
+      for row in read_jsonl(path):
+        found.setdefault(key_of(row), row)
+    return [found[k] for k in sorted(found, key=_sortable)]
+
+  def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends rows and waits until they are on the disk.
+
+    Raises:
+      RunError: if the disk is full; earlier rows are intact.
+    """
+    append_jsonl(self.folder / 'rows' / f'{self.part:05d}.jsonl', rows)
+
+  def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes the arrays of one example, whole or not at all."""
+    target = self.folder / 'arrays' / f'{safe_name(name)}.npz'
+    temporary = target.with_suffix(f'.{os.getpid()}.tmp')
+    try:
+      with open(temporary, 'wb') as stream:
+        np.savez(stream, **arrays)
+        stream.flush()
+        os.fsync(stream.fileno())
+      temporary.replace(target)
+    except OSError as error:
+      temporary.unlink(missing_ok=True)
+      raise _disk_error(target, error) from None
+
+  def compact(self) -> None:
+    """Writes `results.csv` and `images.h5` from rows and arrays; process 0 only."""
+    lines = [[_cell(row.get(c)) for c in COLUMNS] for row in self.rows()]
+    temporary = self.folder / f'results.csv.{os.getpid()}.tmp'
+    try:
+      with open(temporary, 'w', newline='') as stream:
+        writer = csv.writer(stream, lineterminator='\n')
+        writer.writerow(COLUMNS)
+        writer.writerows(lines)
+      temporary.replace(self.folder / 'results.csv')
+      self._compact_arrays()
+    except OSError as error:
+      raise _disk_error(self.folder, error) from None
+
+  def _compact_arrays(self):
+    parts = sorted((self.folder / 'arrays').glob('*.npz'))
+    if not parts:
+      return
+    temporary = self.folder / f'images.h5.{os.getpid()}.tmp'
+    with h5py.File(temporary, 'w', libver='latest', track_order=False) as file:
+      for part in parts:
+        with np.load(part) as arrays:
+          for name in arrays.files:
+            file.create_dataset(f'{part.stem}/{name}', data=arrays[name], track_times=False)
+    temporary.replace(self.folder / 'images.h5')
+
+
+def _installed(package):
+  try:
+    importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True
+
+
+def git_revision() -> str:
+  """Revision of the source tree, marked `+changes` if it was edited, or `unknown`."""
+  here = Path(__file__).parent
+  try:
+    def git(*arguments):
+      return subprocess.run(['git', '-C', str(here), *arguments], capture_output=True, text=True, timeout=10, check=True).stdout
+
+    return git('rev-parse', 'HEAD').strip() + ('+changes' if git('status', '--porcelain', '--untracked-files=no').strip() else '')
+  except (OSError, subprocess.SubprocessError):
+    return 'unknown'
+
+
+def _first_difference(old, new, *, skip=(), prefix=''):
+  for name in sorted(set(old) | set(new)):
+    if name in skip:
+      continue
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      found = _first_difference(a, b, prefix=f'{prefix}{name}.')
+      if found:
+        return found
+    elif a != b:
+      return f'{prefix}{name}', a, b
+  return None
+
+
+def _sortable(key):
+  return tuple((0, value, '') if isinstance(value, (int, float)) else (1, 0, str(value)) for value in key)
+
+
+def _cell(value):
+  if value is None:
+    return ''
+  return repr(value) if isinstance(value, float) else value
+
+
+def _disk_error(path, error):
+  return RunError(f'{path}: cannot be written ({error.strerror}); free the disk, then run the same command to go on')
+
+
+def safe_name(name: str) -> str:
+  """A file name made of a name that comes from data; distinct names stay distinct."""
+  plain = re.sub(r'[^A-Za-z0-9._-]', '_', name).lstrip('.')[:80] or '_'
+  return plain if plain == name else f'{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}'
+
+
+def write_text(path: str | Path, text: str) -> None:
+  """Replaces a file at once.
+
+  Raises:
+    RunError: if it cannot be written.
+  """
+  path = Path(path)
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  try:
+    temporary.write_text(text)
+    temporary.replace(path)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise _disk_error(path, error) from None
+
+
+def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+  """Appends records, one line each, and waits until they are on the disk.
+
+  A line cut off by a kill or a full disk is removed first.
+
+  Raises:
+    RunError: if the disk is full; earlier lines are intact.
+  """
+  path = Path(path)
+  text = ''.join(json.dumps(record) + '\n' for record in records).encode()
+  try:
+    with open(path, 'r+b' if path.exists() else 'w+b') as stream:
+      end = _end_of_last_line(stream)
+      stream.truncate(end)
+      stream.seek(end)
+      try:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+      except OSError:
+        os.ftruncate(stream.fileno(), end)
+        raise
+  except OSError as error:
+    raise _disk_error(path, error) from None
+
+
+def _end_of_last_line(stream):
+  size = stream.seek(0, os.SEEK_END)
+  while size:
+    block = min(size, 1 << 16)
+    stream.seek(size - block)
+    newline = stream.read(block).rfind(b'\n')
+    if newline >= 0:
+      return size - block + newline + 1
+    size -= block
+  return 0
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+  """Whole lines of a file; a last line without an end is left out."""
+  path = Path(path)
+  if not path.exists():
+    return []
+  content = path.read_bytes()
+  return [json.loads(line) for line in content[: content.rfind(b'\n') + 1].splitlines()]
+
+
+def cut_metrics(path: str | Path, step: int) -> None:
+  """Removes records later than `step`, those of a run that was killed before its checkpoint."""
+  records = read_jsonl(path)
+  kept = [r for r in records if r.get('step', 0) <= step]
+  if len(kept) < len(records) or Path(path).exists():
+    write_text(path, ''.join(json.dumps(r) + '\n' for r in kept))
+
+
+def fingerprint(volumes: Iterable[Any]) -> str:
+  """Short digest of names, shapes and sizes of the volumes a run used."""
+  digest = hashlib.sha256()
+  for volume in volumes:
+    digest.update(f'{volume.name} {volume.shape} {volume.crop} {volume.acquired} {os.path.getsize(volume.path)}\n'.encode())
+  return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Stages that turn a config into trained networks, rows and reports."""

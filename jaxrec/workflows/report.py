@@ -1,0 +1,239 @@
+"""The report: figures, tables and one self-contained page, from rows and images alone."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxrec import figures, results
+
+_TITLES = {
+  'coil_noise': 'Worst-case k-space noise',
+  'image_noise': 'Worst-case image noise',
+  'rotation': 'Worst-case rotation',
+  'translation': 'Worst-case translation',
+}
+
+
+def run(config, folder: Path, sources: Sequence[Path]) -> Path:
+  """Writes `figures/*.png` and `report.html` in a run folder.
+
+  Args:
+    config: `report.draws` bootstrap draws.
+    folder: where the report goes.
+    sources: run folders whose rows are shown together.
+
+  Returns:
+    Path of the page.
+
+  Raises:
+    RunError: if no source has rows.
+  """
+  runs = [_Source(Path(s)) for s in sources]
+  rows = [row for r in runs for row in r.rows]
+  if not rows:
+    raise results.RunError(f'{folder}: has no rows to report; run the attack stage first')
+  (folder / 'figures').mkdir(parents=True, exist_ok=True)
+  page = _Page(folder)
+  page.text(_summary(runs, rows))
+  page.table('Mean over examples, with 95% bootstrap intervals over patients', *_table(rows, config.report.draws))
+  for name in sorted({r['perturbation'] for r in rows}):
+    mine = [r for r in rows if r['perturbation'] == name]
+    page.heading(_TITLES.get(name, name))
+    aimed = [r for r in mine if r['attacked'] == 'region']
+    if aimed:
+      page.figure(
+        f'{name}-ssim', figures.strength_curve(aimed, 'ssim_region_adv', draws=config.report.draws),
+        'Attacks on the annotated box: SSIM in the box against strength; bands are 95% bootstrap intervals over patients.',
+      )  # fmt: skip
+    if len({r['attacked'] for r in mine}) == 2:
+      groups = []
+      for label in sorted({figures.name_of(r) for r in mine}):
+        for aim, words in (('region', 'box attacked'), ('image', 'whole image attacked')):
+          groups.append((f'{label}, {words}', [r for r in mine if figures.name_of(r) == label and r['attacked'] == aim]))
+      page.figure(
+        f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, draws=config.report.draws),
+        'Attacks aimed at the box against attacks aimed at the whole image, both scored in the box.',
+      )  # fmt: skip
+    _pictures(page, runs, name)
+  curves = {r.label: r.metrics for r in runs if r.metrics}
+  if curves:
+    page.heading('Training')
+    page.figure('training', figures.training_curve(curves), 'Training loss and validation SSIM.')
+  _bad_input(page, runs)
+  _origin(page, runs)
+  return page.write('jaxrec: adversarial robustness of MR image reconstruction')
+
+
+class _Source:
+  """One run folder as the report sees it."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    self.rows = [r for path in sorted((folder / 'rows').glob('*.jsonl')) for r in results.read_jsonl(path)]
+    self.rows = list({results.key_of(r): r for r in reversed(self.rows)}.values())[::-1]
+    self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
+    self.metrics = results.read_jsonl(folder / 'metrics.jsonl')
+    self.provenance = self._json('provenance.json')
+    self.config = self._json('config.json')
+
+  def _json(self, name):
+    path = self.folder / name
+    return json.loads(path.read_text()) if path.exists() else {}
+
+  def examples(self, perturbation, aim):
+    """Names of the examples whose pictures are kept."""
+    path = self.folder / 'images.h5'
+    if not path.exists():
+      return []
+    suffix = f'.{perturbation}.{aim}'
+    with h5py.File(path) as file:
+      return sorted(n.removesuffix(suffix) for n in file if n.endswith(suffix))
+
+  def arrays(self, example, perturbation, aim):
+    with h5py.File(self.folder / 'images.h5') as file:
+      return {k: v[()] for k, v in file[f'{example}.{perturbation}.{aim}'].items()}
+
+
+def _summary(runs, rows):
+  examples = {(r['file'], r['slice'], r['annotation']) for r in rows}
+  lines = [f'{len(examples)} annotated regions, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.']
+  demo = [r for r in runs if r.config.get('profile') in ('demo', 'smoke')]
+  if demo:
+    lines.append(
+      f'<b>These numbers come from the built-in phantom</b> ({demo[0].config["profile"]} profile), not from patients: '
+      'small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'
+    )
+  eta = sorted(r['thermal_eta'] for r in rows)
+  lines.append(
+    f'Thermal noise of these scans has the energy of adversarial noise with &eta; = {100 * np.median(eta):.2f}% '
+    f'(median; {100 * eta[0]:.2f}% to {100 * eta[-1]:.2f}%).'
+  )
+  return lines
+
+
+def _table(rows, draws):
+  head = ['network', 'perturbation', 'aimed at', 'strength', 'SSIM box', 'PSNR box [dB]', 'NMSE box', 'SSIM image', 'budget used', 'n']
+  lines = []
+  keys = sorted({(figures.name_of(r), r['perturbation'], r['attacked'], r['strength'], r['unit']) for r in rows}, key=str)
+  keys.sort(key=lambda k: (k[0], k[1], k[2] != 'region', k[3]))
+  for key in keys:
+    label, name, aim, strength, unit = key
+    at = [r for r in rows if (figures.name_of(r), r['perturbation'], r['attacked'], r['strength'], r['unit']) == key]
+    patients = [r['patient'] for r in at]
+
+    def cell(metric, form):
+      mean, low, high = figures.bootstrap([r[metric] for r in at], patients, draws=draws)
+      return f'{mean:{form}} ({low:{form}} to {high:{form}})'
+
+    shown = f'{100 * strength:.2f}%' if unit == 'relative' else f'{strength:g} {unit}'
+    lines.append([
+      label, name, aim, shown, cell('ssim_region_adv', '.3f'), cell('psnr_region_adv', '.1f'), cell('nmse_region_adv', '.4f'),
+      cell('ssim_image_adv', '.3f'), f'{100 * np.mean([r["budget_used"] for r in at]):.0f}%', str(len(at)),
+    ])  # fmt: skip
+  return head, lines
+
+
+def _pictures(page, runs, name):
+  for aim, words in (('region', 'the box'), ('image', 'the whole image')):
+    shared = [set(r.examples(name, aim)) for r in runs]
+    common = sorted(set.intersection(*shared)) if shared else []
+    if not common:
+      continue
+    example = common[0]
+    shown = [(r.label, r.arrays(example, name, aim)) for r in runs]
+    first = shown[0][1]
+    if aim == 'region' and 'curve' in first:
+      page.figure(
+        f'{name}-angle', figures.angle_curve([(label, a['angles'], a['curve']) for label, a in shown]),
+        f'SSIM in the box against the angle, for {example}.',
+      )  # fmt: skip
+    strength = f'{100 * first["strength"]:.2f}% of each coil' if name.endswith('noise') else f'up to {first["strength"]:g}'
+    page.figure(
+      f'{name}-panel-{aim}',
+      figures.panel(shown, f'{_TITLES.get(name, name)} aimed at {words} ({strength}), {example}'),
+      'Full sampling, clean and attacked reconstruction, the attacked but fully sampled image, and the change; below, the box.',
+    )
+
+
+def _bad_input(page, runs):
+  files, boxes = {}, {}
+  for r in runs:
+    for path in sorted(r.folder.glob('skipped-*.json')):
+      content = json.loads(path.read_text())
+      files |= content['files']
+      boxes |= content['boxes']
+  if files or boxes:
+    page.heading('Left out')
+    page.table('Boxes by reason', ['reason', 'boxes'], [[k, str(v)] for k, v in sorted(boxes.items())])
+    page.table('Files', ['file', 'problem'], [[k, v] for k, v in sorted(files.items())])
+
+
+def _origin(page, runs):
+  page.heading('Where the numbers come from')
+  lines = []
+  for r in runs:
+    p = r.provenance
+    lines.append([
+      r.label, str(r.folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])),
+      ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items()), str(p.get('seed', '')), p.get('data_fingerprint', ''),
+    ])  # fmt: skip
+  page.table('', ['network', 'folder', 'revision', 'devices', 'versions', 'seed', 'data'], lines)
+  page.text(['Every number above is a mean over rows of results.csv; config.json repeats the run.'])
+
+
+class _Page:
+  def __init__(self, folder):
+    self.folder, self.parts = folder, []
+
+  def heading(self, words):
+    self.parts.append(f'<h2>{html.escape(words)}</h2>')
+
+  def text(self, lines):
+    self.parts += [f'<p>{line}</p>' for line in lines]
+
+  def figure(self, name, figure, caption):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=130, metadata={'Software': None})
+    path = self.folder / 'figures' / f'{results.safe_name(name)}.png'
+    try:
+      path.write_bytes(buffer.getvalue())
+    except OSError as error:
+      raise results.RunError(f'{path}: cannot be written ({error.strerror}); free the disk and run again') from None
+    data = base64.b64encode(buffer.getvalue()).decode()
+    caption = html.escape(caption)
+    self.parts.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')
+
+  def table(self, caption, head, lines):
+    if not lines:
+      return
+    cells = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
+    body = ''.join('<tr>' + ''.join(f'<td>{html.escape(c)}</td>' for c in line) + '</tr>' for line in lines)
+    self.parts.append(f'<div class="wide"><table><caption>{html.escape(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>')
+
+  def write(self, title):
+    path = self.folder / 'report.html'
+    results.write_text(path, _HTML.format(title=html.escape(title), body='\n'.join(self.parts)))
+    return path
+
+
+_HTML = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }}
+figure {{ margin: 1.2rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #555; font-size: 0.85rem; }}
+.wide {{ overflow-x: auto; margin: 1.2rem 0; }} table {{ border-collapse: collapse; font-size: 0.8rem; }}
+caption {{ text-align: left; color: #555; padding-bottom: 0.3rem; }}
+th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid #e5e5e5; text-align: left; white-space: nowrap; }}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""

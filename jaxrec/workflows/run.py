@@ -1,0 +1,59 @@
+"""Runs the stages of a config."""
+
+from pathlib import Path
+
+import ml_collections
+
+from jaxrec import results
+from jaxrec.training import data_parallel
+from jaxrec.workflows import attack, factory, report, train
+
+STAGES = ('train', 'attack', 'report')
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
+  """Runs a config, or goes on where an earlier run stopped.
+
+  A config with `experiments` runs each in a folder of its own and reports them
+  together.
+
+  Args:
+    config: a config of `configs/`.
+    workdir: the run folder.
+
+  Returns:
+    The run folder.
+
+  Raises:
+    ValueError: for bad options or input, with one clear line.
+  """
+  workdir = Path(workdir)
+  if 'experiments' in config:
+    folders = [run(config.experiments[name], workdir / name) for name in config.experiments]
+    if 'report' in config.stages and data_parallel().part == 0:
+      _announce(report.run(config, workdir, folders))
+    return workdir
+  for stage in config.stages:
+    if stage not in STAGES:
+      raise ValueError(f'stages: {stage!r} is unknown; choose among {", ".join(STAGES)}')
+  if config.profile != 'paper':
+    print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
+  parallel = data_parallel(config.train.num_devices or None)
+  folder = results.Run(workdir, part=parallel.part)
+  folder.check_config(config.to_dict())
+  if 'train' in config.stages or 'attack' in config.stages:
+    data = factory.data(config, workdir, part=parallel.part)
+    parallel.barrier('data')
+    volumes = [*data.train.volumes, *data.val.volumes]
+    folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(volumes), data=str(data.val.volumes[0].path))
+    if 'train' in config.stages:
+      train.run(config, folder, data, parallel)
+    if 'attack' in config.stages:
+      attack.run(config, folder, data, parallel)
+  if 'report' in config.stages and parallel.part == 0:
+    _announce(report.run(config, workdir, [workdir, *config.report.runs]))
+  return workdir
+
+
+def _announce(page: Path) -> None:
+  print(f'report: {page.resolve()}')

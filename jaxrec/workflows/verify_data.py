@@ -1,0 +1,80 @@
+"""Checks a data set: `python -m jaxrec.workflows.verify_data ROOT [annotations.csv]`.
+
+Reads every slice of every volume, names each bad file with the reason, and
+counts the annotations that can and cannot be used. Exit code 2 if a file is bad.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jaxrec.data import annotations as annotations_lib
+from jaxrec.data import fastmri, loader
+from jaxrec.data.errors import DataError
+
+
+def verify(root: str | Path, annotations: str | Path | None = None) -> int:
+  """Prints what is wrong with a data set.
+
+  Args:
+    root: folder that holds volumes, directly or in folders.
+    annotations: fastMRI+ file, or `None`.
+
+  Returns:
+    Number of bad files.
+
+  Raises:
+    DataError: if there is no volume, or the annotations cannot be read.
+  """
+  root = Path(root)
+  folders = sorted({path.parent for path in root.rglob('*.h5')})
+  if not folders:
+    raise DataError(f'{root}: holds no .h5 volumes')
+  volumes, bad = [], {}
+  for folder in folders:
+    found = fastmri.index(folder)
+    volumes += found.volumes
+    bad |= found.bad
+  shapes = Counter()
+  empty_coils = {}
+  for volume in tqdm(volumes, desc='verify', unit='volume'):
+    shapes[loader.shape_of(fastmri.Example(volume, 0, None))] += volume.shape[0]
+    for s in range(volume.shape[0]):
+      try:
+        kspace = fastmri.read_kspace(volume, s)
+      except DataError as error:
+        bad.setdefault(volume.path, str(error))
+        continue
+      if not kspace.any((-2, -1)).all():
+        empty_coils.setdefault(volume.path, s)
+  for line in bad.values():
+    print(f'bad: {line}')
+  for path, s in empty_coils.items():
+    print(f'note: {path}: slice {s} has a coil without signal; it is used, the coil is ignored')
+  for (coils, rows, cols, *crop), count in sorted(shapes.items()):
+    print(f'{count} slices of {coils} x {rows} x {cols}, target {crop[0]} x {crop[1]}')
+  print(f'{len(volumes) + len(bad) - len({v.path for v in volumes} & set(bad))} volumes, {len(bad)} bad')
+  if annotations is not None:
+    examples, unusable = loader.annotated(volumes, annotations_lib.read(annotations))
+    print(f'{len(examples)} usable boxes')
+    for reason, count in sorted(unusable.items()):
+      print(f'{count} boxes left out: {reason}')
+  return len(bad)
+
+
+def main(arguments: list[str]) -> int:
+  """Command line; returns the exit code."""
+  if len(arguments) not in (1, 2):
+    print('usage: python -m jaxrec.workflows.verify_data ROOT [annotations.csv]', file=sys.stderr)
+    return 2
+  try:
+    return 2 if verify(*arguments) else 0
+  except DataError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Runs all tests from nothing but Python 3.11 or newer, in an environment of its own.
+#   PYTHON=python3.12 bash launch/test.sh [pytest arguments]
+#   JAXREC_PARITY=0 leaves out torch and the tests against it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+make_environment .venv-test '.[test,tensorboard]'
+if [ "${JAXREC_PARITY:-1}" = 1 ]; then
+  install_parity .venv-test || echo 'note: torch could not be installed; the parity tests will be skipped'
+fi
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+exec .venv-test/bin/python -m pytest "$@"

@@ -1,0 +1,47 @@
+"""Shared samples and reconstructors, small enough to compile in a second."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import fourier
+from jaxrec.data import synthetic
+
+
+@pytest.fixture(scope='session')
+def scan():
+  """A phantom slice: 3 coils, 40 x 36."""
+  return synthetic.scan(3, rows=40, cols=36, coils=3, acceleration=3, center_fraction=0.2)
+
+
+@pytest.fixture(scope='session')
+def zero_filled():
+  """RSS of the zero-filled coils, softly saturated so that it is not linear."""
+
+  def reconstruct(variables, scan):
+    image = fourier.rss(fourier.ifft2c(jnp.where(scan.mask, scan.kspace, 0)))
+    level = jnp.max(scan.target)
+    return level * jnp.tanh(image / level)
+
+  return reconstruct
+
+
+@pytest.fixture
+def x64():
+  """Float64 for one test."""
+  jax.config.update('jax_enable_x64', True)
+  yield
+  jax.config.update('jax_enable_x64', False)
+
+
+def as_numpy(tree):
+  return jax.tree.map(np.asarray, tree)
+
+
+@pytest.fixture(scope='session')
+def dataset(tmp_path_factory):
+  """A phantom data set in the fastMRI layout."""
+  root = tmp_path_factory.mktemp('phantom')
+  synthetic.write_dataset(root, train=3, val=2, slices=2, rows=48, cols=48, coils=2)
+  return root

@@ -1,0 +1,156 @@
+"""One table for all perturbations. A new one is a new row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import jaxrec
+from jaxrec.types import Slice
+
+# name: strength -> perturbation
+TABLE = {
+  'coil_noise': lambda s: jaxrec.coil_noise(0.05 * s, start='random'),
+  'coil_noise from zero': lambda s: jaxrec.coil_noise(0.05 * s),
+  'coil_noise all coils': lambda s: jaxrec.coil_noise(0.05 * s, per_coil=False, start='random'),
+  'coil_noise linf': lambda s: jaxrec.coil_noise(0.05 * s, norm='linf', start='random'),
+  'coil_noise sampled': lambda s: jaxrec.coil_noise(0.05 * s, columns='sampled', start='random'),
+  'image_noise': lambda s: jaxrec.image_noise(0.05 * s, start='random'),
+  'image_noise linf': lambda s: jaxrec.image_noise(0.05 * s, norm='linf', start='random'),
+  'rotation': lambda s: jaxrec.rotation(4.0 * s),
+  'rotation resampled': lambda s: jaxrec.rotation(4.0 * s, method='resampled'),
+  'translation': lambda s: jaxrec.translation(2.0 * s),
+  'compose': lambda s: jaxrec.compose(jaxrec.rotation(3.0 * s), jaxrec.coil_noise(0.02 * s, start='random')),
+}
+EXACT_AT_ZERO = [name for name in TABLE if 'resampled' not in name]
+
+
+@pytest.fixture(params=TABLE)
+def make(request):
+  return TABLE[request.param]
+
+
+def wild(delta, key):
+  """A point far outside the feasible set."""
+  leaves, treedef = jax.tree.flatten(delta)
+  keys = jax.random.split(key, len(leaves))
+  return jax.tree.unflatten(treedef, [50 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)])
+
+
+def test_start_is_feasible(make, scan):
+  p = make(1.0)
+  start = p.init(jax.random.key(0), scan)
+  jax.tree.map(np.testing.assert_array_equal, p.project(start, scan), start)
+  assert float(p.budget(start, scan)) <= 1
+
+
+def test_projection_is_feasible_and_idempotent(make, scan):
+  p = make(1.0)
+  once = p.project(wild(p.init(jax.random.key(0), scan), jax.random.key(1)), scan)
+  jax.tree.map(np.testing.assert_array_equal, p.project(once, scan), once)
+  assert 0.5 < float(p.budget(once, scan)) <= 1
+
+
+@pytest.mark.parametrize('name', EXACT_AT_ZERO)
+def test_zero_strength_is_the_identity(name, scan):
+  p = TABLE[name](0.0)
+  delta = p.project(wild(p.init(jax.random.key(0), scan), jax.random.key(1)), scan)
+  np.testing.assert_array_equal(p.apply(delta, scan).kspace, scan.kspace)
+  np.testing.assert_array_equal(p.align(delta, scan.target), scan.target)
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_align_undoes_apply_near_the_identity(name, scan):
+  # On the fully sampled image, whose energy sits away from the border.
+  p = TABLE[name](0.02)
+  delta = p.init(jax.random.key(0), scan)
+  image = jaxrec.fourier.rss(jaxrec.fourier.ifft2c(p.apply(delta, scan).kspace))
+  back = p.align(delta, image)
+  want = jaxrec.fourier.rss(jaxrec.fourier.ifft2c(jnp.asarray(scan.kspace)))
+  assert float(jnp.linalg.norm(back - want) / jnp.linalg.norm(want)) < (0.01 if name in EXACT_AT_ZERO else 0.1)
+
+
+def test_vmap_equals_loop_and_jit_equals_eager(make, scan):
+  p = make(1.0)
+
+  def run(key):
+    delta = p.project(wild(p.init(key, scan), key), scan)
+    return p.apply(delta, scan).kspace, p.align(delta, jnp.asarray(scan.target))
+
+  keys = jax.random.split(jax.random.key(2), 3)
+  batched = jax.jit(jax.vmap(run))(keys)
+  looped = jax.tree.map(lambda *x: jnp.stack(x), *[run(k) for k in keys])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max()), batched, looped)
+
+
+def test_gradients_are_finite_even_with_an_empty_coil(make, scan):
+  p = make(1.0)
+  scan = scan.replace(kspace=np.where(np.arange(3)[:, None, None] == 1, 0, scan.kspace))
+  delta = p.init(jax.random.key(0), scan)
+  flat, unravel = ravel_pytree(delta)
+
+  def loss(flat):
+    delta = p.project(unravel(flat), scan)
+    image = jaxrec.fourier.rss(jaxrec.fourier.ifft2c(jnp.where(scan.mask, p.apply(delta, scan).kspace, 0)))
+    return jnp.sum(p.align(delta, image) ** 2) / jnp.sum(scan.target**2)
+
+  assert np.isfinite(jax.grad(loss)(flat)).all()
+
+
+def test_strength_may_be_traced(make, scan):
+  def size(s):
+    p = make(s)
+    return p.budget(p.project(wild(p.init(jax.random.key(0), scan), jax.random.key(1)), scan), scan)
+
+  assert (np.asarray(jax.jit(jax.vmap(size))(jnp.array([0.5, 1.0]))) > 0.5).all()
+
+
+def test_every_coil_stays_within_its_bound(scan):
+  noise = jaxrec.coil_noise(0.03)
+  z = np.asarray(noise.project(wild(jnp.zeros_like(scan.kspace), jax.random.key(0)), scan), np.complex128)
+  bound = 0.03 * np.linalg.norm(np.asarray(scan.kspace, np.complex128), axis=(1, 2))
+  used = np.linalg.norm(z, axis=(1, 2)) / bound
+  assert (used <= 1).all() and (used > 1 - 1e-5).all()
+  assert not z[:, :, ~scan.acquired[0]].any()
+
+
+def test_linf_lies_inside_l2(scan):
+  z = jaxrec.coil_noise(0.03, norm='linf').project(wild(jnp.zeros_like(scan.kspace), jax.random.key(0)), scan)
+  np.testing.assert_array_equal(jaxrec.coil_noise(0.03 * (1 + 1e-6)).project(z, scan), z)
+
+
+def test_image_noise_on_a_ct_slice():
+  image = jax.random.normal(jax.random.key(0), (12, 12))
+  sample = Slice(image, image, jnp.ones_like(image), jnp.float32(4))
+  p = jaxrec.image_noise(0.1, start='random')
+  delta = p.init(jax.random.key(1), sample)
+  assert delta.dtype == image.dtype
+  np.testing.assert_allclose(jnp.linalg.norm(delta), 0.1 * jnp.linalg.norm(image), rtol=1e-5)
+  np.testing.assert_array_equal(p.apply(delta, sample).low_dose, image + delta)
+
+
+@pytest.mark.parametrize(
+  'call, words',
+  [
+    (lambda: jaxrec.coil_noise(-0.1), 'relative_radius: -0.1'),
+    (lambda: jaxrec.coil_noise(float('nan')), 'relative_radius'),
+    (lambda: jaxrec.coil_noise(0.1, norm='l1'), 'norm: .*l2, linf'),
+    (lambda: jaxrec.coil_noise(0.1, columns='all'), 'columns: .*acquired, sampled'),
+    (lambda: jaxrec.rotation(-1.0), 'max_degrees'),
+    (lambda: jaxrec.rotation(1.0, method='spline'), 'method: .*fourier'),
+    (lambda: jaxrec.translation(-1.0), 'max_pixels'),
+    (lambda: jaxrec.compose(), 'at least one'),
+    (lambda: jaxrec.attacks.angle_grid(5.0, 0.0), 'step_degrees'),
+  ],
+)
+def test_bad_options_are_named(call, words):
+  with pytest.raises(ValueError, match=words):
+    call()
+
+
+def test_angle_grid_has_both_ends_and_zero():
+  grid = jaxrec.attacks.angle_grid(5.0, 0.1)
+  assert len(grid) == 101 and grid[0] == -5 and grid[-1] == 5 and grid[50] == 0
+  np.testing.assert_allclose(jaxrec.attacks.angle_grid(1.0, 0.4), [-1, -0.8, -0.4, 0, 0.4, 0.8, 1], atol=1e-6)
+  np.testing.assert_array_equal(jaxrec.attacks.angle_grid(0.0), [0])
