@@ -42,7 +42,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   data.workers = 4 if profile == 'paper' else 0
   data.phantom = ml_collections.ConfigDict(dict(train=24, val=6, slices=4, rows=96, cols=96, coils=4, seed=0))
 
-  config.model = ml_collections.ConfigDict(dict(weights='', sha256=''))
+  config.model = ml_collections.ConfigDict(dict(weights='', sha256='', checkpoint=''))
 
   train = config.train = ml_collections.ConfigDict()
   train.batch_size = 32
@@ -88,7 +88,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
     train.num_steps = 300
     train.max_validation = 8
     train.learning_rate = 2e-3
-    attack.max_examples = 12
+    attack.max_examples = 8
     config.perturbation.coil_noise.relative_radius = (0.0, 0.005, 0.01, 0.02, 0.025)
     config.search.rotation.step_degrees = 0.5
     attack.pictures = 3
@@ -112,7 +112,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
 def varnet(config: ml_collections.ConfigDict, **sizes: int) -> ml_collections.ConfigDict:
   """Adds an E2E-VarNet; the demo and smoke profiles replace its sizes by tiny ones."""
   small = {
-    'demo': dict(num_cascades=4, chans=8, pools=3, sens_chans=4, sens_pools=3),
+    'demo': dict(num_cascades=3, chans=8, pools=3, sens_chans=4, sens_pools=3),
     'smoke': dict(num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2),
   }
   config.model.update(name='varnet', remat=False, **small.get(config.profile, sizes))

@@ -53,8 +53,9 @@ def psnr(image: Image, target: Image, scale: Scalar, region: Array | None = None
 
   Args and Returns: as `mse`, in decibels.
   """
-  floor = (jnp.finfo(target.dtype).eps * scale) ** 2
-  return 10 * jnp.log10(scale**2 / jnp.maximum(mse(image, target, scale, region), floor))
+  unit = jnp.where(scale > 0, scale, 1)
+  error = mse(image / unit, target / unit, scale, region)
+  return -10 * jnp.log10(jnp.maximum(error, jnp.finfo(target.dtype).eps ** 2))
 
 
 def ssim(image: Image, target: Image, scale: Scalar, region: Array | None = None) -> Scalar:

@@ -12,4 +12,4 @@ fi
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(mktemp -d)}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-exec .venv-test/bin/python -m pytest "$@"
+exec .venv-test/bin/python -m pytest -n "${JAXREC_TEST_PROCESSES:-2}" --dist loadfile "$@"

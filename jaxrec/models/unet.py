@@ -23,8 +23,9 @@ class UNet(nn.Module):
   Example:
     >>> import jax, jaxrec
     >>> net = jaxrec.models.UNet(chans=4, pools=2)
-    >>> x = jax.random.normal(jax.random.key(0), (3, 20, 17, 1))
-    >>> net.apply(net.init(jax.random.key(1), x), x).shape
+    >>> x = jax.numpy.ones((3, 20, 17, 1))
+    >>> image, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
+    >>> image.shape
     (3, 20, 17, 1)
   """
 

@@ -72,9 +72,10 @@ class VarNet(nn.Module):
   Example:
     >>> import jax, jaxrec
     >>> net = jaxrec.models.VarNet(num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2)
-    >>> k = jax.random.normal(jax.random.key(0), (3, 32, 32)) + 0j
+    >>> k = jax.numpy.ones((3, 32, 32), 'complex64')
     >>> m = jax.numpy.ones((1, 32), bool)
-    >>> net.apply(net.init(jax.random.key(1), k, m, m), k, m, m).shape
+    >>> image, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), k, m, m)
+    >>> image.shape
     (32, 32)
   """
 

@@ -125,7 +125,7 @@ def supervised(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables['params'])
     params = optax.apply_updates(state.variables['params'], updates)
     state = TrainState(state.step + 1, {**state.variables, 'params': params}, opt_state)
-    return state, {'loss': value, 'gradient_norm': optax.global_norm(gradient)}
+    return state, {'loss': value, 'gradient_norm': optax.tree.norm(gradient)}
 
   def evaluate(state, batch):
     images = reconstruct(state.variables, batch)

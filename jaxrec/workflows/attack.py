@@ -69,6 +69,12 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   parallel.barrier('attack')
   if parallel.part == 0:
     run_folder.compact()
+    etas = [row['thermal_eta'] for row in run_folder.rows()]
+    if etas:
+      print(
+        f'attack: thermal noise has the energy of adversarial noise with eta = {100 * np.median(etas):.2f}% '
+        f'(median; {100 * min(etas):.2f}% to {100 * max(etas):.2f}%)'
+      )
     if bad:
       print(f'attack: skipped {len(bad)} bad files, listed in the report; the first: {next(iter(bad.values()))}')
 

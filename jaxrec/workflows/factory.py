@@ -5,7 +5,6 @@ The keys of a section are the argument names of the factory it feeds.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import fastmri, loader, synthetic
 from jaxrec.data.errors import DataError
 from jaxrec.training import Parallel, Task, optimizer, supervised
-from jaxrec.types import Scan
+from jaxrec.types import Objective, Scan
 
 
 class Strength(NamedTuple):
@@ -100,7 +99,7 @@ def search(name: str, options: dict[str, Any]) -> attacks.Search:
   return found if repeats == 1 else attacks.restarts(found, num_restarts=repeats)
 
 
-def objective(options: dict[str, Any]) -> attacks.core.Any:
+def objective(options: dict[str, Any]) -> Objective:
   """The objective by name."""
   options = dict(options)
   name = options.pop('name')
@@ -110,6 +109,7 @@ def objective(options: dict[str, Any]) -> attacks.core.Any:
 def network(config: ml_collections.ConfigDict):
   """The network and, for published weights, its variables (else `None`)."""
   options = dict(config.model)
+  options.pop('checkpoint', '')
   weights, digest = options.pop('weights', ''), options.pop('sha256', '') or None
   if weights:
     kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(options['name'])
@@ -196,10 +196,10 @@ def phantom_folder(options: dict[str, Any], workdir: Path) -> Path:
 def _phantom(options, workdir, part):
   folder = phantom_folder(options, workdir)
   done = folder / 'annotations.csv'
-  if not done.exists() or part == 0:
-    if not done.exists():
+  if not done.exists():
+    if part == 0:
       print(f'phantom: writing {options["train"]} + {options["val"]} volumes to {folder}')
-      synthetic.write_dataset(folder, **options)
+    synthetic.write_dataset(folder, **options)
   return folder, done
 
 
@@ -221,8 +221,3 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
     # Evenly spread, so that a short run sees all volumes.
     chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
   return chosen, skipped
-
-
-def env_root() -> str:
-  """Data folder from the environment, or an empty string."""
-  return os.environ.get('FASTMRI_ROOT', '')

@@ -103,7 +103,7 @@ class _Source:
 def _summary(runs, rows):
   examples = {(r['file'], r['slice'], r['annotation']) for r in rows}
   lines = [f'{len(examples)} annotated regions, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.']
-  demo = [r for r in runs if r.config.get('profile') in ('demo', 'smoke')]
+  demo = [r for r in runs if r.config and not r.config['data']['root']]
   if demo:
     lines.append(
       f'<b>These numbers come from the built-in phantom</b> ({demo[0].config["profile"]} profile), not from patients: '

@@ -36,7 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   for stage in config.stages:
     if stage not in STAGES:
       raise ValueError(f'stages: {stage!r} is unknown; choose among {", ".join(STAGES)}')
-  if config.profile != 'paper':
+  if not config.data.root:
     print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
   parallel = data_parallel(config.train.num_devices or None)
   folder = results.Run(workdir, part=parallel.part)

@@ -15,9 +15,10 @@ from jaxrec.workflows import factory
 
 def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel) -> None:
   """Trains the config's network, or goes on; nothing to do for published weights."""
-  module, variables = factory.network(config)
-  if variables is not None:
-    print(f'train: uses the published weights {config.model.weights}')
+  module, _ = factory.network(config)
+  source = config.model.weights or config.model.checkpoint
+  if source:
+    print(f'train: nothing to do, the network comes from {source}')
     return
   volumes = [v for v in data.train.volumes if v.fully_sampled]
   examples = loader.slices_of(volumes, keep=config.data.keep_slices)
@@ -109,13 +110,16 @@ def _tensorboard(config, run_folder, parallel):
 
 
 def trained(config, folder: Path, data: factory.Data, parallel: Parallel):
-  """Network and variables to attack: the best checkpoint, or published weights."""
+  """Network and variables to attack: the best checkpoint, of another run if asked for, or published weights."""
   module, variables = factory.network(config)
   if variables is not None:
     return module, variables
   task, _ = factory.task(config, module, parallel, 1)
   sample = data.read(loader.slices_of(data.val.volumes[:1])[0], 0)
   like = jax.eval_shape(task.init, jax.random.key(0), loader.stack([sample]))
+  folder = Path(config.model.checkpoint) if config.model.checkpoint else folder
+  if not (folder / 'checkpoints').is_dir():
+    raise ValueError(f'{folder}: holds no checkpoints; train first, or set model.checkpoint to a run folder')
   checkpointer = Checkpointer(folder / 'checkpoints')
   state = checkpointer.restore(like, which='best')
   checkpointer.close()

@@ -1,0 +1,172 @@
+"""Layers against plain formulations, networks against laws, weights against bad files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxrec
+from jaxrec.data import synthetic
+from jaxrec.models import layers, weights
+from jaxrec.models.unet import moments
+
+
+def normal(shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def plain_conv(x, kernel):
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+@pytest.mark.parametrize('shape, kernel', [((2, 9, 7, 3), (3, 3, 3, 4)), ((1, 90, 80, 2), (3, 3, 2, 3)), ((3, 6, 5, 4), (1, 1, 4, 2)), ((2, 11, 8, 1), (5, 5, 1, 2))])
+def test_convolution_and_its_gradients_equal_the_plain_one(shape, kernel):
+  x, k = normal(shape), normal(kernel, 1)
+  g = normal((*shape[:3], kernel[-1]), 2)
+  want, plain = jax.vjp(plain_conv, x, k)
+  got, ours = jax.vjp(layers.conv2d, x, k)
+  np.testing.assert_array_equal(got, want)
+  for a, b in zip(ours(g), plain(g)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+  general = layers._kernel_gradient(x, g, shape=kernel)
+  np.testing.assert_allclose(general, plain(g)[1], rtol=1e-4, atol=1e-3)
+
+
+def test_normalisation_and_its_gradient_equal_the_plain_one():
+  def plain(x):
+    y = (x - x.mean((1, 2), keepdims=True)) / jnp.sqrt(x.var((1, 2), keepdims=True) + 1e-5)
+    return jax.nn.leaky_relu(y, 0.2)
+
+  x, g = normal((2, 6, 5, 3)) * 2 + 1, normal((2, 6, 5, 3), 1)
+  want, pull = jax.vjp(plain, x)
+  got, ours = jax.vjp(layers.instance_norm_leaky_relu, x)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  np.testing.assert_allclose(ours(g)[0], pull(g)[0], atol=1e-5)
+
+
+def test_gradients_of_gradients_exist():
+  x, k = normal((1, 6, 6, 2)), normal((3, 3, 2, 2), 1)
+
+  def penalty(k):
+    return jnp.sum(jax.grad(lambda x: jnp.sum(layers.instance_norm_leaky_relu(layers.conv2d(x, k)) ** 3))(x) ** 2)
+
+  step = 1e-2
+  along = normal(k.shape, 2)
+  numeric = (penalty(k + step * along) - penalty(k - step * along)) / (2 * step)
+  np.testing.assert_allclose(jnp.vdot(jax.grad(penalty)(k), along), numeric, rtol=0.03)
+
+
+def test_small_layers_against_numpy():
+  x = np.asarray(normal((1, 5, 7, 2)))
+  pooled = np.asarray(layers.average_pool(x))
+  np.testing.assert_allclose(pooled[0, 1, 2], x[0, 2:4, 4:6].mean((0, 1)), rtol=1e-5)
+  assert pooled.shape == (1, 2, 3, 2)
+  kernel = np.asarray(normal((2, 2, 2, 3), 1))
+  up = np.asarray(layers.upsample_conv2x2(x, kernel))
+  np.testing.assert_allclose(up[0, 7, 4], x[0, 3, 2] @ kernel[:, 1, 0], rtol=1e-4)
+  np.testing.assert_array_equal(layers.match_size(x, np.zeros((1, 6, 8, 2))), np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode='reflect'))
+
+
+def test_moments_are_unbiased_and_safe():
+  x = np.asarray(normal((4, 5)))
+  mean, std = moments(x, (-2, -1))
+  np.testing.assert_allclose([mean[0, 0], std[0, 0]], [x.mean(), x.std(ddof=1)], rtol=1e-5)
+  assert np.isfinite(jax.grad(lambda x: moments(x, (-2, -1))[1].sum())(jnp.ones((3, 3)))).all()
+
+
+NETWORKS = {
+  'varnet': dict(num_cascades=2, chans=2, pools=1, sens_chans=2, sens_pools=1),
+  'unet_recon': dict(chans=2, pools=1),
+}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_networks_take_batches_odd_sizes_and_empty_coils(name):
+  module = jaxrec.models.build(name, **NETWORKS[name])
+  scans = [synthetic.scan(s, rows=33, cols=34, coils=2, acceleration=2) for s in range(2)]
+  empty = scans[0].replace(kspace=scans[0].kspace * np.array([1, 0]).reshape(2, 1, 1))
+  batch = jax.tree.map(lambda *x: np.stack(x), *scans, empty)
+  first = scans[0]
+  variables = jax.jit(module.init)(jax.random.key(0), first.kspace, first.mask, first.acs)
+  reconstruct = jaxrec.models.bind(module)
+  together = jax.jit(reconstruct)(variables, batch)
+  assert together.shape == (3, 33, 34) and together.dtype == jnp.float32
+  alone = jax.jit(reconstruct)(variables, first)
+  np.testing.assert_allclose(together[0], alone, atol=1e-4 * float(alone.max()))
+  gradient = jax.jit(jax.grad(lambda k: jnp.mean(reconstruct(variables, empty.replace(kspace=k)) ** 2) * 1e9))(jnp.asarray(empty.kspace))
+  assert np.isfinite(gradient).all() and gradient[0].any()
+
+
+def test_a_mask_over_rows_gives_the_same_as_its_columns():
+  # The same mask written per row takes the two-dimensional path.
+  module = jaxrec.models.build('varnet', **NETWORKS['varnet'])
+  scan = synthetic.scan(0, rows=32, cols=36, coils=2, acceleration=2)
+  variables = jax.jit(module.init)(jax.random.key(0), scan.kspace, scan.mask, scan.acs)
+  tall = [np.broadcast_to(m, (32, 36)) for m in (scan.mask, scan.acs)]
+  a = jax.jit(module.apply)(variables, scan.kspace, scan.mask, scan.acs)
+  b = jax.jit(module.apply)(variables, scan.kspace, *tall)
+  np.testing.assert_allclose(a, b, atol=1e-4 * float(a.max()))
+
+
+def test_rematerialisation_changes_nothing():
+  scan = synthetic.scan(0, rows=32, cols=32, coils=2, acceleration=2)
+  plain = jaxrec.models.build('varnet', **NETWORKS['varnet'])
+  variables = jax.jit(plain.init)(jax.random.key(0), scan.kspace, scan.mask, scan.acs)
+
+  def gradient(module):
+    return jax.jit(jax.grad(lambda v: jnp.mean(module.apply(v, scan.kspace, scan.mask, scan.acs)) * 1e4))(variables)
+
+  again = gradient(jaxrec.models.build('varnet', remat=True, **NETWORKS['varnet']))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), again, gradient(plain))
+
+
+def test_cropped_unet_gives_the_cropped_field():
+  module = jaxrec.models.UNetRecon(chans=2, pools=1, crop=(16, 16))
+  scan = synthetic.scan(0, rows=32, cols=32, coils=2, acceleration=2)
+  variables = module.init(jax.random.key(0), scan.kspace, scan.mask)
+  assert module.apply(variables, scan.kspace, scan.mask).shape == (16, 16)
+
+
+def test_unknown_networks_and_options_are_named():
+  with pytest.raises(ValueError, match='model.name.*choose one of'):
+    jaxrec.models.build('transformer')
+  with pytest.raises(ValueError, match='model.depth.*it takes num_cascades'):
+    jaxrec.models.build('varnet', depth=3)
+  with pytest.raises(ValueError, match='too small for pools=4'):
+    net = jaxrec.models.UNet(chans=2, pools=4)
+    net.init(jax.random.key(0), jnp.zeros((8, 8, 1)))
+
+
+class Evil:
+  def __reduce__(self):
+    return (print, ('executed',))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
+  import io
+  import pickle
+  import zipfile
+
+  path = tmp_path / 'evil.pt'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', pickle.dumps({'a': Evil()}, protocol=2))
+  with pytest.raises(weights.WeightsError, match='evil.pt.*builtin.*print'):
+    weights.read_state_dict(path)
+  path.write_bytes(pickle.dumps(Evil(), protocol=2))
+  with pytest.raises(weights.WeightsError, match='evil.pt'):
+    weights.read_state_dict(path)
+  path.write_bytes(io.BytesIO(b'PK\x03\x04 truncated').getvalue())
+  with pytest.raises(weights.WeightsError, match='not a PyTorch state dict'):
+    weights.read_state_dict(path)
+  assert 'executed' not in capsys.readouterr().out
+
+
+def test_missing_files_and_kinds_are_named(tmp_path):
+  with pytest.raises(weights.WeightsError, match='none.pt.*cannot be read'):
+    jaxrec.models.load_fastmri(tmp_path / 'none.pt', 'varnet')
+  with pytest.raises(ValueError, match='choose varnet or unet'):
+    jaxrec.models.load_fastmri(tmp_path / 'none.pt', 'resnet')
+  (tmp_path / 'x.pt').write_bytes(b'x')
+  with pytest.raises(weights.WeightsError, match='SHA-256'):
+    jaxrec.models.load_fastmri(tmp_path / 'x.pt', 'varnet', sha256='00')
