@@ -1,5 +1,6 @@
 """Shared by the benchmarks: the same network in jaxrec and in torch, and alternating timing."""
 
+import importlib.machinery
 import importlib.metadata
 import json
 import platform
@@ -39,6 +40,7 @@ def torch_varnet(cascades, chans, sens_chans):
       __import__(name)
     except ImportError:
       sys.modules[name] = stub = types.ModuleType(name)
+      stub.__spec__ = importlib.machinery.ModuleSpec(name, None)
       stub.Series = stub.DataFrame = object
   import torch
   from fastmri.models import VarNet

@@ -18,6 +18,12 @@ from jaxrec.types import Array
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 _BLOCK_PIXELS = 6144
+_FOLD_CHANNELS = 12
+_PAIRS = np.zeros((3, 3, 2, 2))
+for _tap in range(3):
+  for _parity in range(2):
+    _pair, _other = divmod(_parity + _tap - 1, 2)
+    _PAIRS[_tap, _pair + 1, _other, _parity] = 1
 
 
 def _uniform_by(fan_in: Callable) -> Callable:
@@ -49,7 +55,23 @@ def conv2d(x: Array, kernel: Array) -> Array:
   Returns:
     `[batch, row, col, out]`.
   """
+  foldable = kernel.shape[:2] == (3, 3) and kernel.shape[3] <= _FOLD_CHANNELS and x.shape[2] % 2 == 0
+  if not foldable:
+    return _plain_conv2d(x, kernel)
+  return lax.platform_dependent(x, kernel, cpu=_folded_conv2d, default=_plain_conv2d)
+
+
+def _plain_conv2d(x, kernel):
   return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=_NHWC)
+
+
+def _folded_conv2d(x, kernel):
+  """Neighbouring pixels become channels: with few channels XLA:CPU is twice as fast so."""
+  batch, rows, cols, n_in = x.shape
+  n_out = kernel.shape[3]
+  # _PAIRS says which tap joins an input of either parity, one pair off, with an output of either parity.
+  pairs = jnp.einsum('rtio,tpuv->rpuivo', kernel, _PAIRS.astype(kernel.dtype)).reshape(3, 3, 2 * n_in, 2 * n_out)
+  return _plain_conv2d(x.reshape(batch, rows, cols // 2, 2 * n_in), pairs).reshape(batch, rows, cols, n_out)
 
 
 def _conv2d_forward(x, kernel):

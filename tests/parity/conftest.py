@@ -1,5 +1,6 @@
 """Parity tests run where torch and the fastmri package are installed."""
 
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -14,6 +15,7 @@ def _prepare():
   for name in ('pandas', 'requests', 'yaml'):
     if importlib.util.find_spec(name) is None:
       stub = types.ModuleType(name)
+      stub.__spec__ = importlib.machinery.ModuleSpec(name, None)
       stub.Series = stub.DataFrame = object
       sys.modules[name] = stub
   return True
