@@ -22,7 +22,9 @@ def _with_demo(argv: list[str]) -> list[str]:
   """Without data the demo profile runs: `--config=x.py` becomes `--config=x.py:demo`."""
   if os.environ.get('FASTMRI_ROOT') or any(a.startswith(('--config.data.root', '-config.data.root')) for a in argv):
     return argv
-  return [f'{a}:demo' if a.startswith(('--config=', '-config=')) and a.endswith('.py') else a for a in argv]
+  flag = ('--config', '-config')
+  named = [before in flag or a.startswith(tuple(f'{f}=' for f in flag)) for before, a in zip(['', *argv], argv)]
+  return [f'{a}:demo' if is_config and a.endswith('.py') else a for is_config, a in zip(named, argv)]
 
 
 def main(argv: list[str]) -> int:

@@ -52,6 +52,12 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   mine = work[parallel.part :: parallel.parts]
   with tqdm(total=len(mine) * len(plans) * len(config.attack.attacked), desc='attack', unit='batch', disable=parallel.part > 0) as bar:
     for members in mine:
+      if all(
+        _key(examples[i], plan, aim, s) in done
+        for i in members for plan in plans for aim in config.attack.attacked for s in (0.0, *plan['strengths'])
+      ):  # fmt: skip
+        bar.update(len(plans) * len(config.attack.attacked))
+        continue
       chosen, scans = _read(config, data, [examples[i] for i in members], bad)
       for plan in plans:
         for aim in config.attack.attacked:

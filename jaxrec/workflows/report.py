@@ -34,7 +34,7 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   Raises:
     RunError: if no source has rows.
   """
-  runs = [_Source(Path(s)) for s in sources]
+  runs = [r for r in (_Source(Path(s)) for s in sources) if r.rows]
   rows = [row for r in runs for row in r.rows]
   if not rows:
     raise results.RunError(f'{folder}: has no rows to report; run the attack stage first')
@@ -77,7 +77,7 @@ class _Source:
     self.folder = folder
     self.rows = [r for path in sorted((folder / 'rows').glob('*.jsonl')) for r in results.read_jsonl(path)]
     self.rows = list({results.key_of(r): r for r in reversed(self.rows)}.values())[::-1]
-    self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
+    self.label = figures.name_of(self.rows[0]) if self.rows else ''
     self.metrics = results.read_jsonl(folder / 'metrics.jsonl')
     self.provenance = self._json('provenance.json')
     self.config = self._json('config.json')

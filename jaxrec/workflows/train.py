@@ -10,6 +10,7 @@ import numpy as np
 from jaxrec import results
 from jaxrec.data import loader
 from jaxrec.training import Checkpointer, Parallel, fit
+from jaxrec.types import Scan
 from jaxrec.workflows import factory
 
 
@@ -115,8 +116,7 @@ def trained(config, folder: Path, data: factory.Data, parallel: Parallel):
   if variables is not None:
     return module, variables
   task, _ = factory.task(config, module, parallel, 1)
-  sample = data.read(loader.slices_of(data.val.volumes[:1])[0], 0)
-  like = jax.eval_shape(task.init, jax.random.key(0), loader.stack([sample]))
+  like = jax.eval_shape(task.init, jax.random.key(0), _shapes(data.val.volumes[0]))
   folder = Path(config.model.checkpoint) if config.model.checkpoint else folder
   if not (folder / 'checkpoints').is_dir():
     raise ValueError(f'{folder}: holds no checkpoints; train first, or set model.checkpoint to a run folder')
@@ -124,3 +124,14 @@ def trained(config, folder: Path, data: factory.Data, parallel: Parallel):
   state = checkpointer.restore(like, which='best')
   checkpointer.close()
   return module, task.variables(state)
+
+
+def _shapes(volume) -> Scan:
+  """Shapes of a batch of one scan, without reading it."""
+  _, coils, rows, cols = volume.shape
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+  line, image = array(bool, 1, cols), array(np.float32, *volume.crop)
+  return Scan(array(np.complex64, coils, rows, cols), line, line, line, image, image, array(np.float32))
