@@ -157,11 +157,14 @@ class _Read:
 
 def reader(config: ml_collections.ConfigDict, *, redraw: bool = False) -> Callable[[fastmri.Example, int], Scan]:
   """Reads examples as scans with the config's masks; `redraw` gives new masks every epoch."""
+  return _Read(_mask_options(config), redraw)
+
+
+def _mask_options(config):
   c = config.data
-  options = dict(
+  return dict(
     kind=c.mask, center_fractions=tuple(c.center_fractions), accelerations=tuple(c.accelerations), seed=config.seed
   )
-  return _Read(options, redraw)
 
 
 def data(config: ml_collections.ConfigDict, workdir: Path, *, part: int = 0) -> Data:
@@ -182,6 +185,8 @@ def data(config: ml_collections.ConfigDict, workdir: Path, *, part: int = 0) -> 
       reason = next(iter(found.bad.values()), 'the folder is empty')
       raise DataError(f'{path}: no usable volume; the first problem: {reason}')
     indices.append(found)
+  # Options of the mask are checked here, not at the first slice of a long run.
+  fastmri.mask_drawer(**_mask_options(config))(found.volumes[0])
   if annotations:
     annotations = annotations_lib.read(annotations)
   return Data(*indices, annotations or None, reader(config))

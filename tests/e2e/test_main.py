@@ -265,4 +265,5 @@ def test_two_processes_share_the_work(finished, tmp_path):
   for a, b in zip(*losses):
     assert a['step'] == b['step']
     for name in a:
-      assert a[name] == pytest.approx(b[name], rel=1e-3), name
+      # Rounding grows after the first update: RMSprop divides every gradient by its own size.
+      assert a[name] == pytest.approx(b[name], rel=1e-5 if a['step'] == 1 else 1e-2), name
