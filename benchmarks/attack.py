@@ -97,14 +97,8 @@ def jaxrec_side(work, shape, weights):
 
     import jaxrec
 
-    module, variables = jaxrec.models.load_fastmri(weights, 'varnet')
-    variables = jax.device_put(variables)
+    module, variables, scan = common.jaxrec_varnet(weights, shape)
     reconstruct = jaxrec.models.bind(module)
-    k, mask, acs = map(jnp.asarray, common.kspace(*shape))
-    everything = jnp.ones_like(mask)
-    blank = jaxrec.Scan(k, mask, acs, everything, jnp.ones(shape[1:]), jnp.ones(shape[1:]), jnp.float32(1))
-    target = 0.9 * jax.jit(reconstruct)(variables, blank)
-    scan = blank.replace(target=target, scale=target.max())
     objective = jaxrec.region_mse()
     noise = jaxrec.coil_noise(0.02)
     turn = jaxrec.rotation(5.0)

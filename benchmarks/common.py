@@ -50,6 +50,21 @@ def torch_varnet(cascades, chans, sens_chans):
   return net.cuda() if torch.cuda.is_available() else net
 
 
+def jaxrec_varnet(weights, shape):
+  """The same network in jaxrec, its variables, and a scan whose target it misses by 10%."""
+  import jax
+  import jax.numpy as jnp
+
+  import jaxrec
+
+  module, variables = jaxrec.models.load_fastmri(weights, 'varnet')
+  variables = jax.device_put(variables)
+  k, mask, acs = map(jnp.asarray, kspace(*shape))
+  blank = jaxrec.Scan(k, mask, acs, jnp.ones_like(mask), jnp.ones(shape[1:]), jnp.ones(shape[1:]), jnp.float32(1))
+  target = 0.9 * jax.jit(jaxrec.models.bind(module))(variables, blank)
+  return module, variables, blank.replace(target=target, scale=target.max())
+
+
 def peak_memory():
   """Peak of this process or of its device, in GB."""
   for module in ('jax', 'torch'):

@@ -53,15 +53,10 @@ def jaxrec_side(shape, weights):
     import jax
     import jax.numpy as jnp
 
-    import jaxrec
     from jaxrec import training
 
-    module, variables = jaxrec.models.load_fastmri(weights, 'varnet')
-    variables = jax.device_put(variables)
-    k, mask, acs = map(jnp.asarray, common.kspace(*shape))
-    blank = jaxrec.Scan(k, mask, acs, jnp.ones_like(mask), jnp.ones(shape[1:]), jnp.ones(shape[1:]), jnp.float32(1))
-    target = 0.9 * jax.jit(jaxrec.models.bind(module))(variables, blank)
-    batch = jax.tree.map(lambda x: x[None], blank.replace(target=target, scale=target.max()))
+    module, variables, scan = common.jaxrec_varnet(weights, shape)
+    batch = jax.tree.map(lambda x: x[None], scan)
     rule = training.optimizer('adam', 3e-4)
     task = training.supervised(module, rule)
     states = [training.TrainState(jnp.int32(0), variables, rule.init(variables['params']))]

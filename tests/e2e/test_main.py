@@ -146,8 +146,15 @@ def test_a_sweep_killed_between_rows_is_completed(finished, tmp_path):
     assert (cut / 'images.h5').exists()
 
 
+# Jobs in the background of a shell inherit an ignored SIGINT, which Python then leaves ignored.
+LISTENING = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path):
-  process = subprocess.Popen(command(tmp_path / 'run'), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    [sys.executable, '-c', LISTENING, *command(tmp_path / 'run')],
+    cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )
   for line in process.stdout:
     if line.startswith('train:'):
       break
