@@ -6,7 +6,7 @@ run resumes at any batch without state; processes read disjoint parts of it.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
@@ -14,13 +14,6 @@ import numpy as np
 
 from jaxrec.data import annotations as annotations_lib
 from jaxrec.data.fastmri import Example, Volume
-
-
-class Batch(NamedTuple):
-  """Examples read together. `sample` has a leading batch axis; `weight` is 0 for padding."""
-
-  sample: Any
-  weight: np.ndarray
 
 
 def shape_of(example: Example) -> tuple[int, ...]:
@@ -182,7 +175,7 @@ def training_batches(
 
 def evaluation_batches(
   examples: Sequence[Example], read: Callable[[Example, int], Any], batch_size: int
-) -> Iterator[tuple[list[Example], Batch]]:
+) -> Iterator[tuple[list[Example], Any]]:
   """One pass in order, bucket by bucket; the last batch is padded by repetition.
 
   Args:
@@ -191,14 +184,13 @@ def evaluation_batches(
     batch_size: examples per batch.
 
   Yields:
-    The examples of a batch without padding, and the padded batch.
+    The examples of a batch without padding, and the stacked samples with it.
   """
   for members in evaluation_plan(examples, batch_size):
     chosen = [examples[i] for i in members]
     samples = [read(e, 0) for e in chosen]
     samples += [samples[-1]] * (batch_size - len(samples))
-    weight = (np.arange(batch_size) < len(chosen)).astype(np.float32)
-    yield chosen, Batch(stack(samples), weight)
+    yield chosen, stack(samples)
 
 
 def evaluation_plan(examples: Sequence[Example], batch_size: int) -> list[list[int]]:

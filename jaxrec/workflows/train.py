@@ -76,7 +76,7 @@ def validation(config, data: factory.Data, task, parallel: Parallel):
     state = parallel.first(state)
     by_volume = defaultdict(list)
     for chosen, batch in loader.evaluation_batches(mine, data.read, batch_size):
-      scores = jax.device_get(evaluate(state, batch.sample))
+      scores = jax.device_get(evaluate(state, batch))
       for i, example in enumerate(chosen):
         by_volume[example.volume.name].append({name: float(x[i]) for name, x in scores.items()})
     names = sorted({e.volume.name for e in examples})
