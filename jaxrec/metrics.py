@@ -1,4 +1,4 @@
-"""Image quality of one example: MSE, NMSE, PSNR and SSIM, over an image or a region.
+"""Image quality of one example: MSE, NMSE, PSNR, SSIM and DSSIM, over an image or a region.
 
 Every function takes `(image, target, scale, region=None)`, returns a scalar,
 is differentiable in `image` and finite on flat images. An image larger than
@@ -96,33 +96,52 @@ def ssim(image: Image, target: Image, scale: Scalar, region: Array | None = None
   return _mean(values, weights)
 
 
-def ssim_map(image: Image, target: Image, scale: Scalar) -> Array:
-  """SSIM of every 7x7 window.
+def dssim(image: Image, target: Image, scale: Scalar) -> Scalar:
+  """Structural dissimilarity, `(1 - SSIM) / 2` with the 11x11 Gaussian window of Wang et al.
+
+  Args:
+    image: `[row, col]` float, not smaller than the target.
+    target: `[row, col]` float, at least 11x11.
+    scale: `[]` data range of the images.
+
+  Returns:
+    `[]`, in [0, 1].
+
+  Reference:
+    Wang et al. 2004; Huang and Liang 2020, equation (8).
+  """
+  return (1 - jnp.mean(ssim_map(center_crop(image, target.shape), target, scale, window='gaussian'))) / 2
+
+
+def ssim_map(image: Image, target: Image, scale: Scalar, *, window: str = 'uniform') -> Array:
+  """SSIM of every window.
 
   Args:
     image: `[row, col]` float.
     target: `[row, col]` float, the same shape.
     scale: `[]` data range.
+    window: `uniform` 7x7 with sample covariance, or `gaussian` 11x11 of
+      standard deviation 1.5.
 
   Returns:
-    `[row - 6, col - 6]`.
+    `[row - 6, col - 6]`, or `[row - 10, col - 10]`.
   """
   chex.assert_equal_shape((image, target))
-  if min(target.shape) < _WINDOW:
-    raise ValueError(f'ssim: images of {target.shape} are smaller than its {_WINDOW}x{_WINDOW} window')
-  sample = _WINDOW**2 / (_WINDOW**2 - 1)
+  size, local_mean, sample = _WINDOWS[window]
+  if min(target.shape) < size:
+    raise ValueError(f'ssim: images of {target.shape} are smaller than its {size}x{size} window')
   c1, c2 = 0.01**2, 0.03**2
   # In units of the data range: raw k-space units of 1e-5 would underflow in the gradient.
   unit = jnp.where(scale > 0, scale, 1)
   image, target = image / unit, target / unit
-  mean_x, mean_y = _box_mean(image), _box_mean(target)
+  mean_x, mean_y = local_mean(image), local_mean(target)
   # Second moments about a common level lose fewer digits than about zero.
   level = lax.stop_gradient(jnp.mean(target))
   x, y = image - level, target - level
   dx, dy = mean_x - level, mean_y - level
-  var_x = sample * (_box_mean(x * x) - dx * dx)
-  var_y = sample * (_box_mean(y * y) - dy * dy)
-  cov = sample * (_box_mean(x * y) - dx * dy)
+  var_x = sample * (local_mean(x * x) - dx * dx)
+  var_y = sample * (local_mean(y * y) - dy * dy)
+  cov = sample * (local_mean(x * y) - dx * dy)
   numerator = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
   return numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
 
@@ -133,6 +152,19 @@ def _box_mean(x: Array) -> Array:
     window[axis] = _WINDOW
     x = lax.reduce_window(x, np.zeros((), x.dtype), lax.add, tuple(window), (1, 1), 'valid') / _WINDOW
   return x
+
+
+def _gaussian_mean(x: Array) -> Array:
+  weights = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+  kernel = (weights / weights.sum()).astype(x.dtype)
+  x = x[None, :, :, None]
+  for shape in ((11, 1, 1, 1), (1, 11, 1, 1)):
+    x = lax.conv_general_dilated(x, kernel.reshape(shape), (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  return x[0, :, :, 0]
+
+
+# Side, local mean, and the factor of its covariance.
+_WINDOWS = {'uniform': (_WINDOW, _box_mean, _WINDOW**2 / (_WINDOW**2 - 1)), 'gaussian': (11, _gaussian_mean, 1.0)}
 
 
 def _mean(x: Array, weights: Array | None) -> Scalar:

@@ -131,7 +131,9 @@ def coil_noise(
   )
 
 
-def image_noise(relative_radius: Scalar | float, *, norm: str = 'l2', start: str = 'zero') -> Perturbation:
+def image_noise(
+  relative_radius: Scalar | float, *, norm: str = 'l2', reference: str = 'norm', start: str = 'zero'
+) -> Perturbation:
   """Additive image-domain noise.
 
   For a `Scan` delta is `[coil, row, col]` complex and is added to every coil
@@ -141,6 +143,9 @@ def image_noise(relative_radius: Scalar | float, *, norm: str = 'l2', start: str
   Args:
     relative_radius: eta, `[]`, may be traced.
     norm: `l2`, or `linf` scaled to lie inside the l2 ball.
+    reference: `norm` of the image, or, for a `Slice`, its `deviation`: the bound
+      is `eta sqrt(n) std(x)`, so that `n eta^2` is the epsilon of Huang and
+      Liang for images of zero mean and unit deviation.
     start: `zero` or `random`.
 
   Returns:
@@ -154,13 +159,19 @@ def image_noise(relative_radius: Scalar | float, *, norm: str = 'l2', start: str
   """
   _check_strength('relative_radius', relative_radius)
   _choose('norm', norm, ('l2', 'linf'))
+  _choose('reference', reference, ('norm', 'deviation'))
   _choose('start', start, ('zero', 'random'))
   ball = _Ball(relative_radius, norm, (-2, -1))
   everywhere = np.ones((1, 1), bool)
 
-  def reference(sample):
-    # By Parseval the coil images have the norms of their k-space.
-    return sample.kspace if isinstance(sample, Scan) else sample.low_dose
+  def against(sample):
+    if isinstance(sample, Scan):
+      if reference == 'deviation':
+        raise ValueError('reference: deviation is for images; use norm for a Scan')
+      # By Parseval the coil images have the norms of their k-space.
+      return sample.kspace
+    image = sample.low_dose
+    return image if reference == 'norm' else image - jnp.mean(image)
 
   def apply(delta, sample):
     if isinstance(sample, Scan):
@@ -168,11 +179,11 @@ def image_noise(relative_radius: Scalar | float, *, norm: str = 'l2', start: str
     return sample.replace(low_dose=sample.low_dose + delta)
 
   return Perturbation(
-    init=lambda key, sample: ball.start(key, reference(sample), everywhere, start, drawn=everywhere),
+    init=lambda key, sample: ball.start(key, against(sample), everywhere, start, drawn=everywhere),
     apply=apply,
-    project=lambda delta, sample: ball.project(delta, reference(sample), everywhere),
+    project=lambda delta, sample: ball.project(delta, against(sample), everywhere),
     align=lambda delta, image: image,
-    budget=lambda delta, sample: ball.used(delta, reference(sample), everywhere),
+    budget=lambda delta, sample: ball.used(delta, against(sample), everywhere),
   )
 
 

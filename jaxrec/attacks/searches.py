@@ -60,8 +60,16 @@ def _unit(x):
   return x / jnp.where(norm > 0, norm, 1)
 
 
-def _farthest(direction: Delta, project) -> Delta:
-  """Feasible point farthest along a direction: for balls, the radius times the unit vector."""
+def farthest(direction: Delta, project) -> Delta:
+  """Feasible point farthest along a direction: for balls, the radius times the unit vector.
+
+  Args:
+    direction: as delta.
+    project: onto the feasible set.
+
+  Returns:
+    A delta on the border.
+  """
   return project(jax.tree.map(lambda x: _FAR * _unit(x), direction))
 
 
@@ -85,7 +93,7 @@ def steepest_step(step_size: float = 0.5) -> optax.GradientTransformationExtraAr
 
   def update(direction, state, params=None, *, project, **_):
     del params
-    return jax.tree.map(lambda x: step_size * x, _farthest(direction, project)), state
+    return jax.tree.map(lambda x: step_size * x, farthest(direction, project)), state
 
   return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -111,7 +119,7 @@ def advrec_step(step_size: float = 0.5) -> optax.GradientTransformationExtraArgs
     def coil_norm(x):
       return safe_sqrt(jnp.sum(abs_squared(x), (-2, -1), keepdims=True))
 
-    radius = coil_norm(_farthest(direction, project))
+    radius = coil_norm(farthest(direction, project))
     moved = _unit(params) + step_size * _unit(direction)
     return radius * moved / jnp.maximum(coil_norm(moved), 1) - params, state
 
@@ -210,7 +218,7 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
       previous = jax.tree.map(lambda a, b: jnp.where(halve, a, b), best_delta, previous)
       # After a restart the gradient belongs to the abandoned point; wait one step.
       move = jnp.where(halve, 0, size)
-      target = project(add(restart, _farthest(direction, project), move))
+      target = project(add(restart, farthest(direction, project), move))
       step = jax.tree.map(
         lambda x, t, p: x + momentum * (t - x) + (1 - momentum) * (x - p), restart, target, previous
       )

@@ -1,8 +1,12 @@
 """Networks, a table of their names, and import of published weights."""
 
-from jaxrec.models.unet import UNet, UNetRecon
+from jaxrec.models.dcgan import DCGAN, KspaceGenerator
+from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
-from jaxrec.models.registry import NAMES, bind, build
+from jaxrec.models.registry import NAMES, bind, bind_training, build, start
 from jaxrec.models.weights import load_fastmri
 
-__all__ = ['NAMES', 'UNet', 'UNetRecon', 'VarNet', 'bind', 'build', 'load_fastmri']
+__all__ = [
+  'DCGAN', 'ImageUNet', 'KspaceGenerator', 'NAMES', 'UNet', 'UNetRecon', 'VarNet', 'bind', 'bind_training', 'build',
+  'load_fastmri', 'start',
+]  # fmt: skip

@@ -225,24 +225,82 @@ class Conv(nn.Module):
     return y
 
 
+class NormActivation(nn.Module):
+  """Normalisation and activation after a convolution.
+
+  Attributes:
+    norm: `instance` (no affine), or `batch`, whose running averages are used
+      where the collection `batch_stats` is not mutable.
+    activation: `leaky_relu` (0.2) or `prelu` (one learned slope, from 0.25).
+  """
+
+  norm: str = 'instance'
+  activation: str = 'leaky_relu'
+
+  @nn.compact
+  def __call__(self, x):
+    if (self.norm, self.activation) == ('instance', 'leaky_relu'):
+      return instance_norm_leaky_relu(x)
+    if self.norm == 'instance':
+      x = instance_norm_leaky_relu(x, 1.0)
+    elif self.norm == 'batch':
+      running = not self.is_mutable_collection('batch_stats')
+      x = nn.BatchNorm(use_running_average=running, momentum=0.9, epsilon=1e-5, name='batch_norm')(x)
+    else:
+      raise ValueError(f'norm: {self.norm!r} is unknown; choose instance or batch')
+    if self.activation == 'leaky_relu':
+      return nn.leaky_relu(x, 0.2)
+    if self.activation == 'prelu':
+      return nn.PReLU(negative_slope_init=0.25, name='prelu')(x)
+    raise ValueError(f'activation: {self.activation!r} is unknown; choose leaky_relu or prelu')
+
+
 class ConvBlock(nn.Module):
-  """Two 3x3 convolutions, each with instance norm and leaky ReLU."""
+  """Two 3x3 convolutions, each with normalisation and activation."""
 
   features: int
+  norm: str = 'instance'
+  activation: str = 'leaky_relu'
 
   @nn.compact
   def __call__(self, x):
     for _ in range(2):
-      x = instance_norm_leaky_relu(Conv(self.features)(x))
+      x = NormActivation(self.norm, self.activation)(Conv(self.features)(x))
     return x
 
 
 class UpBlock(nn.Module):
-  """A 2x2 transposed convolution with instance norm and leaky ReLU."""
+  """A 2x2 transposed convolution with normalisation and activation."""
+
+  features: int
+  norm: str = 'instance'
+  activation: str = 'leaky_relu'
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features))
+    return NormActivation(self.norm, self.activation)(upsample_conv2x2(x, kernel))
+
+
+# Which tap of a 4x4 transposed kernel joins an input, one pixel off at most, with an output of either parity.
+_FRACTIONAL = np.zeros((3, 2, 4))
+_FRACTIONAL[[0, 1, 1, 2], [0, 0, 1, 1], [3, 1, 2, 0]] = 1
+
+
+class FractionalConv(nn.Module):
+  """Transposed 4x4 convolution with stride 2 and padding 1, no bias: doubles the size.
+
+  Written as a 3x3 convolution to four channels per output and a pixel shuffle.
+  The parameter `kernel` is `[in, 4, 4, out]`.
+  """
 
   features: int
 
   @nn.compact
   def __call__(self, x):
-    kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features))
-    return instance_norm_leaky_relu(upsample_conv2x2(x, kernel))
+    batch, rows, cols, n_in = x.shape
+    kernel = self.param('kernel', transposed_kernel_init, (n_in, 4, 4, self.features))
+    taps = _FRACTIONAL.astype(kernel.dtype)
+    phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps).reshape(3, 3, n_in, 4 * self.features)
+    blocks = conv2d(x, phases).reshape(batch, rows, cols, 2, 2, self.features)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * cols, self.features)

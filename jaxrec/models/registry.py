@@ -1,12 +1,22 @@
 """Networks by name, and their use as reconstructors."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 
-from jaxrec.models.unet import UNet, UNetRecon
+from jaxrec.models.dcgan import DCGAN, KspaceGenerator
+from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
-from jaxrec.types import Reconstructor, Scan
+from jaxrec.types import Image, Key, Reconstructor, Sample, Scan, Variables
 
-_MODULES = {'unet': UNet, 'unet_recon': UNetRecon, 'varnet': VarNet}
+_MODULES = {
+  'unet': UNet,
+  'unet_recon': UNetRecon,
+  'unet_image': ImageUNet,
+  'varnet': VarNet,
+  'dcgan': DCGAN,
+  'kspace_generator': KspaceGenerator,
+}
 
 NAMES = tuple(_MODULES)
 
@@ -45,9 +55,30 @@ def bind(module: nn.Module) -> Reconstructor:
     A pure function to `[row, col]` float images; leading batch axes pass through.
   """
 
-  def reconstruct(variables, sample):
-    if isinstance(sample, Scan):
-      return module.apply(variables, sample.kspace, sample.mask, sample.acs)
-    return module.apply(variables, sample.low_dose)
+  return lambda variables, sample: module.apply(variables, *_inputs(sample))
+
+
+def bind_training(module: nn.Module) -> Callable[[Variables, Sample], tuple[Image, Variables]]:
+  """As `bind`, for a batch in training: batch norms use and update the batch's statistics.
+
+  Args:
+    module: see `bind`.
+
+  Returns:
+    `(variables, samples) -> (images, variables)`.
+  """
+
+  def reconstruct(variables, samples):
+    images, changed = module.apply(variables, *_inputs(samples), mutable=['batch_stats'])
+    return images, {**variables, **changed}
 
   return reconstruct
+
+
+def _inputs(sample):
+  return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.low_dose,)
+
+
+def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
+  """Variables of a network for samples of this shape, batch axes and all."""
+  return module.init(key, *_inputs(sample))

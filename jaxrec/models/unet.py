@@ -1,6 +1,7 @@
 """U-Nets: the plain network, its normalised form and the image-domain reconstructor."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxrec.fourier import ifft2c, rss, safe_sqrt
@@ -10,15 +11,21 @@ from jaxrec.types import Array
 
 
 class UNet(nn.Module):
-  """U-Net with average pooling, instance norm and leaky ReLU 0.2.
+  """U-Net with average pooling; by default instance norm and leaky ReLU 0.2.
 
   Attributes:
     chans: channels of the first level; doubled at every pooling.
     pools: number of poolings.
     out_chans: channels of the output.
+    norm: `instance` or `batch`.
+    activation: `leaky_relu` or `prelu`.
+    upsample: `transposed` 2x2 convolutions, or `bilinear` as in the first
+      fastMRI baseline: the bottom does not double its channels, the last
+      convolutions are a chain of three 1x1.
 
   Reference:
-    Ronneberger et al. 2015, in the form of the fastMRI repository.
+    Ronneberger et al. 2015, in the form of the fastMRI repository; Huang and
+    Liang 2020, section 2.4 (`prelu`, `bilinear`).
 
   Example:
     >>> import jax, jaxrec
@@ -32,6 +39,9 @@ class UNet(nn.Module):
   chans: int
   pools: int
   out_chans: int = 1
+  norm: str = 'instance'
+  activation: str = 'leaky_relu'
+  upsample: str = 'transposed'
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -39,18 +49,29 @@ class UNet(nn.Module):
     lead = x.shape[:-3]
     if min(x.shape[-3:-1]) < 2**self.pools:
       raise ValueError(f'UNet: an image of {x.shape[-3:-1]} is too small for pools={self.pools}')
+    if self.upsample not in ('transposed', 'bilinear'):
+      raise ValueError(f'upsample: {self.upsample!r} is unknown; choose transposed or bilinear')
+    bilinear = self.upsample == 'bilinear'
+    style = dict(norm=self.norm, activation=self.activation)
     x = x.reshape(-1, *x.shape[-3:])
     skips = []
     for level in range(self.pools):
-      x = layers.ConvBlock(self.chans * 2**level, name=f'down_{level}')(x)
+      x = layers.ConvBlock(self.chans * 2**level, **style, name=f'down_{level}')(x)
       skips.append(x)
       x = layers.average_pool(x)
-    x = layers.ConvBlock(self.chans * 2**self.pools, name='bottom')(x)
+    x = layers.ConvBlock(self.chans * 2 ** (self.pools - bilinear), **style, name='bottom')(x)
     for level in reversed(range(self.pools)):
-      features = self.chans * 2**level
-      x = layers.match_size(layers.UpBlock(features, name=f'up_{level}')(x), skips[level])
-      x = jnp.concatenate([x, skips[level]], -1)
-      x = layers.ConvBlock(features, name=f'merge_{level}')(x)
+      if bilinear:
+        features = self.chans * 2 ** max(level - 1, 0)
+        x = jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), 'bilinear')
+      else:
+        features = self.chans * 2**level
+        x = layers.UpBlock(features, **style, name=f'up_{level}')(x)
+      x = jnp.concatenate([layers.match_size(x, skips[level]), skips[level]], -1)
+      x = layers.ConvBlock(features, **style, name=f'merge_{level}')(x)
+    if bilinear:
+      x = layers.Conv(self.chans // 2, size=1, use_bias=True, name='out_0')(x)
+      x = layers.Conv(self.out_chans, size=1, use_bias=True, name='out_1')(x)
     x = layers.Conv(self.out_chans, size=1, use_bias=True, name='out')(x)
     return x.reshape(*lead, *x.shape[1:])
 
@@ -107,15 +128,46 @@ class NormUNet(nn.Module):
     return x[0] + 1j * x[1]
 
 
-class UNetRecon(nn.Module):
-  """Image-domain reconstruction: a U-Net on the RSS of the zero-filled coils.
+class ImageUNet(nn.Module):
+  """U-Net from image to image, such as zero-filled to reconstructed.
 
-  The input is normalised per slice (mean, unbiased standard deviation) and
+  The input is normalised per image (mean, unbiased standard deviation) and
   clipped to +-6, the output is scaled back.
 
   Attributes:
     chans: channels of the first level.
     pools: number of poolings.
+    norm: see `UNet`.
+    activation: see `UNet`.
+    upsample: see `UNet`.
+
+  Reference:
+    Zbontar et al. 2018, the fastMRI U-Net baseline; Huang and Liang 2020.
+  """
+
+  chans: int
+  pools: int
+  norm: str = 'instance'
+  activation: str = 'leaky_relu'
+  upsample: str = 'transposed'
+
+  @nn.compact
+  def __call__(self, image: Array) -> Array:
+    """`[..., row, col]` float to the same."""
+    return self._restore(image)
+
+  def _restore(self, x):
+    mean, std = moments(x, (-2, -1))
+    x = jnp.clip((x - mean) / (std + 1e-11), -6, 6)
+    style = dict(norm=self.norm, activation=self.activation, upsample=self.upsample)
+    x = UNet(self.chans, self.pools, **style, name='unet')(x[..., None])[..., 0]
+    return x * std + mean
+
+
+class UNetRecon(ImageUNet):
+  """Image-domain reconstruction: a U-Net on the RSS of the zero-filled coils.
+
+  Attributes:
     crop: `(row, col)` to which the zero-filled image is cropped first, as
       fastMRI trains it; `None` keeps the full field of view.
 
@@ -123,8 +175,6 @@ class UNetRecon(nn.Module):
     Zbontar et al. 2018, the fastMRI U-Net baseline.
   """
 
-  chans: int
-  pools: int
   crop: tuple[int, int] | None = None
 
   @nn.compact
@@ -141,9 +191,4 @@ class UNetRecon(nn.Module):
     """
     del acs
     x = rss(ifft2c(jnp.where(mask[..., None, :, :], kspace, 0)))
-    if self.crop is not None:
-      x = center_crop(x, self.crop)
-    mean, std = moments(x, (-2, -1))
-    x = jnp.clip((x - mean) / (std + 1e-11), -6, 6)
-    x = UNet(self.chans, self.pools, name='unet')(x[..., None])[..., 0]
-    return x * std + mean
+    return self._restore(x if self.crop is None else center_crop(x, self.crop))

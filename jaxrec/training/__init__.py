@@ -1,21 +1,14 @@
 """Training tasks, the loop, checkpoints and data parallelism."""
 
 from jaxrec.training.checkpoint import Checkpointer, CheckpointError
+from jaxrec.training.generative import AdversarialState, Adversary, adversarial, image_adversary, kspace_adversary
 from jaxrec.training.loop import Diverged, fit
 from jaxrec.training.parallel import Parallel, data_parallel
+from jaxrec.training.robust import consistency, free, jacobian, jitter, worst_case
 from jaxrec.training.tasks import Task, TrainState, image_loss, image_scores, optimizer, supervised
 
 __all__ = [
-  'Checkpointer',
-  'CheckpointError',
-  'Diverged',
-  'Parallel',
-  'Task',
-  'TrainState',
-  'data_parallel',
-  'fit',
-  'image_loss',
-  'image_scores',
-  'optimizer',
-  'supervised',
-]
+  'AdversarialState', 'Adversary', 'Checkpointer', 'CheckpointError', 'Diverged', 'Parallel', 'Task', 'TrainState',
+  'adversarial', 'consistency', 'data_parallel', 'fit', 'free', 'image_adversary', 'image_loss', 'image_scores',
+  'jacobian', 'jitter', 'kspace_adversary', 'optimizer', 'supervised', 'worst_case',
+]  # fmt: skip

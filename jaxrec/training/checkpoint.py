@@ -40,6 +40,10 @@ class Checkpointer:
     """Step of the newest state, or `None`."""
     return self._last.latest_step()
 
+  def best_step(self) -> int | None:
+    """Step of the best state, or `None`."""
+    return self._best.latest_step()
+
   def best_score(self) -> float:
     """Score of the best state, or minus infinity."""
     step = self._best.latest_step()

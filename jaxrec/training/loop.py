@@ -36,6 +36,7 @@ def fit(
   validate_every: int | None = None,
   report_every: int = 20,
   score: str = 'val_ssim',
+  patience: int | None = None,
 ) -> Any:
   """Trains a task, from its newest checkpoint if there is one.
 
@@ -54,7 +55,9 @@ def fit(
       at the end, when a checkpoint is written too.
     validate_every: steps between validations; only at the end if `None`.
     report_every: steps between records.
-    score: validation metric of which the largest is the best.
+    score: validation metric of which the largest is the best; of `val_loss` the
+      smallest is.
+    patience: stop after so many validations without a better score.
 
   Returns:
     The final state, on the host.
@@ -72,7 +75,11 @@ def fit(
     state = checkpointer.restore(shapes)
   else:
     state = jax.device_get(task.init(init_key, batch))
-  if first >= num_steps:
+
+  def stalled(done):
+    return patience is not None and done > 0 and done - (checkpointer.best_step() or 0) >= patience * validate_every
+
+  if first >= num_steps or stalled(first):
     return state
   step = parallel.compile(task.step)
   state = parallel.replicate(state)
@@ -95,10 +102,13 @@ def fit(
         if validate is not None:
           scores = validate(state)
           writer({'step': done, **scores})
-          if scores[score] > best:
-            best = scores[score]
+          value = -scores[score] if score == 'val_loss' else scores[score]
+          if value > best:
+            best = value
             checkpointer.save_best(done, parallel.first(state), best)
         checkpointer.save_last(done, parallel.first(state))
+        if stalled(done):
+          break
       bar.update()
       if done < num_steps:
         batch = next(stream)

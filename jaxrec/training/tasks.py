@@ -11,10 +11,11 @@ from flax import struct
 
 from jaxrec import metrics
 from jaxrec.geometry import center_crop
-from jaxrec.models import bind
+from jaxrec.models import bind, bind_training
+from jaxrec.models import start as start_variables
 from jaxrec.types import Array, Image, Key, Sample, Scalar
 
-LOSSES = ('ssim', 'l1', 'mse')
+LOSSES = ('ssim', 'l1', 'mse', 'dssim')
 
 
 @struct.dataclass
@@ -34,16 +35,18 @@ class Task(NamedTuple):
     step: `(state, batch, key) -> (state, metrics)`, for one device's share.
     evaluate: `(state, batch) -> metrics`, each with one value per example.
     variables: `state -> variables` of the reconstructor.
+    calls: forward and backward passes of the reconstructor per example and step.
   """
 
   init: Callable[[Key, Sample], Any]
   step: Callable[[Any, Sample, Key], tuple[Any, dict[str, Array]]]
   evaluate: Callable[[Any, Sample], dict[str, Array]]
   variables: Callable[[Any], Any]
+  calls: tuple[int, int] = (1, 1)
 
 
 def image_loss(kind: str) -> Callable[[Image, Sample], Scalar]:
-  """Training loss of one example: `ssim` (1 - SSIM), or `l1` or `mse` in units of the data range.
+  """Training loss of one example: `ssim` (1 - SSIM), `dssim`, or `l1` or `mse` in units of the data range.
 
   Args:
     kind: one of `LOSSES`.
@@ -56,6 +59,8 @@ def image_loss(kind: str) -> Callable[[Image, Sample], Scalar]:
   """
   if kind == 'ssim':
     return lambda image, sample: 1 - metrics.ssim(image, sample.target, sample.scale)
+  if kind == 'dssim':
+    return lambda image, sample: metrics.dssim(image, sample.target, sample.scale)
   if kind == 'l1':
     return lambda image, sample: jnp.mean(jnp.abs(_error(image, sample)))
   if kind == 'mse':
@@ -101,37 +106,89 @@ def supervised(
   Reference:
     Sriram et al. 2020 (SSIM, Adam); Zbontar et al. 2018 (L1, RMSprop).
   """
-  reconstruct = bind(module)
   loss_of = image_loss(loss)
 
-  def init(key, batch):
-    sample = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+  def batch_loss(forward, variables, batch, key):
+    del key
+    images, variables = forward(variables, batch)
+    return jnp.mean(jax.vmap(loss_of)(images, batch)), (variables, {})
 
-    def start(key):
-      variables = module.init(key, sample.kspace, sample.mask, sample.acs)
-      return TrainState(jnp.int32(0), variables, optimizer.init(variables['params']))
+  return descent(module, optimizer, batch_loss, loss=loss, average=average)
 
-    return jax.jit(start)(hardware_key(key))
+
+BatchLoss = Callable[[Callable, Any, Sample, Key], tuple[Scalar, tuple[Any, dict[str, Scalar]]]]
+
+
+def descent(
+  module: nn.Module,
+  optimizer: optax.GradientTransformation,
+  batch_loss: BatchLoss,
+  *,
+  loss: str,
+  average: Callable[[Any], Any],
+  calls: tuple[int, int] = (1, 1),
+) -> Task:
+  """A task of one network and one loss.
+
+  Args:
+    module: the network.
+    optimizer: an Optax transformation.
+    batch_loss: `(forward, variables, batch, key) -> (loss, (variables, metrics))`
+      with `forward` of `models.bind_training`.
+    loss: one of `LOSSES`, for the scores.
+    average: averages over devices, `Parallel.average`.
+    calls: see `Task`.
+
+  Returns:
+    The task.
+  """
+  forward = bind_training(module)
 
   def step(state, batch, key):
-    del key
+    def of_params(params):
+      return batch_loss(forward, {**state.variables, 'params': params}, batch, key)
 
-    def batch_loss(params):
-      images = reconstruct({**state.variables, 'params': params}, batch)
-      return jnp.mean(jax.vmap(loss_of)(images, batch))
+    (value, (variables, extra)), gradient = jax.value_and_grad(of_params, has_aux=True)(state.variables['params'])
+    value, gradient, extra = average((value, gradient, extra))
+    state = update(state, optimizer, gradient, statistics_of(variables, average))
+    return state, {'loss': value, 'gradient_norm': optax.tree.norm(gradient), **extra}
 
-    value, gradient = jax.value_and_grad(batch_loss)(state.variables['params'])
-    value, gradient = average((value, gradient))
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables['params'])
-    params = optax.apply_updates(state.variables['params'], updates)
-    state = TrainState(state.step + 1, {**state.variables, 'params': params}, opt_state)
-    return state, {'loss': value, 'gradient_norm': optax.tree.norm(gradient)}
+  return Task(
+    lambda key, batch: jax.jit(lambda key: first_state(module, optimizer, key, batch))(hardware_key(key)),
+    step,
+    scoring(module, loss),
+    lambda state: state.variables,
+    calls,
+  )
+
+
+def first_state(module: nn.Module, optimizer: optax.GradientTransformation, key: Key, batch: Sample) -> TrainState:
+  """State before the first step."""
+  variables = start_variables(module, key, jax.tree.map(lambda x: jnp.asarray(x[:1]), batch))
+  return TrainState(jnp.int32(0), variables, optimizer.init(variables['params']))
+
+
+def statistics_of(variables: Any, average: Callable[[Any], Any]) -> Any:
+  """Everything but the parameters (running statistics), averaged over devices."""
+  return average({name: value for name, value in variables.items() if name != 'params'})
+
+
+def update(state: TrainState, optimizer: optax.GradientTransformation, gradient: Any, statistics: Any) -> TrainState:
+  """One step of the optimiser."""
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables['params'])
+  params = optax.apply_updates(state.variables['params'], updates)
+  return TrainState(state.step + 1, {**statistics, 'params': params}, opt_state)
+
+
+def scoring(module: nn.Module, loss: str) -> Callable[[TrainState, Sample], dict[str, Array]]:
+  """The `evaluate` of a task: image scores and loss per example."""
+  reconstruct, loss_of = bind(module), image_loss(loss)
 
   def evaluate(state, batch):
     images = reconstruct(state.variables, batch)
     return jax.vmap(image_scores)(images, batch) | {'loss': jax.vmap(loss_of)(images, batch)}
 
-  return Task(init, step, evaluate, lambda state: state.variables)
+  return evaluate
 
 
 def optimizer(

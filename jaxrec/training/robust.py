@@ -1,0 +1,311 @@
+"""Training that withstands perturbations: tasks of one network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxrec.attacks import Perturbation, Search, farthest
+from jaxrec.geometry import center_crop
+from jaxrec.models import bind, bind_training
+from jaxrec.training.tasks import Task, descent, image_loss, statistics_of, update
+from jaxrec.types import Objective
+
+
+def _non_negative(name, value):
+  if not value >= 0:
+    raise ValueError(f'train.{name}: {value} is negative; give at least 0')
+
+
+def _per_example(key, batch, function):
+  count = jax.tree.leaves(batch)[0].shape[0]
+  return jax.vmap(function)(jax.random.split(key, count), batch)
+
+
+def worst_case(
+  module: nn.Module,
+  optimizer: optax.GradientTransformation,
+  perturbation: Perturbation,
+  search: Search,
+  objective: Objective,
+  *,
+  loss: str = 'ssim',
+  clean_weight: float = 1.0,
+  robust_weight: float = 1.0,
+  average: Callable[[Any], Any] = lambda tree: tree,
+) -> Task:
+  """Adversarial training: descent on the worst case that a search finds.
+
+  `min_theta E[a L(f(x), t) + b L(f(x + d*), t)]` with `d*` maximising the
+  objective, which looks at the region of the sample: with annotated examples
+  the training is aimed at the regions.
+
+  Args:
+    module: the network.
+    optimizer: an Optax transformation.
+    perturbation: what may change.
+    search: how the worst case is sought, such as `pgd(num_steps=5)`.
+    objective: what the search maximises.
+    loss: one of `LOSSES`.
+    clean_weight: a.
+    robust_weight: b.
+    average: averages over devices, `Parallel.average`.
+
+  Returns:
+    The task.
+
+  Reference:
+    Madry et al. 2018; Caliva et al. 2020 (MR reconstruction).
+  """
+  _non_negative('clean_weight', clean_weight)
+  _non_negative('robust_weight', robust_weight)
+  loss_of = image_loss(loss)
+  reconstruct = bind(module)
+
+  def batch_loss(forward, variables, batch, key):
+    worst = _worst(reconstruct, lax.stop_gradient(variables), perturbation, search, objective, key, batch)
+    images, variables = forward(variables, batch)
+    attacked, variables = forward(variables, jax.vmap(perturbation.apply)(worst, batch))
+    clean, robust = (jnp.mean(jax.vmap(loss_of)(x, batch)) for x in (images, attacked))
+    return clean_weight * clean + robust_weight * robust, (variables, {'loss_clean': clean, 'loss_perturbed': robust})
+
+  return descent(module, optimizer, batch_loss, loss=loss, average=average, calls=_calls(search, 2))
+
+
+def _calls(search, trained):
+  return search.forward_calls + search.backward_calls + trained, search.backward_calls + trained
+
+
+def _worst(reconstruct, variables, perturbation, search, objective, key, batch):
+  def one(key, sample):
+    def harm(delta):
+      return objective(perturbation.align(delta, reconstruct(variables, perturbation.apply(delta, sample))), sample)
+
+    return search(key, harm, lambda k: perturbation.init(k, sample), lambda d: perturbation.project(d, sample)).delta
+
+  return lax.stop_gradient(_per_example(key, batch, one))
+
+
+def consistency(
+  module: nn.Module,
+  optimizer: optax.GradientTransformation,
+  perturbation: Perturbation,
+  search: Search,
+  *,
+  loss: str = 'ssim',
+  robust_weight: float = 10.0,
+  average: Callable[[Any], Any] = lambda tree: tree,
+) -> Task:
+  """TRADES for images: the clean loss, and the distance of clean and perturbed output.
+
+  `min_theta E[L(f(x), t) + b max_d ||f(x + d) - f(x)||^2 / (n scale^2)]`.
+
+  Args:
+    module: the network.
+    optimizer: an Optax transformation.
+    perturbation: needs `start='random'`, as the distance is flat at 0.
+    search: how the largest distance is sought.
+    loss: one of `LOSSES`, of the clean term.
+    robust_weight: b.
+    average: averages over devices.
+
+  Returns:
+    The task.
+
+  Reference:
+    Zhang et al. 2019, TRADES, with the squared distance of images.
+  """
+  _non_negative('robust_weight', robust_weight)
+  loss_of, distance = image_loss(loss), image_loss('mse')
+  reconstruct = bind(module)
+
+  def batch_loss(forward, variables, batch, key):
+    images, variables = forward(variables, batch)
+    crop = jax.vmap(lambda image, sample: center_crop(image, sample.target.shape))
+    own = batch.replace(target=crop(images, batch))
+    fixed = lax.stop_gradient((variables, own))
+    worst = _worst(reconstruct, fixed[0], perturbation, search, distance, key, fixed[1])
+    attacked, variables = forward(variables, jax.vmap(perturbation.apply)(worst, batch))
+    clean, apart = jnp.mean(jax.vmap(loss_of)(images, batch)), jnp.mean(jax.vmap(distance)(attacked, own))
+    return clean + robust_weight * apart, (variables, {'loss_clean': clean, 'distance': apart})
+
+  return descent(module, optimizer, batch_loss, loss=loss, average=average, calls=_calls(search, 2))
+
+
+def free(
+  module: nn.Module,
+  optimizer: optax.GradientTransformation,
+  perturbation: Perturbation,
+  *,
+  replays: int = 4,
+  step_size: float = 1.0,
+  loss: str = 'ssim',
+  average: Callable[[Any], Any] = lambda tree: tree,
+) -> Task:
+  """Adversarial training at the price of ordinary training: every gradient is used twice.
+
+  Each batch is replayed; one backward pass gives the step of the network and the
+  step of the perturbation, which carries over to the next replay.
+
+  Args:
+    module: the network.
+    optimizer: an Optax transformation; it steps `replays` times per batch.
+    perturbation: what may change; a random start is usual.
+    replays: updates per batch.
+    step_size: of the perturbation, in units of the feasible set's radius.
+    loss: one of `LOSSES`.
+    average: averages over devices.
+
+  Returns:
+    The task.
+
+  Raises:
+    ValueError: if `replays` is not positive.
+
+  Reference:
+    Shafahi et al. 2019, Adversarial training for free; Wong et al. 2020.
+  """
+  if replays < 1:
+    raise ValueError(f'train.replays: {replays} is not positive; give at least 1')
+  loss_of, forward = image_loss(loss), bind_training(module)
+  plain = descent(module, optimizer, lambda *_: None, loss=loss, average=average)
+
+  def step(state, batch, key):
+    project = jax.vmap(perturbation.project)
+
+    def replay(carry, _):
+      state, delta = carry
+
+      def cost(params, delta):
+        images, variables = forward({**state.variables, 'params': params}, jax.vmap(perturbation.apply)(delta, batch))
+        return jnp.mean(jax.vmap(loss_of)(images, batch)), variables
+
+      (value, variables), (gradient, ascent) = jax.value_and_grad(cost, (0, 1), has_aux=True)(state.variables['params'], delta)
+      value, gradient = average((value, gradient))
+      move = jax.vmap(lambda g, sample: farthest(jnp.conj(g), lambda d: perturbation.project(d, sample)))(ascent, batch)
+      delta = project(delta + step_size * move, batch)
+      state = update(state, optimizer, gradient, statistics_of(variables, average))
+      return (state, delta), (value, optax.tree.norm(gradient))
+
+    delta = project(_per_example(key, batch, perturbation.init), batch)
+    number = state.step + 1
+    (state, _), (values, norms) = lax.scan(replay, (state, delta), None, length=replays)
+    return state.replace(step=number), {'loss': values[-1], 'gradient_norm': norms[-1]}
+
+  return plain._replace(step=step, calls=(replays, replays))
+
+
+def jitter(
+  module: nn.Module,
+  optimizer: optax.GradientTransformation,
+  perturbation: Perturbation,
+  *,
+  loss: str = 'ssim',
+  average: Callable[[Any], Any] = lambda tree: tree,
+) -> Task:
+  """Training with random noise on the measurement, of a strength drawn for every example.
+
+  `min_theta E[L(f(x + s d), t)]`, d a random start of the perturbation, s ~ U(0, 1).
+
+  Args:
+    module: the network.
+    optimizer: an Optax transformation.
+    perturbation: with `start='random'`.
+    loss: one of `LOSSES`.
+    average: averages over devices.
+
+  Returns:
+    The task.
+
+  Reference:
+    Genzel, Macdonald and Maerz 2022, section 4.
+  """
+  loss_of = image_loss(loss)
+
+  def batch_loss(forward, variables, batch, key):
+    def noisy(key, sample):
+      draw, size = jax.random.split(key)
+      delta, share = perturbation.init(draw, sample), jax.random.uniform(size, (), sample.target.dtype)
+      return perturbation.apply(jax.tree.map(lambda x: share * x, delta), sample)
+
+    images, variables = forward(variables, _per_example(key, batch, noisy))
+    return jnp.mean(jax.vmap(loss_of)(images, batch)), (variables, {})
+
+  return descent(module, optimizer, batch_loss, loss=loss, average=average)
+
+
+def jacobian(
+  module: nn.Module,
+  optimizer: optax.GradientTransformation,
+  perturbation: Perturbation,
+  *,
+  num_iterations: int = 2,
+  robust_weight: float = 0.1,
+  loss: str = 'ssim',
+  average: Callable[[Any], Any] = lambda tree: tree,
+) -> Task:
+  """Penalises the largest first-order change of the image over the feasible set.
+
+  `L + b ||J^T u||^2 / scale^2` in units of the feasible set, u the direction in
+  the image that power iteration finds. At the fixed point `||J^T u||` is the
+  largest singular value; only reverse-mode derivatives are needed.
+
+  Args:
+    module: the network.
+    optimizer: an Optax transformation.
+    perturbation: what may change.
+    num_iterations: of the power iteration, from a random direction.
+    robust_weight: b.
+    loss: one of `LOSSES`.
+    average: averages over devices.
+
+  Returns:
+    The task.
+
+  Reference:
+    Yoshida and Miyato 2017; Hoffman et al. 2019 (Jacobian regularisation).
+  """
+  _non_negative('robust_weight', robust_weight)
+  if num_iterations < 1:
+    raise ValueError(f'train.num_iterations: {num_iterations} is not positive; give at least 1')
+  loss_of, reconstruct = image_loss(loss), bind(module)
+
+  def penalty(variables, key, sample):
+    start = jax.tree.map(jnp.zeros_like, perturbation.init(key, sample))
+
+    def image(variables, delta):
+      seen = center_crop(reconstruct(variables, perturbation.apply(delta, sample)), sample.target.shape)
+      return seen / sample.scale
+
+    def steepest(u, variables):
+      _, pull = jax.vjp(lambda delta: image(variables, delta), start)
+      return jnp.conj(pull(u)[0])
+
+    fixed = lax.stop_gradient(variables)
+    here, pull = jax.vjp(lambda delta: image(fixed, delta), start)
+    _, pull_twice = jax.vjp(lambda u: pull(u)[0], here)
+
+    def body(u, _):
+      delta = farthest(jnp.conj(pull(u)[0]), lambda d: perturbation.project(d, sample))
+      (change,) = pull_twice(delta)
+      return change / jnp.maximum(jnp.linalg.norm(change), jnp.finfo(change.dtype).tiny), None
+
+    u, _ = lax.scan(body, jax.random.normal(key, here.shape, here.dtype), None, length=num_iterations)
+    direction = lax.stop_gradient(u)
+    farthest_point = lax.stop_gradient(farthest(steepest(direction, fixed), lambda d: perturbation.project(d, sample)))
+    # <J^T u, delta> = <u, J delta> with delta the farthest feasible point: the change of the image in its own units.
+    along = jnp.sum(jnp.real(jnp.conj(steepest(direction, variables)) * farthest_point))
+    return along**2 / sample.target.size
+
+  def batch_loss(forward, variables, batch, key):
+    images, changed = forward(variables, batch)
+    amplified = jnp.mean(_per_example(key, batch, lambda k, sample: penalty(variables, k, sample)))
+    clean = jnp.mean(jax.vmap(loss_of)(images, batch))
+    return clean + robust_weight * amplified, (changed, {'loss_clean': clean, 'amplification': amplified})
+
+  calls = (2 + num_iterations, 3 + 2 * num_iterations)
+  return descent(module, optimizer, batch_loss, loss=loss, average=average, calls=calls)
