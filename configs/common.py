@@ -27,6 +27,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.name = name
   config.profile = profile
+  config.label = ''
   config.seed = 0
   config.stages = ('train', 'attack', 'report')
 
@@ -36,6 +37,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   data.annotations = ''
   data.boxes = 'all'
   data.keep_slices = 1.0
+  data.form = 'kspace'
+  data.emulate_single_coil = False
   data.mask = 'random'
   data.center_fractions = (0.04,)
   data.accelerations = (8,)
@@ -59,6 +62,9 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   train.report_every = 20
   train.num_devices = 0
   train.tensorboard = False
+  train.best = 'ssim'
+  train.patience = 0
+  train.task = ml_collections.ConfigDict(dict(name='supervised'))
 
   config.perturbation = ml_collections.ConfigDict()
   config.perturbation.coil_noise = ml_collections.ConfigDict(
@@ -72,6 +78,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   config.search.rotation = ml_collections.ConfigDict(dict(name='grid', step_degrees=0.1))
   config.objective = ml_collections.ConfigDict(dict(name='region_mse'))
 
+  config.defence = ml_collections.ConfigDict(dict(name='none'))
+
   attack = config.attack = ml_collections.ConfigDict()
   attack.attacked = ('region', 'image')
   attack.batch_size = 1
@@ -79,8 +87,12 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   attack.max_examples = 0
   attack.pictures = 8
   attack.strict = False
+  attack.splits = ('val',)
+  attack.sees = 'defence'
+  attack.draws = 4
+  attack.lipschitz_iterations = 0
 
-  config.report = ml_collections.ConfigDict(dict(draws=1000, runs=()))
+  config.report = ml_collections.ConfigDict(dict(draws=1000, runs=(), generators=()))
 
   if profile == 'demo':
     train.batch_size = 4

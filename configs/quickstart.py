@@ -21,5 +21,5 @@ def get_config(arg: str = ''):
     experiment = module.get_config(profile)
     experiment.stages = ('train', 'attack')
     config.experiments[name] = experiment
-  config.report = ml_collections.ConfigDict(dict(draws=1000, runs=()))
+  config.report = ml_collections.ConfigDict(dict(draws=1000, runs=(), generators=()))
   return config

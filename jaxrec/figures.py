@@ -41,7 +41,9 @@ def bootstrap(
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-  """Network and acceleration as readers know them."""
+  """Name of a run, or else network and acceleration as readers know them."""
+  if row.get('network'):
+    return row['network']
   return f'{_NAMES.get(row["model"], row["model"])} {row["acceleration"]}x'
 
 
@@ -74,14 +76,15 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
     x = factor * np.array(strengths)
     axes.plot(x, mean, 'o-', ms=3.5, color=colour, label=label)
     axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-  if unit == 'relative':
-    eta = factor * np.median([r['thermal_eta'] for r in rows])
+  etas = [r['thermal_eta'] for r in rows if 'thermal_eta' in r]
+  if unit == 'relative' and etas:
+    eta = factor * np.median(etas)
     if eta <= axes.get_xlim()[1] * 1.6:
       axes.axvline(eta, color='0.4', ls=':', lw=1.2)
       axes.annotate('thermal noise', (eta, 0.98), xycoords=('data', 'axes fraction'), rotation=90, ha='right', va='top', fontsize=8, color='0.35')
     else:
       axes.annotate(f'thermal noise: {eta:.1f}% (off scale)', (0.98, 0.97), xycoords='axes fraction', ha='right', va='top', fontsize=8, color='0.35')
-  axes.set_xlabel({'relative': 'noise bound η [% of each coil]', 'degrees': 'largest rotation [degrees]', 'pixels': 'largest shift [pixels]'}[unit])
+  axes.set_xlabel({'relative': 'noise bound η [%]', 'degrees': 'largest rotation [degrees]', 'pixels': 'largest shift [pixels]'}[unit])
   axes.set_ylabel(_metric_name(metric))
   axes.legend(frameon=False, fontsize=9)
   return figure
@@ -156,6 +159,88 @@ def training_curve(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
     axes.set_xlabel('step')
     _plain(axes)
   left.legend(frameon=False, fontsize=9)
+  return figure
+
+
+def players_curve(records: Sequence[Mapping[str, Any]]) -> Figure:
+  """Both players of adversarial training against the step.
+
+  Args:
+    records: metrics of one run.
+
+  Returns:
+    The figure (Huang and Liang 2020, figure 4, and what it leaves out).
+  """
+  figure = Figure(figsize=(12, 3.2), layout='constrained')
+  panels = (
+    ('loss', (('loss_clean', 'reconstructor, clean'), ('loss_perturbed', 'reconstructor, perturbed'))),
+    ('generator loss', (('loss_generator', 'generator'),)),
+    ('gradient norm', (('gradient_norm', 'reconstructor'), ('gradient_norm_generator', 'generator'))),
+    ('share', (('budget_used', 'budget used'), ('diversity', 'diversity'))),
+  )
+  records = [r for r in records if 'loss_generator' in r]
+  for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels):
+    for (name, label), colour in zip(lines, _cycle(_COLOURS)):
+      axes.plot([r['step'] for r in records], [r[name] for r in records], color=colour, label=label, lw=1.1)
+    if title in ('generator loss', 'gradient norm'):
+      axes.set_yscale('symlog', linthresh=1e-2)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel('step')
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+  return figure
+
+
+def perturbation_panel(examples: Sequence[tuple[str, Mapping[str, np.ndarray]]], caption: str) -> Figure:
+  """Per network: clean reconstruction, perturbation, perturbed full image, attacked reconstruction.
+
+  Args:
+    examples: `(label, arrays of one attacked example)`.
+    caption: title.
+
+  Returns:
+    The figure (Huang and Liang 2020, figure 6).
+  """
+  titles = ('reconstruction', 'perturbation', 'fully sampled, perturbed', 'reconstruction under attack')
+  figure = Figure(figsize=(10.5, 2.8 * len(examples) + 0.5), layout='constrained')
+  grid = figure.subplots(len(examples), len(titles), squeeze=False)
+  for line, (label, arrays) in enumerate(examples):
+    target, clean, attacked, control = (np.asarray(arrays[k], float) for k in ('target', 'clean', 'adversarial', 'control'))
+    top = float(np.quantile(target, 0.999))
+    for column, image in enumerate((clean, control - target, control, attacked)):
+      axes = grid[line, column]
+      signed = column == 1
+      limits = dict(vmin=-0.25 * top, vmax=0.25 * top, cmap='RdBu_r') if signed else dict(vmin=0, vmax=top, cmap='gray')
+      axes.imshow(image, interpolation='nearest', **limits)
+      axes.set_xticks([])
+      axes.set_yticks([])
+      if line == 0:
+        axes.set_title(titles[column], fontsize=10)
+    grid[line, 0].set_ylabel(label, fontsize=10)
+  figure.suptitle(caption, fontsize=11)
+  return figure
+
+
+def sampling_panel(arrays: Mapping[str, np.ndarray]) -> Figure:
+  """Full and undersampled k-space and their images.
+
+  Args:
+    arrays: `kspace`, `sampled`, `image`, `zero_filled`, magnitudes `[row, col]`.
+
+  Returns:
+    The figure (Huang and Liang 2020, figure 5).
+  """
+  figure = Figure(figsize=(10.5, 3.0), layout='constrained')
+  level = np.quantile(arrays['kspace'], 0.5) or 1.0
+  top = float(np.quantile(arrays['image'], 0.999))
+  shown = (('k-space, full', 'kspace'), ('its image', 'image'), ('k-space, sampled', 'sampled'), ('zero-filled', 'zero_filled'))
+  for axes, (title, name) in zip(figure.subplots(1, 4), shown):
+    spectrum = name in ('kspace', 'sampled')
+    image = np.log1p(arrays[name] / level) if spectrum else arrays[name]
+    axes.imshow(image, cmap='gray', vmin=0, vmax=np.log1p(arrays['kspace'].max() / level) if spectrum else top, interpolation='nearest')
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks([])
+    axes.set_yticks([])
   return figure
 
 

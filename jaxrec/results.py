@@ -9,12 +9,13 @@ synced), `arrays/` (pictures of single examples until they are compacted),
 import csv
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,8 @@ class Run:
 
   def compact(self) -> None:
     """Writes `results.csv` and `images.h5` from rows and arrays; process 0 only."""
-    lines = [[_cell(row.get(c)) for c in COLUMNS] for row in self.rows()]
-    temporary = self.folder / f'results.csv.{os.getpid()}.tmp'
+    write_csv(self.folder / 'results.csv', COLUMNS, [[row.get(c) for c in COLUMNS] for row in self.rows()])
     try:
-      with open(temporary, 'w', newline='') as stream:
-        writer = csv.writer(stream, lineterminator='\n')
-        writer.writerow(COLUMNS)
-        writer.writerows(lines)
-      temporary.replace(self.folder / 'results.csv')
       self._compact_arrays()
     except OSError as error:
       raise _disk_error(self.folder, error) from None
@@ -229,6 +224,19 @@ def write_text(path: str | Path, text: str) -> None:
   except OSError as error:
     temporary.unlink(missing_ok=True)
     raise _disk_error(path, error) from None
+
+
+def write_csv(path: str | Path, head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+  """Replaces a CSV file at once; floats keep all digits.
+
+  Raises:
+    RunError: if it cannot be written.
+  """
+  stream = io.StringIO()
+  writer = csv.writer(stream, lineterminator='\n')
+  writer.writerow(head)
+  writer.writerows([_cell(value) for value in line] for line in lines)
+  write_text(path, stream.getvalue())
 
 
 def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:

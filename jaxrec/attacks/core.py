@@ -95,7 +95,12 @@ class AttackResult:
 
 
 def attack(
-  reconstruct: Reconstructor, perturbation: Perturbation, search: Search, objective: Objective
+  reconstruct: Reconstructor,
+  perturbation: Perturbation,
+  search: Search,
+  objective: Objective,
+  *,
+  surrogate: Reconstructor | None = None,
 ) -> Callable[[Variables, Key, Sample], AttackResult]:
   """Worst case of a network over a set of perturbations.
 
@@ -112,6 +117,9 @@ def attack(
     perturbation: what may change, such as `coil_noise(0.02)`.
     search: how the worst case is sought, such as `pgd(num_steps=10)`.
     objective: `(image, sample) -> []`, larger is worse for the network.
+    surrogate: what the search looks at, if it is not the network itself: the
+      expectation of a randomised defence, or another network for a transfer.
+      Images and losses, but not `trace`, come from `reconstruct`.
 
   Returns:
     `(variables, key, sample) -> AttackResult`.
@@ -134,7 +142,7 @@ def attack(
 
   def run(variables: Variables, key: Key, sample: Sample) -> AttackResult:
     def loss(delta):
-      image = reconstruct(variables, perturbation.apply(delta, sample))
+      image = (surrogate or reconstruct)(variables, perturbation.apply(delta, sample))
       return objective(perturbation.align(delta, image), sample)
 
     found = search(

@@ -20,6 +20,7 @@ import numpy as np
 from jaxrec import masks
 from jaxrec.data.annotations import Region, region_mask
 from jaxrec.data.errors import DataError
+from jaxrec.data.singlecoil import centre_of, centred_images
 from jaxrec.types import Scan
 
 _HEADER_LIMIT = 1 << 20
@@ -367,10 +368,8 @@ def read_scan(
 
 
 def _rss_target(kspace, crop):
-  centred = np.fft.ifftn(np.fft.ifftshift(kspace, (-2, -1)), axes=(-2, -1), norm='ortho')
-  image = np.sqrt((np.abs(np.fft.fftshift(centred, (-2, -1))) ** 2).sum(0)).astype(np.float32)
-  top, left = ((n - c) // 2 for n, c in zip(image.shape, crop))
-  return image[top : top + crop[0], left : left + crop[1]]
+  image = np.sqrt((np.abs(centred_images(kspace)) ** 2).sum(0)).astype(np.float32)
+  return centre_of(image, crop)
 
 
 def mask_drawer(

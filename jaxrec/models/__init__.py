@@ -3,10 +3,10 @@
 from jaxrec.models.dcgan import DCGAN, KspaceGenerator
 from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
-from jaxrec.models.registry import NAMES, bind, bind_training, build, start
+from jaxrec.models.registry import NAMES, bind, bind_complete, bind_training, build, start
 from jaxrec.models.weights import load_fastmri
 
 __all__ = [
-  'DCGAN', 'ImageUNet', 'KspaceGenerator', 'NAMES', 'UNet', 'UNetRecon', 'VarNet', 'bind', 'bind_training', 'build',
+  'DCGAN', 'ImageUNet', 'KspaceGenerator', 'NAMES', 'UNet', 'UNetRecon', 'VarNet', 'bind', 'bind_complete', 'bind_training', 'build',
   'load_fastmri', 'start',
 ]  # fmt: skip

@@ -46,7 +46,8 @@ def conv2d(x: Array, kernel: Array) -> Array:
 
   Its input gradient is written as a plain convolution with the flipped kernel:
   inside `scan` XLA:CPU runs the transposed layout that autodiff makes about
-  three times slower. Forward-mode autodiff is obtained by transposing twice.
+  three times slower. Second derivatives are those of a plain convolution;
+  forward-mode derivatives are obtained by transposing twice.
 
   Args:
     x: `[batch, row, col, in]`.
@@ -55,6 +56,10 @@ def conv2d(x: Array, kernel: Array) -> Array:
   Returns:
     `[batch, row, col, out]`.
   """
+  return _fast_conv2d(x, kernel)
+
+
+def _fast_conv2d(x, kernel):
   foldable = kernel.shape[:2] == (3, 3) and kernel.shape[3] <= _FOLD_CHANNELS and x.shape[2] % 2 == 0
   if not foldable:
     return _plain_conv2d(x, kernel)
@@ -75,12 +80,13 @@ def _folded_conv2d(x, kernel):
 
 
 def _conv2d_forward(x, kernel):
-  return conv2d(x, kernel), (x, kernel)
+  return _fast_conv2d(x, kernel), (x, kernel)
 
 
 def _conv2d_backward(residuals, g):
   x, kernel = residuals
-  grad_x = conv2d(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+  # Not `conv2d`: second derivatives of a custom rule inside `scan` mix up its arguments (JAX 0.10 to 0.12).
+  grad_x = _fast_conv2d(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
   grad_kernel = lax.platform_dependent(
     x,
     g,

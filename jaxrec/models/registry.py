@@ -7,7 +7,7 @@ import flax.linen as nn
 from jaxrec.models.dcgan import DCGAN, KspaceGenerator
 from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
-from jaxrec.types import Image, Key, Reconstructor, Sample, Scan, Variables
+from jaxrec.types import Array, Image, Key, Reconstructor, Sample, Scan, Variables
 
 _MODULES = {
   'unet': UNet,
@@ -58,18 +58,33 @@ def bind(module: nn.Module) -> Reconstructor:
   return lambda variables, sample: module.apply(variables, *_inputs(sample))
 
 
-def bind_training(module: nn.Module) -> Callable[[Variables, Sample], tuple[Image, Variables]]:
-  """As `bind`, for a batch in training: batch norms use and update the batch's statistics.
+def bind_complete(module: nn.Module) -> Callable[[Variables, Scan], Array]:
+  """The completed k-space `[coil, row, col]` of a network that makes one, `VarNet`.
+
+  Raises:
+    ValueError: for other networks.
+  """
+  if not isinstance(module, VarNet):
+    raise ValueError(f'model.name: {type(module).__name__} has no completed k-space; use varnet')
+  return lambda variables, scan: module.apply(variables, *_inputs(scan), complete=True)
+
+
+def bind_training(module: nn.Module) -> Callable[..., tuple[Image, Variables]]:
+  """As `bind`, for a batch in training.
+
+  Batch norms use and update the batch's statistics; randomised smoothing draws
+  from the key.
 
   Args:
     module: see `bind`.
 
   Returns:
-    `(variables, samples) -> (images, variables)`.
+    `(variables, samples, key) -> (images, variables)`; the key may be left out.
   """
 
-  def reconstruct(variables, samples):
-    images, changed = module.apply(variables, *_inputs(samples), mutable=['batch_stats'])
+  def reconstruct(variables, samples, key=None):
+    rngs = None if key is None else {'smoothing': key}
+    images, changed = module.apply(variables, *_inputs(samples), mutable=['batch_stats'], rngs=rngs)
     return images, {**variables, **changed}
 
   return reconstruct

@@ -1,11 +1,12 @@
 """The end-to-end variational network."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from jaxrec.fourier import ifft2c, rss, safe_sqrt, abs_squared, sens_expand, sens_reduce
+from jaxrec.fourier import abs_squared, fft2c, ifft2c, rss, safe_sqrt, sens_expand, sens_reduce
 from jaxrec.models.unet import NormUNet
-from jaxrec.types import Array
+from jaxrec.types import Array, Key
 
 
 class Sensitivities(nn.Module):
@@ -39,17 +40,28 @@ class Cascade(nn.Module):
   chans: int
   pools: int
   axes: tuple[int, ...]
+  smoothing_samples: int = 0
+  smoothing_std: float = 0.0
 
   @nn.compact
-  def __call__(self, kspace: Array, constants) -> tuple[Array, None]:
+  def __call__(self, kspace: Array, constants, key: Key) -> tuple[Array, None]:
     reference, mask, maps = constants
     weight = self.param('dc_weight', nn.initializers.ones, ())
     images = jnp.fft.ifftn(kspace, axes=self.axes, norm='ortho')
     combined = jnp.fft.fftshift(sens_reduce(images, maps), self.axes)
-    update = NormUNet(self.chans, self.pools, name='norm_unet')(combined)
+    update = self._regularise(combined, key)
     update = sens_expand(jnp.fft.ifftshift(update, self.axes), maps)
     correction = jnp.where(mask, kspace - reference, 0) * weight
     return kspace - correction - jnp.fft.fftn(update, axes=self.axes, norm='ortho'), None
+
+  def _regularise(self, combined, key):
+    network = NormUNet(self.chans, self.pools, name='norm_unet')
+    if not self.smoothing_samples:
+      return network(combined)
+    level = safe_sqrt(jnp.mean(abs_squared(combined), (-2, -1), keepdims=True))
+    noise = jax.random.normal(key, (self.smoothing_samples, *combined.shape[-2:]), combined.dtype)
+    noise = noise.reshape(self.smoothing_samples, *(1,) * (combined.ndim - 2), *combined.shape[-2:])
+    return jnp.mean(network(combined + self.smoothing_std * level * noise), 0)
 
 
 class VarNet(nn.Module):
@@ -65,9 +77,13 @@ class VarNet(nn.Module):
     sens_chans: channels of the first level of the sensitivity U-Net.
     sens_pools: its poolings.
     remat: recompute each cascade in the backward pass, for less memory.
+    smoothing_samples: above 0, every regulariser is the mean over so many noisy
+      copies of its input: randomised smoothing of the unrolled network.
+    smoothing_std: of that noise, relative to the root mean square of the input.
+    smoothing_seed: of that noise, unless the random stream `smoothing` is given.
 
   Reference:
-    Sriram et al. 2020, https://arxiv.org/abs/2004.06688.
+    Sriram et al. 2020, https://arxiv.org/abs/2004.06688; Liang et al. 2023, SMUG.
 
   Example:
     >>> import jax, jaxrec
@@ -85,18 +101,22 @@ class VarNet(nn.Module):
   sens_chans: int = 8
   sens_pools: int = 4
   remat: bool = False
+  smoothing_samples: int = 0
+  smoothing_std: float = 0.01
+  smoothing_seed: int = 0
 
   @nn.compact
-  def __call__(self, kspace: Array, mask: Array, acs: Array) -> Array:
+  def __call__(self, kspace: Array, mask: Array, acs: Array, *, complete: bool = False) -> Array:
     """Reconstructs.
 
     Args:
       kspace: `[..., coil, row, col]` complex, not masked.
       mask: `[..., 1 or row, col]` bool.
       acs: `[..., 1 or row, col]` bool, the fully sampled centre.
+      complete: return the completed k-space instead of the image.
 
     Returns:
-      `[..., row, col]` float, RSS over coils.
+      `[..., row, col]` float, RSS over coils, or `[..., coil, row, col]` complex.
     """
     mask, acs = mask[..., None, :, :], acs[..., None, :, :]
     kspace = jnp.where(mask, kspace, 0)
@@ -110,8 +130,12 @@ class VarNet(nn.Module):
       cascade,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=nn.broadcast,
+      in_axes=(nn.broadcast, 0),
       length=self.num_cascades,
-    )(self.chans, self.pools, axes, name='cascades')
-    kspace, _ = cascades(kspace, (kspace, mask, maps))
+    )(self.chans, self.pools, axes, self.smoothing_samples, self.smoothing_std, name='cascades')
+    key = self.make_rng('smoothing') if self.has_rng('smoothing') else jax.random.key(self.smoothing_seed)
+    kspace, _ = cascades(kspace, (kspace, mask, maps), jax.random.split(key, self.num_cascades))
+    if complete:
+      kspace = jnp.fft.fftshift(kspace, axes)
+      return fft2c(kspace, (-2,)) if axes == (-1,) else kspace
     return jnp.fft.fftshift(rss(jnp.fft.ifftn(kspace, axes=axes, norm='ortho')), axes)

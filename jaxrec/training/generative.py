@@ -195,18 +195,22 @@ def adversarial(
       perturbed, variables = mean_loss(variables, seen, batch)
       return clean + robust_weight * perturbed, (variables, clean, perturbed)
 
-    (total, (variables, clean, perturbed)), gradient = jax.value_and_grad(cost, has_aux=True)(
-      reconstructor.variables['params']
-    )
     if frozen is None:
+      (total, (variables, clean, perturbed)), gradient = jax.value_and_grad(cost, has_aux=True)(
+        reconstructor.variables['params']
+      )
       gradient = average(gradient)
       reconstructor = update(reconstructor, optimizer, gradient, statistics_of(variables, average))
+      norm = optax.tree.norm(gradient)
+    else:
+      total, (_, clean, perturbed) = cost(reconstructor.variables['params'])
+      norm = jnp.zeros_like(total)
     size = jax.vmap(lambda d: d / jnp.sqrt(jnp.maximum(jnp.sum(abs_squared(d)), 1e-30)))(delta)
     middle = average(jnp.mean(size, 0))
     metrics = average({'loss': total, 'loss_clean': clean, 'loss_perturbed': perturbed, 'budget_used': jnp.mean(used)})
     return AdversarialState(reconstructor, generator), metrics | {
       'loss_generator': value,
-      'gradient_norm': optax.tree.norm(gradient),
+      'gradient_norm': norm,
       'gradient_norm_generator': optax.tree.norm(slope),
       'diversity': 1 - jnp.sum(abs_squared(middle)),
     }
@@ -225,4 +229,4 @@ def adversarial(
     keys = jnp.broadcast_to(jax.random.key(0), (jax.tree.leaves(batch)[0].shape[0],))
     return jax.vmap(one)(keys, batch)
 
-  return Task(init, step, evaluate, lambda state: state.reconstructor.variables, (4, 3))
+  return Task(init, step, evaluate, lambda state: state.reconstructor.variables, (3, 3) if frozen is None else (3, 1))

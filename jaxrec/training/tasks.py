@@ -109,8 +109,7 @@ def supervised(
   loss_of = image_loss(loss)
 
   def batch_loss(forward, variables, batch, key):
-    del key
-    images, variables = forward(variables, batch)
+    images, variables = forward(variables, batch, key)
     return jnp.mean(jax.vmap(loss_of)(images, batch)), (variables, {})
 
   return descent(module, optimizer, batch_loss, loss=loss, average=average)

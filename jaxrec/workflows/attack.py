@@ -15,13 +15,13 @@ from jaxrec import attacks, metrics, noise, results
 from jaxrec.data import loader
 from jaxrec.data.errors import DataError
 from jaxrec.data.fastmri import Example
+from jaxrec.data.singlecoil import centred_images
 from jaxrec.fourier import abs_squared, ifft2c, rss
 from jaxrec.geometry import center_crop
-from jaxrec.models import bind
 from jaxrec.training import Parallel
-from jaxrec.types import Scan
+from jaxrec.types import Scan, Slice
 from jaxrec.workflows import factory
-from jaxrec.workflows.train import trained
+from jaxrec.workflows.train import generator_of, sibling, trained
 
 AIMS = ('region', 'image')
 
@@ -31,10 +31,11 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   for aim in config.attack.attacked:
     if aim not in AIMS:
       raise ValueError(f'attack.attacked: {aim!r} is unknown; choose among {", ".join(AIMS)}')
-  plans = [_plan(config, name) for name in config.perturbation]
+  plans = [_plan(config, name, run_folder.folder, data, parallel) for name in config.perturbation]
   examples, skipped = factory.examples(config, data)
   for plan in plans:
     plan['pictured'] = {_name(e) for e in examples[: config.attack.pictures]}
+    plan['split_of'] = {v.name: split for split in ('train', 'val') for v in getattr(data, split).volumes}
   module, variables = trained(config, run_folder.folder, data, parallel)
   batch_size = config.attack.batch_size * parallel.devices
   work = loader.evaluation_plan(examples, batch_size)
@@ -47,8 +48,10 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
       )
   done = {results.key_of(row) for row in run_folder.rows()}
   bad: dict[str, str] = dict(data.val.bad)
-  reconstruct = bind(module)
-  programs = {plan['name']: parallel.map_batch(_program(reconstruct, plan, config)) for plan in plans}
+  reconstruct, surrogate = factory.defended(config, module)
+  programs = {plan['name']: parallel.map_batch(_program(reconstruct, surrogate, plan, config)) for plan in plans}
+  if parallel.part == 0:
+    _save_sampling(config, run_folder, examples[0])
   mine = work[parallel.part :: parallel.parts]
   with tqdm(total=len(mine) * len(plans) * len(config.attack.attacked), desc='attack', unit='batch', disable=parallel.part > 0) as bar:
     for members in mine:
@@ -66,7 +69,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
             (i, s) for i, e in enumerate(chosen) for s in (0.0, *plan['strengths']) if _key(e, plan, aim, s) not in done
           ]
           if wanted:
-            rows = _attack_batch(config, run_folder, plan, programs[plan['name']], variables, chosen, scans, aim, batch_size)
+            rows = _attack_batch(config, run_folder, plan, programs[plan['name']], (variables, plan['generator'][1]), chosen, scans, aim, batch_size)
             run_folder.append([rows[i, s] for i, s in wanted])
             done.update(results.key_of(rows[i, s]) for i, s in wanted)
   results.write_text(
@@ -75,7 +78,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   parallel.barrier('attack')
   if parallel.part == 0:
     run_folder.compact()
-    etas = [row['thermal_eta'] for row in run_folder.rows()]
+    etas = [row['thermal_eta'] for row in run_folder.rows() if 'thermal_eta' in row]
     if etas:
       print(
         f'attack: thermal noise has the energy of adversarial noise with eta = {100 * np.median(etas):.2f}% '
@@ -98,12 +101,14 @@ def _read(config, data, examples, bad):
   return chosen, scans
 
 
-def _plan(config, name: str) -> dict[str, Any]:
+def _plan(config, name: str, folder, data, parallel) -> dict[str, Any]:
   """What is fixed about one perturbation: its family, strengths, search and cost."""
   strength, make, strengths = factory.perturbation(name, config.perturbation[name])
   options = dict(config.search[name]) if name in config.search else {'name': 'pgd'}
   search_name = options.pop('name')
-  plan = dict(name=name, unit=strength.unit, make=make, strengths=strengths)
+  plan = dict(name=name, unit=strength.unit, make=make, strengths=strengths, generator=(None, None))
+  if config.perturbation[name].get('generator', ''):
+    plan['generator'] = generator_of(config, sibling(folder, config.perturbation[name].generator), data, parallel)
   if search_name == 'grid':
     if name != 'rotation':
       raise ValueError(f'search.{name}.name: grid is for rotation; choose pgd, apgd or random')
@@ -130,23 +135,40 @@ def _scores(image, sample, suffix):
   return whole | boxed
 
 
-def _program(reconstruct, plan, config) -> Callable:
-  """One XLA program for a batch: `(variables, keys, scans, aimed regions) -> outputs`."""
+def _program(reconstruct, surrogate, plan, config) -> Callable:
+  """One XLA program for a batch: `(variables of network and generator, keys, scans, aimed regions) -> outputs`."""
   objective = factory.objective(config.objective)
   chunk = config.attack.chunk
-  make = plan['make']
+  adversary = plan['generator'][0]
+
+  def make(value, generator=None):
+    perturbation = plan['make'](value)
+    if adversary is None:
+      return perturbation
+    return perturbation._replace(init=lambda key, sample: adversary.draw(generator, key, sample))
 
   def crop(image, scan):
     return center_crop(image, scan.target.shape)
 
   def fully_sampled(scan):
+    if isinstance(scan, Slice):
+      return scan.low_dose
     return rss(ifft2c(jnp.where(scan.acquired, scan.kspace, 0)))
 
+  def measurement(scan):
+    return scan.low_dose if isinstance(scan, Slice) else scan.kspace
+
   def by_search(variables, key, scan, aimed):
+    variables, generator = variables
+
     def at(value):
-      result = attacks.attack(reconstruct, make(value), plan['search'], objective)(variables, key, aimed)
+      worst = attacks.attack(reconstruct, make(value, generator), plan['search'], objective, surrogate=surrogate)
+      result = worst(variables, key, aimed)
       control = make(value).align(result.delta, fully_sampled(result.sample))
-      size = jnp.sqrt(jnp.sum(abs_squared(result.sample.kspace - scan.kspace)) / jnp.sum(abs_squared(scan.kspace)))
+      if isinstance(scan, Slice):
+        control = scan.target + control - scan.low_dose
+      change = jnp.sum(abs_squared(measurement(result.sample) - measurement(scan)))
+      size = jnp.sqrt(change / jnp.sum(abs_squared(measurement(scan))))
       return dict(
         objective_clean=result.clean_loss,
         objective_adv=result.loss,
@@ -164,6 +186,7 @@ def _program(reconstruct, plan, config) -> Callable:
 
   def by_grid(variables, key, scan, aimed):
     del key
+    variables, _ = variables
     points = jnp.asarray(plan['points'])
     turn = make(plan['strengths'][-1])
 
@@ -198,8 +221,16 @@ def _program(reconstruct, plan, config) -> Callable:
   def batch(variables, keys, scans, regions):
     def each(key, scan, region):
       outputs = one(variables, key, scan, scan.replace(region=region))
-      eta = noise.thermal_eta(noise.sigma_from_kspace(scan), scan)
-      return outputs, jnp.sqrt(jnp.mean(eta**2))
+      extra = {}
+      if isinstance(scan, Scan):
+        eta = noise.thermal_eta(noise.sigma_from_kspace(scan), scan)
+        extra['thermal_eta'] = jnp.sqrt(jnp.mean(eta**2))
+      if config.attack.lipschitz_iterations and adversary is None and 'points' not in plan:
+        unit = make(plan['strengths'][0])
+        amplify = attacks.local_lipschitz(surrogate or reconstruct, unit, num_iterations=config.attack.lipschitz_iterations)
+        found = amplify(variables[0], key, scan)
+        extra['lipschitz'] = found.trace[-1] / (plan['strengths'][0] * jnp.linalg.norm(scan.target))
+      return outputs, extra
 
     return jax.vmap(each)(keys, scans, regions)
 
@@ -213,7 +244,7 @@ def _attack_batch(config, run_folder, plan, program, variables, examples, scans,
   regions = padded.region if aim == 'region' else np.ones_like(padded.region)
   keys = [jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(_name(e).encode())) for e in examples]
   keys = jnp.stack(keys + [keys[-1]] * (batch_size - len(keys)))
-  outputs, eta = jax.device_get(program(variables, keys, padded, regions))
+  outputs, extra = jax.device_get(program(variables, keys, padded, regions))
   seconds = (time.perf_counter() - start) / (len(examples) * (len(plan['strengths']) + 1))
   rows = {}
   for i, example in enumerate(examples):
@@ -241,9 +272,21 @@ def _attack_batch(config, run_folder, plan, program, variables, examples, scans,
         'steps': sum(plan['calls'].values()) // (1 if 'points' in plan else len(plan['strengths'])) if strength else 1,
         'seconds': seconds,
         'patient': example.volume.patient_id,
-        'thermal_eta': float(eta[i]),
+        'split': plan['split_of'][example.volume.name],
+        'network': config.label,
+        **{name: float(x[i]) for name, x in extra.items()},
       }
   return rows
+
+
+def _save_sampling(config, run_folder, example):
+  """Full and undersampled k-space of the first coil and their images, for the report."""
+  scan = factory.reader(config, form='kspace')(example, 0)
+  sampled = np.where(scan.mask, scan.kspace, 0)
+  run_folder.save_arrays('sampling', {
+    'kspace': np.abs(scan.kspace[0]), 'sampled': np.abs(sampled[0]),
+    'image': np.abs(centred_images(scan.kspace)[0]), 'zero_filled': np.abs(centred_images(sampled)[0]),
+  })  # fmt: skip
 
 
 def _save_pictures(run_folder, plan, example, scan: Scan, aim, outputs):

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import ml_collections
 import optax
 
-from jaxrec import attacks, models
+from jaxrec import attacks, models, training
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import fastmri, loader, synthetic
+from jaxrec.data import fastmri, loader, singlecoil, synthetic
 from jaxrec.data.errors import DataError
-from jaxrec.training import Parallel, Task, optimizer, supervised
-from jaxrec.types import Objective, Scan
+from jaxrec.training import Parallel, Task
+from jaxrec.types import Objective, Reconstructor, Sample, Variables
 
 
 class Strength(NamedTuple):
@@ -39,6 +39,15 @@ OBJECTIVES = {
   'region_ssim': attacks.region_ssim,
   'region_mse_ssim': attacks.region_mse_ssim,
 }
+TASKS = {
+  'supervised': training.supervised,
+  'adversarial': training.adversarial,
+  'worst_case': training.worst_case,
+  'consistency': training.consistency,
+  'free': training.free,
+  'jitter': training.jitter,
+  'jacobian': training.jacobian,
+}
 STEPS = {'steepest': attacks.steepest_step, 'advrec': attacks.advrec_step}
 
 
@@ -59,15 +68,16 @@ def perturbation(name: str, options: dict[str, Any]) -> tuple[Strength, Callable
   """A family of perturbations over its strengths.
 
   Args:
-    name: key of `PERTURBATIONS`.
+    name: key of `PERTURBATIONS`, or any name if the options name the family.
     options: arguments of the factory; the scaling one is a tuple of strengths.
 
   Returns:
     The strength's description, `strength -> Perturbation`, and the strengths
     without 0, ascending.
   """
-  strength = _pick(PERTURBATIONS, 'perturbation', name)
   options = dict(options)
+  strength = _pick(PERTURBATIONS, 'perturbation', options.pop('name', name))
+  options.pop('generator', None)
   if strength.argument not in options:
     raise ValueError(f'perturbation.{name}.{strength.argument}: is missing; give a tuple of strengths')
   values = options.pop(strength.argument)
@@ -119,17 +129,105 @@ def network(config: ml_collections.ConfigDict):
   return models.build(options.pop('name'), **options), None
 
 
-def task(config: ml_collections.ConfigDict, module, parallel: Parallel, steps_per_epoch: int) -> tuple[Task, int]:
-  """The training task and its number of steps."""
-  train = config.train
-  num_steps = train.num_steps or int(round(train.num_epochs * steps_per_epoch))
-  if num_steps < 1:
+def defended(config: ml_collections.ConfigDict, module) -> tuple[Reconstructor, Reconstructor | None]:
+  """The network with its defence, and what an attack's search looks at (`None`: the same).
+
+  `attack.sees` is `defence` (gradients through the defence, expectation over
+  `attack.draws` of its randomness) or `network`, for attacks that do not know it.
+  """
+  plain = models.bind(module)
+  randomised = getattr(module, 'smoothing_samples', 0) > 0
+  options = dict(config.defence)
+  name = options.pop('name')
+  if name not in ('none', 'cyclic'):
+    raise ValueError(f'defence.name: {name!r} is unknown; choose one of none, cyclic')
+  reconstruct = plain
+  if name == 'cyclic':
+    reconstruct = _call(attacks.cyclic, 'defence', dict(reconstruct=plain, complete=models.bind_complete(module), **options))
+  if config.attack.sees == 'network':
+    return reconstruct, models.bind(module.clone(smoothing_samples=0)) if randomised else plain
+  if config.attack.sees != 'defence':
+    raise ValueError(f'attack.sees: {config.attack.sees!r} is unknown; choose one of defence, network')
+  if not randomised:
+    return reconstruct, None
+  draws = [models.bind(module.clone(smoothing_seed=i + 1)) for i in range(config.attack.draws)]
+  return reconstruct, attacks.expectation(draws)
+
+
+def optimizer(options: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
+  """The optimiser of a `train` section."""
+  drop_at = int(round(options.drop_at * num_steps)) if options.drop_at else None
+  return training.optimizer(
+    options.optimizer, options.learning_rate, drop_at=drop_at, drop_factor=options.drop_factor,
+    weight_decay=options.weight_decay,
+  )  # fmt: skip
+
+
+def num_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
+  """Number of training steps.
+
+  Raises:
+    ValueError: if it is not positive.
+  """
+  count = config.train.num_steps or int(round(config.train.num_epochs * steps_per_epoch))
+  if count < 1:
     raise ValueError('train.num_steps: give num_steps or num_epochs above 0')
-  drop_at = int(round(train.drop_at * num_steps)) if train.drop_at else None
-  rule = optimizer(
-    train.optimizer, train.learning_rate, drop_at=drop_at, drop_factor=train.drop_factor, weight_decay=train.weight_decay
-  )
-  return supervised(module, rule, loss=train.loss, average=parallel.average), num_steps
+  return count
+
+
+def task(
+  config: ml_collections.ConfigDict, module, parallel: Parallel, steps: int, sample: Sample,
+  frozen: Variables | None = None,
+) -> Task:  # fmt: skip
+  """The training task of `train.task`; its keys are the arguments of the task's factory.
+
+  Args:
+    config: the experiment.
+    module: the network.
+    parallel: devices.
+    steps: number of training steps.
+    sample: any example, for its sizes.
+    frozen: variables of a network that is not to be trained.
+  """
+  rule = optimizer(config.train, steps)
+  options = dict(config.train.task)
+  name = options.pop('name')
+  common = dict(loss=config.train.loss, average=parallel.average)
+  parts = {'module': module, 'optimizer': rule}
+  if 'perturbation' in options:
+    chosen = dict(options.pop('perturbation'))
+    kind = chosen.pop('name')
+    strength = _pick(PERTURBATIONS, 'train.task.perturbation', kind)
+    parts['perturbation'] = _call(strength.factory, f'train.task.perturbation.{kind}', chosen)
+    radius = chosen.get(strength.argument)
+  if 'search' in options:
+    chosen = dict(options.pop('search'))
+    parts['search'] = search(chosen.pop('name'), chosen)
+  if 'objective' in options:
+    parts['objective'] = objective(options.pop('objective'))
+  if name == 'adversarial':
+    generator = dict(options.pop('generator'))
+    parts['adversary'] = adversary(generator, sample, radius)
+    rate = options.pop('generator_learning_rate')
+    parts['generator_optimizer'] = training.optimizer(config.train.optimizer, rate, weight_decay=config.train.weight_decay)
+    options.pop('frozen', '')
+    parts |= dict(frozen=frozen, epsilon=float(radius**2 * (sample.target.size if generator['name'] == 'dcgan' else 1)))
+  made = _pick(TASKS, 'train.task.name', name)
+  return _call(made, f'train.task.{name}', parts | options | common)
+
+
+def adversary(options: dict[str, Any], sample: Sample, radius: float) -> training.Adversary:
+  """The generator of perturbations of an adversarial task."""
+  options = dict(options)
+  name = options.pop('name')
+  if name == 'dcgan':
+    noise = {k: options.pop(k) for k in ('latent', 'latent_scale') if k in options}
+    if not hasattr(sample, 'low_dose'):
+      raise ValueError('train.task.generator: dcgan perturbs images; set data.form=image or use kspace_generator')
+    return training.image_adversary(models.build(name, size=sample.low_dose.shape, **options), **noise)
+  if name == 'kspace_generator':
+    return training.kspace_adversary(models.build(name, **options), relative_radius=radius)
+  raise ValueError(f'train.task.generator.name: {name!r} is unknown; choose one of dcgan, kspace_generator')
 
 
 class Data(NamedTuple):
@@ -138,26 +236,41 @@ class Data(NamedTuple):
   train: fastmri.Index
   val: fastmri.Index
   annotations: annotations_lib.Annotations | None
-  read: Callable[[fastmri.Example, int], Scan]
+  read: Callable[[fastmri.Example, int], Sample]
 
 
 class _Read:
   """Reads an example; picklable for worker processes."""
 
-  def __init__(self, options, redraw):
+  def __init__(self, options, redraw, *, form='kspace', emulate_single_coil=False):
     self.options, self.redraw = options, redraw
+    self.form, self.emulate_single_coil = form, emulate_single_coil
 
-  def __call__(self, example: fastmri.Example, epoch: int) -> Scan:
+  def __call__(self, example: fastmri.Example, epoch: int) -> Sample:
     options = dict(self.options)
     if self.redraw and epoch >= 0:
       # Training sees a fresh mask every epoch, the same one after a resume.
       options['seed'] = 1 + epoch * 1_000_003 + example.slice + options['seed']
-    return fastmri.read_scan(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
+    scan = fastmri.read_scan(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
+    if self.emulate_single_coil:
+      scan = singlecoil.emulate(scan)
+    return singlecoil.zero_filled(scan) if self.form == 'image' else scan
 
 
-def reader(config: ml_collections.ConfigDict, *, redraw: bool = False) -> Callable[[fastmri.Example, int], Scan]:
-  """Reads examples as scans with the config's masks; `redraw` gives new masks every epoch."""
-  return _Read(_mask_options(config), redraw)
+def reader(
+  config: ml_collections.ConfigDict, *, redraw: bool = False, form: str | None = None
+) -> Callable[[fastmri.Example, int], Sample]:
+  """Reads examples with the config's masks.
+
+  Args:
+    config: the experiment.
+    redraw: give new masks every epoch.
+    form: `kspace` for scans, `image` for zero-filled images; the config's if `None`.
+  """
+  form = form or config.data.form
+  if form not in ('kspace', 'image'):
+    raise ValueError(f'data.form: {form!r} is unknown; choose one of kspace, image')
+  return _Read(_mask_options(config), redraw, form=form, emulate_single_coil=config.data.emulate_single_coil)
 
 
 def _mask_options(config):
@@ -209,20 +322,25 @@ def _phantom(options, workdir, part):
 
 
 def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastmri.Example], dict[str, int]]:
-  """Validation examples to attack: every box, or every slice without annotations."""
-  volumes = [v for v in found.val.volumes if v.fully_sampled]
-  skipped = {}
-  unscored = len(found.val.volumes) - len(volumes)
-  if found.annotations is None:
-    chosen = loader.slices_of(volumes, keep=config.data.keep_slices)
-  else:
-    chosen, skipped = loader.annotated(volumes, found.annotations, policy=config.data.boxes, seed=config.seed)
-  if unscored:
-    skipped['volume without full sampling'] = unscored
+  """Examples to attack: every box of the splits, or every slice without annotations."""
+  chosen, skipped = [], {}
+  for split in config.attack.splits:
+    if split not in ('train', 'val'):
+      raise ValueError(f'attack.splits: {split!r} is unknown; choose among train, val')
+    every = getattr(found, split).volumes
+    volumes = [v for v in every if v.fully_sampled]
+    if found.annotations is None:
+      mine = loader.slices_of(volumes, keep=config.data.keep_slices)
+    else:
+      mine, reasons = loader.annotated(volumes, found.annotations, policy=config.data.boxes, seed=config.seed)
+      skipped |= {k: skipped.get(k, 0) + n for k, n in reasons.items()}
+    if len(every) > len(volumes):
+      skipped['volume without full sampling'] = skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
+    limit = config.attack.max_examples
+    if limit and len(mine) > limit:
+      # Evenly spread, so that a short run sees all volumes.
+      mine = [mine[i * len(mine) // limit] for i in range(limit)]
+    chosen += mine
   if not chosen:
-    raise DataError('data.annotations: no box belongs to a usable validation volume; check data.root and data.annotations')
-  limit = config.attack.max_examples
-  if limit and len(chosen) > limit:
-    # Evenly spread, so that a short run sees all volumes.
-    chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
+    raise DataError('data.annotations: no box belongs to a usable volume; check data.root and data.annotations')
   return chosen, skipped

@@ -11,12 +11,16 @@ import h5py
 import numpy as np
 
 from jaxrec import figures, results
+from jaxrec.workflows import comparison
+from jaxrec.workflows.train import sibling
 
 _TITLES = {
   'coil_noise': 'Worst-case k-space noise',
   'image_noise': 'Worst-case image noise',
   'rotation': 'Worst-case rotation',
   'translation': 'Worst-case translation',
+  'generator': 'Perturbations of a generator fitted to each network',
+  'shared_generator': 'Perturbations of one generator, for all networks',
 }
 
 
@@ -41,7 +45,12 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
   page = _Page(folder)
   page.text(_summary(runs, rows))
-  page.table('Mean over examples, with 95% bootstrap intervals over patients', *_table(rows, config.report.draws))
+  page.table(
+    'One line per network. Harm: loss of SSIM in the attacked box. Amplification: largest relative change of the image '
+    'per relative change of the measurement, to first order. Passes: forward and backward, of one example each.',
+    *comparison.defences(runs, config.report.draws), name='defences',
+  )  # fmt: skip
+  results.write_csv(folder / 'summary.csv', *comparison.summary(rows, config.report.draws))
   for name in sorted({r['perturbation'] for r in rows}):
     mine = [r for r in rows if r['perturbation'] == name]
     page.heading(_TITLES.get(name, name))
@@ -61,10 +70,9 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
         'Attacks aimed at the box against attacks aimed at the whole image, both scored in the box.',
       )  # fmt: skip
     _pictures(page, runs, name)
-  curves = {r.label: r.metrics for r in runs if r.metrics}
-  if curves:
-    page.heading('Training')
-    page.figure('training', figures.training_curve(curves), 'Training loss and validation SSIM.')
+  _training(page, runs, config)
+  page.heading('All numbers')
+  page.table('Mean over examples, with 95% bootstrap intervals over patients', *comparison.table(rows, config.report.draws))
   _bad_input(page, runs)
   _origin(page, runs)
   return page.write('jaxrec: adversarial robustness of MR image reconstruction')
@@ -77,10 +85,13 @@ class _Source:
     self.folder = folder
     self.rows = [r for path in sorted((folder / 'rows').glob('*.jsonl')) for r in results.read_jsonl(path)]
     self.rows = list({results.key_of(r): r for r in reversed(self.rows)}.values())[::-1]
-    self.label = figures.name_of(self.rows[0]) if self.rows else ''
-    self.metrics = results.read_jsonl(folder / 'metrics.jsonl')
+    self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
     self.provenance = self._json('provenance.json')
     self.config = self._json('config.json')
+    trained = self.config.get('model', {}).get('checkpoint', '')
+    origin = sibling(folder, trained) if trained else folder
+    self.cost = comparison.cost_of(origin)
+    self.metrics = results.read_jsonl(origin / 'metrics.jsonl')
 
   def _json(self, name):
     path = self.folder / name
@@ -96,8 +107,20 @@ class _Source:
       return sorted(n.removesuffix(suffix) for n in file if n.endswith(suffix))
 
   def arrays(self, example, perturbation, aim):
+    return self._group(f'{example}.{perturbation}.{aim}')
+
+  def sampling(self):
+    """The k-space of one slice, if it was kept."""
+    path = self.folder / 'images.h5'
+    if not path.exists():
+      return None
+    with h5py.File(path) as file:
+      kept = 'sampling' in file
+    return self._group('sampling') if kept else None
+
+  def _group(self, name):
     with h5py.File(self.folder / 'images.h5') as file:
-      return {k: v[()] for k, v in file[f'{example}.{perturbation}.{aim}'].items()}
+      return {k: v[()] for k, v in file[name].items()}
 
 
 def _summary(runs, rows):
@@ -109,34 +132,33 @@ def _summary(runs, rows):
       f'<b>These numbers come from the built-in phantom</b> ({demo[0].config["profile"]} profile), not from patients: '
       'small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'
     )
-  eta = sorted(r['thermal_eta'] for r in rows)
-  lines.append(
-    f'Thermal noise of these scans has the energy of adversarial noise with &eta; = {100 * np.median(eta):.2f}% '
-    f'(median; {100 * eta[0]:.2f}% to {100 * eta[-1]:.2f}%).'
-  )
+  eta = sorted(r['thermal_eta'] for r in rows if 'thermal_eta' in r)
+  if eta:
+    lines.append(
+      f'Thermal noise of these scans has the energy of adversarial noise with &eta; = {100 * np.median(eta):.2f}% '
+      f'(median; {100 * eta[0]:.2f}% to {100 * eta[-1]:.2f}%).'
+    )
   return lines
 
 
-def _table(rows, draws):
-  head = ['network', 'perturbation', 'aimed at', 'strength', 'SSIM box', 'PSNR box [dB]', 'NMSE box', 'SSIM image', 'budget used', 'n']
-  lines = []
-  keys = sorted({(figures.name_of(r), r['perturbation'], r['attacked'], r['strength'], r['unit']) for r in rows}, key=str)
-  keys.sort(key=lambda k: (k[0], k[1], k[2] != 'region', k[3]))
-  for key in keys:
-    label, name, aim, strength, unit = key
-    at = [r for r in rows if (figures.name_of(r), r['perturbation'], r['attacked'], r['strength'], r['unit']) == key]
-    patients = [r['patient'] for r in at]
-
-    def cell(metric, form):
-      mean, low, high = figures.bootstrap([r[metric] for r in at], patients, draws=draws)
-      return f'{mean:{form}} ({low:{form}} to {high:{form}})'
-
-    shown = f'{100 * strength:.2f}%' if unit == 'relative' else f'{strength:g} {unit}'
-    lines.append([
-      label, name, aim, shown, cell('ssim_region_adv', '.3f'), cell('psnr_region_adv', '.1f'), cell('nmse_region_adv', '.4f'),
-      cell('ssim_image_adv', '.3f'), f'{100 * np.mean([r["budget_used"] for r in at]):.0f}%', str(len(at)),
-    ])  # fmt: skip
-  return head, lines
+def _training(page, runs, config):
+  trained = [*runs, *(_Source(page.folder / s) for s in config.report.get('generators', ()))]
+  curves = {r.label: r.metrics for r in runs if r.metrics}
+  if not curves:
+    return
+  page.heading('Training')
+  page.figure('training', figures.training_curve(curves), 'Training loss and validation SSIM.')
+  for r in trained:
+    if any('loss_generator' in m for m in r.metrics):
+      page.figure(
+        f'players-{r.folder.name}', figures.players_curve(r.metrics),
+        f'{r.folder.name}: losses and gradient norms of both players, the share of the budget that the generator uses, '
+        'and the diversity of its perturbations (0: all the same).',
+      )  # fmt: skip
+  page.table('The players at the end of training', *comparison.training_scores(trained))
+  sampling = next((a for a in (r.sampling() for r in runs) if a), None)
+  if sampling:
+    page.figure('sampling', figures.sampling_panel(sampling), 'Full and undersampled k-space of one slice (first coil), and their images.')
 
 
 def _pictures(page, runs, name):
@@ -153,7 +175,13 @@ def _pictures(page, runs, name):
         f'{name}-angle', figures.angle_curve([(label, a['angles'], a['curve']) for label, a in shown]),
         f'SSIM in the box against the angle, for {example}.',
       )  # fmt: skip
-    strength = f'{100 * first["strength"]:.2f}% of each coil' if name.endswith('noise') else f'up to {first["strength"]:g}'
+    relative = name not in ('rotation', 'translation')
+    strength = f'{100 * first["strength"]:.2f}%' if relative else f'up to {first["strength"]:g}'
+    if relative and len(shown) > 1:
+      page.figure(
+        f'{name}-perturbations-{aim}', figures.perturbation_panel(shown, f'{_TITLES.get(name, name)} ({strength}), {example}'),
+        'Clean reconstruction, perturbation of the fully sampled image, that image perturbed, reconstruction under attack.',
+      )  # fmt: skip
     page.figure(
       f'{name}-panel-{aim}',
       figures.panel(shown, f'{_TITLES.get(name, name)} aimed at {words} ({strength}), {example}'),
@@ -184,7 +212,7 @@ def _origin(page, runs):
       ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items()), str(p.get('seed', '')), p.get('data_fingerprint', ''),
     ])  # fmt: skip
   page.table('', ['network', 'folder', 'revision', 'devices', 'versions', 'seed', 'data'], lines)
-  page.text(['Every number above is a mean over rows of results.csv; config.json repeats the run.'])
+  page.text(['Every number above is a mean over rows of results.csv and stands in summary.csv; config.json repeats the run.'])
 
 
 class _Page:
@@ -209,9 +237,11 @@ class _Page:
     caption = html.escape(caption)
     self.parts.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')
 
-  def table(self, caption, head, lines):
+  def table(self, caption, head, lines, *, name=''):
     if not lines:
       return
+    if name:
+      results.write_csv(self.folder / f'{name}.csv', head, lines)
     cells = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
     body = ''.join('<tr>' + ''.join(f'<td>{html.escape(c)}</td>' for c in line) + '</tr>' for line in lines)
     self.parts.append(f'<div class="wide"><table><caption>{html.escape(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>')

@@ -29,7 +29,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   """
   workdir = Path(workdir)
   if 'experiments' in config:
-    folders = [run(config.experiments[name], workdir / name) for name in config.experiments]
+    folders = []
+    for name, experiment in config.experiments.items():
+      print(f'-- {name}')
+      folders.append(run(experiment, workdir / name))
     if 'report' in config.stages and data_parallel().part == 0:
       _announce(report.run(config, workdir, folders))
     return workdir

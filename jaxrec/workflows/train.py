@@ -1,16 +1,19 @@
 """The training stage."""
 
+import json
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from jaxrec import results
 from jaxrec.data import loader
+from jaxrec.data.fastmri import Example
 from jaxrec.training import Checkpointer, Parallel, fit
-from jaxrec.types import Scan
 from jaxrec.workflows import factory
 
 
@@ -24,7 +27,11 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   volumes = [v for v in data.train.volumes if v.fully_sampled]
   examples = loader.slices_of(volumes, keep=config.data.keep_slices)
   steps_per_epoch = loader.steps_per_epoch(examples, config.train.batch_size)
-  task, num_steps = factory.task(config, module, parallel, steps_per_epoch)
+  num_steps = factory.num_steps(config, steps_per_epoch)
+  frozen = None
+  if config.train.task.get('frozen', ''):
+    frozen = _best(config, module, sibling(run_folder.folder, config.train.task.frozen), data, parallel)
+  task = factory.task(config, module, parallel, num_steps, data.read(examples[0], 0), frozen)
   checkpointer = Checkpointer(run_folder.folder / 'checkpoints')
   done = checkpointer.latest_step() or 0
   every = config.train.validate_every or steps_per_epoch
@@ -34,6 +41,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
       f'{len(examples)}), validation every {every}; {done} done'
     )
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
+  start = time.perf_counter()
   read = factory.reader(config, redraw=True)
   validate = validation(config, data, task, parallel)
   tensorboard = _tensorboard(config, run_folder, parallel)
@@ -57,8 +65,20 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
     validate=validate,
     validate_every=every,
     report_every=config.train.report_every,
+    score=f'val_{config.train.best}',
+    patience=config.train.patience or None,
   )  # fmt: skip
+  if parallel.part == 0:
+    _write_cost(run_folder.folder / 'cost.json', task, config, checkpointer.latest_step() - done, time.perf_counter() - start)
   checkpointer.close()
+
+
+def _write_cost(path, task, config, steps, seconds):
+  """What training cost, added up over resumed runs."""
+  cost = json.loads(path.read_text()) if path.exists() else {'steps': 0, 'seconds': 0.0}
+  cost = {'steps': cost['steps'] + steps, 'seconds': cost['seconds'] + seconds}
+  forward, backward = (n * config.train.batch_size for n in task.calls)
+  results.write_text(path, json.dumps(cost | {'forward_per_step': forward, 'backward_per_step': backward}) + '\n')
 
 
 def validation(config, data: factory.Data, task, parallel: Parallel):
@@ -80,7 +100,8 @@ def validation(config, data: factory.Data, task, parallel: Parallel):
       for i, example in enumerate(chosen):
         by_volume[example.volume.name].append({name: float(x[i]) for name, x in scores.items()})
     names = sorted({e.volume.name for e in examples})
-    keys = ('ssim', 'psnr', 'nmse', 'loss')
+    shapes = jax.eval_shape(task.evaluate, state, jax.tree.map(lambda x: x[None], data.read(examples[0], 0)))
+    keys = sorted(shapes)
     sums = np.zeros((len(names), len(keys) + 1))
     for row, name in enumerate(names):
       for scores in by_volume.get(name, ()):
@@ -110,28 +131,58 @@ def _tensorboard(config, run_folder, parallel):
   return write
 
 
+def sibling(folder: Path, run: str) -> Path:
+  """Folder of another run: beside this one, or any path."""
+  return folder.parent / run if (folder.parent / run).is_dir() else Path(run)
+
+
 def trained(config, folder: Path, data: factory.Data, parallel: Parallel):
   """Network and variables to attack: the best checkpoint, of another run if asked for, or published weights."""
   module, variables = factory.network(config)
   if variables is not None:
     return module, variables
-  task, _ = factory.task(config, module, parallel, 1)
-  like = jax.eval_shape(task.init, jax.random.key(0), _shapes(data.val.volumes[0]))
-  folder = Path(config.model.checkpoint) if config.model.checkpoint else folder
+  folder = sibling(folder, config.model.checkpoint) if config.model.checkpoint else folder
+  return module, _best(config, module, folder, data, parallel)
+
+
+def _best(config, module, folder, data, parallel):
+  return restored(config, module, folder, data, parallel)[1]
+
+
+def restored(config, module, folder: Path, data: factory.Data, parallel: Parallel):
+  """Best state of a run, and the variables of its reconstructor.
+
+  The run may have been trained by another task: its own config tells which.
+
+  Raises:
+    ValueError: if there is none or it does not fit.
+  """
   if not (folder / 'checkpoints').is_dir():
     raise ValueError(f'{folder}: holds no checkpoints; train first, or set model.checkpoint to a run folder')
+  stored = folder / 'config.json'
+  own = ml_collections.ConfigDict(json.loads(stored.read_text())) if stored.exists() else config
+  volumes = [v for v in data.val.volumes if v.fully_sampled] or data.val.volumes
+  sample = data.read(Example(volumes[0], 0, None), 0)
+  task = factory.task(own, module, parallel, 1, sample)
+  like = jax.eval_shape(task.init, jax.random.key(0), loader.stack([sample]))
   checkpointer = Checkpointer(folder / 'checkpoints')
-  state = checkpointer.restore(like, which='best')
-  checkpointer.close()
-  return module, task.variables(state)
+  try:
+    state = checkpointer.restore(like, which='best')
+  finally:
+    checkpointer.close()
+  return state, task.variables(state)
 
 
-def _shapes(volume) -> Scan:
-  """Shapes of a batch of one scan, without reading it."""
-  _, coils, rows, cols = volume.shape
-
-  def array(dtype, *shape):
-    return jax.ShapeDtypeStruct((1, *shape), dtype)
-
-  line, image = array(bool, 1, cols), array(np.float32, *volume.crop)
-  return Scan(array(np.complex64, coils, rows, cols), line, line, line, image, image, array(np.float32))
+def generator_of(config, folder: Path, data: factory.Data, parallel: Parallel):
+  """The generator of an adversarially trained run: its adversary and variables."""
+  stored = folder / 'config.json'
+  if not stored.exists():
+    raise ValueError(f'{folder}: is no run folder; train the generator first')
+  own = ml_collections.ConfigDict(json.loads(stored.read_text()))
+  if own.train.task.name != 'adversarial':
+    raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={own.train.task.name}')
+  module, _ = factory.network(own)
+  state, _ = restored(own, module, folder, data, parallel)
+  volumes = [v for v in data.val.volumes if v.fully_sampled]
+  sample = data.read(Example(volumes[0], 0, None), 0)
+  return factory.adversary(own.train.task.generator, sample, own.train.task.perturbation.relative_radius), state.generator.variables

@@ -1,0 +1,67 @@
+"""Single-coil data from multi-coil data, and zero-filled images as samples."""
+
+import numpy as np
+
+from jaxrec.data.errors import DataError
+from jaxrec.types import Scan, Slice
+
+
+def emulate(scan: Scan) -> Scan:
+  """A single-coil scan made of a multi-coil one.
+
+  The coils are combined by the complex weights that, in the least-squares sense,
+  bring the combined image closest to the root sum of squares:
+  `w = argmin ||sum_i w_i x_i - rss(x)||_2`.
+
+  Args:
+    scan: multi-coil, NumPy arrays.
+
+  Returns:
+    The scan with one coil; its target is the magnitude of the combined image,
+    its `scale` that target's maximum.
+
+  Reference:
+    Tygert and Zbontar 2020, Simulating single-coil MRI from the responses of
+    multiple coils; Zbontar et al. 2018 (emulated single-coil, ESC).
+  """
+  coils = scan.kspace.shape[0]
+  images = centred_images(scan.kspace)
+  flat = images.reshape(coils, -1).astype(np.complex128)
+  rss = np.sqrt((np.abs(flat) ** 2).sum(0))
+  flat, rss = flat / (rss.max() or 1), rss / (rss.max() or 1)
+  # Normal equations of one unknown per coil.
+  weights, *_ = np.linalg.lstsq(flat.conj() @ flat.T, flat.conj() @ rss, rcond=None)
+  kspace = np.tensordot(weights, scan.kspace, 1)[None].astype(np.complex64)
+  target = centre_of(np.abs(centred_images(kspace)[0]), scan.target.shape).astype(np.float32)
+  if not target.max() > 0:
+    raise DataError('data.emulate_single_coil: the combined image is empty')
+  return scan.replace(kspace=kspace, target=target, scale=np.float32(target.max()))
+
+
+def zero_filled(scan: Scan) -> Slice:
+  """The magnitude of the zero-filled reconstruction, as input of an image-to-image network.
+
+  Args:
+    scan: NumPy arrays.
+
+  Returns:
+    A slice whose input has the size of the target.
+
+  Reference:
+    Huang and Liang 2020, equation (10).
+  """
+  image = np.sqrt((np.abs(centred_images(np.where(scan.mask, scan.kspace, 0))) ** 2).sum(0))
+  low = centre_of(image, scan.target.shape).astype(np.float32)
+  return Slice(low_dose=low, target=scan.target, region=scan.region, scale=scan.scale)
+
+
+def centred_images(kspace: np.ndarray) -> np.ndarray:
+  """Coil images of k-space with DC in the centre, orthonormal, `[..., row, col]` complex."""
+  centred = np.fft.ifftn(np.fft.ifftshift(kspace, (-2, -1)), axes=(-2, -1), norm='ortho')
+  return np.fft.fftshift(centred, (-2, -1))
+
+
+def centre_of(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+  """The central `shape` of an image `[row, col]`."""
+  top, left = ((n - c) // 2 for n, c in zip(image.shape, shape))
+  return image[top : top + shape[0], left : left + shape[1]]
