@@ -5,7 +5,7 @@ Command: python -m jaxrec.main --config=configs/adversarial_unet.py with FASTMRI
 Without data: python -m jaxrec.main --config=configs/adversarial_unet.py:demo (phantom, under 15 minutes on 2 cores)
 Hardware: the paper took 10 hours on two V100 for every run.
 Expected: the paper reports validation SSIM .628 (standard), .606 (epsilon 1e3) and .601 (5e3), clean, and nothing under
-attack. Here: the adversarially trained networks lose less under the generators and under PGD of the same budget.
+attack. On the phantom see the README: training against PGD, added here, withstands more than the paper's algorithm.
 
 The perturbation is added to the zero-filled image in units of its standard deviation, `||G||^2 <= epsilon`; with n
 pixels epsilon is `n eta^2`, so the paper's 1e3 and 5e3 of 320x320 are eta = 9.88% and 22.1%.
@@ -24,12 +24,17 @@ def get_config(arg: str = ''):
   # In the order of training: later runs need earlier ones.
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
   runs.standard = _network(arg, 'standard')
-  for name, eta in ETAS.items():
+  etas = {'5e3': ETAS['5e3']} if arg == 'smoke' else ETAS
+  for name, eta in etas.items():
     runs[f'adversarial_{name}'] = _adversarial(_network(arg, f'adversarial, epsilon {name}'), eta)
+  if arg != 'smoke':
+    runs.pgd_5e3 = _pgd(_network(arg, 'PGD training, epsilon 5e3'), ETAS['5e3'])
+  finished = ('standard',) if arg == 'smoke' else tuple(runs)
   # A generator of its own for every finished network: the one it was trained with is weaker against it.
-  for name in ('standard', *(f'adversarial_{e}' for e in ETAS)):
-    runs[f'generator_{name}'] = _adversarial(_network(arg, f'generator against {name}'), ETAS['5e3'], frozen=name)
-  for name in ('standard', *(f'adversarial_{e}' for e in ETAS)):
+  for name in finished:
+    fitted = runs[f'generator_{name}'] = _adversarial(_network(arg, f'generator against {name}'), ETAS['5e3'], frozen=name)
+    fitted.train.num_steps //= 2
+  for name in finished:
     runs[f'attack_{name}'] = _attacked(_network(arg, runs[name].label), name)
   for run in runs.values():
     run.stages = ('attack',) if run.model.checkpoint else ('train',)
@@ -44,7 +49,7 @@ def _network(arg, label):
   config.data.challenge = 'singlecoil' if config.data.root else 'multicoil'
   config.data.form = 'image'
   config.data.emulate_single_coil = not config.data.root
-  small = {'demo': dict(chans=8, pools=3), 'smoke': dict(chans=4, pools=2)}
+  small = {'demo': dict(chans=8, pools=3), 'smoke': dict(chans=2, pools=1)}
   sizes = small.get(config.profile, dict(chans=64, pools=5))
   config.model.update(name='unet_image', norm='instance', activation='prelu', upsample='bilinear', **sizes)
   train = config.train
@@ -55,22 +60,33 @@ def _network(arg, label):
   config.search = ml_collections.ConfigDict()
   if config.profile == 'demo':
     config.data.phantom.update(train=24, val=10, rows=64, cols=64)
-    train.update(num_epochs=0.0, num_steps=500, validate_every=100, max_validation=16, learning_rate=2e-3, patience=0)
-    config.attack.max_examples = 20
+    train.update(batch_size=4, num_epochs=0.0, num_steps=500, validate_every=125, max_validation=16, learning_rate=2e-3, patience=0)
+    config.attack.max_examples = 16
     config.attack.batch_size = 4
   if config.profile == 'smoke':
     train.update(batch_size=2, num_epochs=0.0, num_steps=2, patience=0, validate_every=2)
+    config.attack.max_examples = 1
   return config
 
 
 def _adversarial(config, eta, frozen=''):
-  sizes = {'demo': dict(chans=8, depth=4), 'smoke': dict(chans=2, depth=2)}
+  sizes = {'demo': dict(chans=8, depth=4), 'smoke': dict(chans=2, depth=1)}
   config.train.task = ml_collections.ConfigDict(dict(
     name='adversarial',
     generator=dict(name='dcgan', latent=100, latent_scale=1.0, **sizes.get(config.profile, dict(chans=64, depth=6))),
-    generator_learning_rate=config.train.learning_rate,
+    # The phantom's few steps are too few for a generator at the networks' rate.
+    generator_learning_rate=config.train.learning_rate * (5 if config.profile == 'demo' else 1),
     perturbation=dict(name='image_noise', relative_radius=eta, reference='deviation'),
     robust_weight=1.0, hinge_weight=1.0, project=False, frozen=frozen,
+  ))  # fmt: skip
+  return config
+
+
+def _pgd(config, eta):
+  config.train.task = ml_collections.ConfigDict(dict(
+    name='worst_case', perturbation=dict(name='image_noise', relative_radius=eta, reference='deviation', start='random'),
+    search=dict(name='pgd', num_steps=3 if config.profile == 'demo' else 7, step='steepest', step_size=0.5),
+    objective=dict(name='region_mse'),
   ))  # fmt: skip
   return config
 
@@ -87,11 +103,11 @@ def _attacked(config, run):
     image_noise=dict(start='random', **noise),
   )
   restarts = 2 if config.profile != 'paper' else 4
-  steps = 2 if config.profile == 'smoke' else 20
+  steps = {'smoke': 2, 'demo': 10}.get(config.profile, 20)
   config.search.update(
     generator=dict(name='random', num_samples=restarts * steps),
     shared_generator=dict(name='random', num_samples=1),
-    image_noise=dict(name='pgd', num_steps=steps, step='steepest', step_size=0.25, num_restarts=restarts),
+    image_noise=dict(name='pgd', num_steps=steps, step='steepest', step_size=0.5, num_restarts=restarts),
   )
   config.attack.lipschitz_iterations = 2 if config.profile == 'smoke' else 10
   return config

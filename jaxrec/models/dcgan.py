@@ -22,6 +22,7 @@ class DCGAN(nn.Module):
     size: `(row, col)` of the output.
     chans: channels before the last layer; doubled towards the latent vector.
     depth: doublings of the size.
+    batch_axis: device axis of batch norm, `training.Parallel.axis`.
 
   Reference:
     Radford et al. 2016; Huang and Liang 2020, section 2.4 and figure 3.
@@ -37,6 +38,7 @@ class DCGAN(nn.Module):
   size: tuple[int, int]
   chans: int = 64
   depth: int = 6
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, latent: Array) -> Array:
@@ -44,11 +46,11 @@ class DCGAN(nn.Module):
     start = [-(-n // 2**self.depth) for n in self.size]
     features = self.chans * 2 ** (self.depth - 1)
     kernel = self.param('kernel', layers.transposed_kernel_init, (latent.shape[-1], *start, features))
-    x = layers.NormActivation('batch', 'prelu')(jnp.tensordot(latent, kernel, 1))
+    x = layers.NormActivation('batch', 'prelu', self.batch_axis)(jnp.tensordot(latent, kernel, 1))
     for level in reversed(range(self.depth)):
       x = layers.FractionalConv(self.chans * 2 ** (level - 1) if level else 1)(x)
       if level:
-        x = layers.NormActivation('batch', 'prelu')(x)
+        x = layers.NormActivation('batch', 'prelu', self.batch_axis)(x)
     return center_crop(jnp.tanh(x[..., 0]), self.size)
 
 

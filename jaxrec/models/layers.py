@@ -40,6 +40,28 @@ kernel_init = _uniform_by(lambda shape: np.prod(shape[:-1]))
 transposed_kernel_init = _uniform_by(lambda shape: np.prod(shape[1:]))
 
 
+def bias_init(kernel_shape: tuple[int, ...]) -> Callable:
+  """Initialiser of the bias that belongs to a kernel, uniform on +-1/sqrt(fan in)."""
+  bound = np.prod(kernel_shape[:-1]) ** -0.5
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def strided_conv2d(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+  """Cross-correlation with stride and explicit zero padding on all sides.
+
+  Args:
+    x: `[batch, row, col, in]`.
+    kernel: `[row, col, in, out]`.
+    stride: step along rows and columns.
+    padding: zeros on each side; XLA's `SAME` pads differently with a stride.
+
+  Returns:
+    `[batch, (row + 2 padding - size) // stride + 1, ..., out]`.
+  """
+  pad = ((padding, padding),) * 2
+  return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=_NHWC)
+
+
 @jax.custom_vjp
 def conv2d(x: Array, kernel: Array) -> Array:
   """Stride-1 cross-correlation with zero padding that keeps the size.
@@ -225,10 +247,7 @@ class Conv(nn.Module):
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
     y = conv2d(x, self.param('kernel', kernel_init, shape))
-    if self.use_bias:
-      bound = np.prod(shape[:3]) ** -0.5
-      y = y + self.param('bias', lambda key, n: jax.random.uniform(key, n, minval=-bound, maxval=bound), (self.features,))
-    return y
+    return y + self.param('bias', bias_init(shape), (self.features,)) if self.use_bias else y
 
 
 class NormActivation(nn.Module):
@@ -238,10 +257,12 @@ class NormActivation(nn.Module):
     norm: `instance` (no affine), or `batch`, whose running averages are used
       where the collection `batch_stats` is not mutable.
     activation: `leaky_relu` (0.2) or `prelu` (one learned slope, from 0.25).
+    batch_axis: name of the device axis over which batch norm takes its statistics.
   """
 
   norm: str = 'instance'
   activation: str = 'leaky_relu'
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x):
@@ -251,7 +272,7 @@ class NormActivation(nn.Module):
       x = instance_norm_leaky_relu(x, 1.0)
     elif self.norm == 'batch':
       running = not self.is_mutable_collection('batch_stats')
-      x = nn.BatchNorm(use_running_average=running, momentum=0.9, epsilon=1e-5, name='batch_norm')(x)
+      x = nn.BatchNorm(use_running_average=running, momentum=0.9, axis_name=self.batch_axis, name='batch_norm')(x)
     else:
       raise ValueError(f'norm: {self.norm!r} is unknown; choose instance or batch')
     if self.activation == 'leaky_relu':
@@ -261,17 +282,47 @@ class NormActivation(nn.Module):
     raise ValueError(f'activation: {self.activation!r} is unknown; choose leaky_relu or prelu')
 
 
+class Dense(nn.Module):
+  """Linear layer over the last axis, with the start of PyTorch's."""
+
+  features: int
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (x.shape[-1], self.features)
+    y = x @ self.param('kernel', kernel_init, shape)
+    return y + self.param('bias', bias_init(shape), (self.features,)) if self.use_bias else y
+
+
+class StridedConv(nn.Module):
+  """`strided_conv2d` with parameters `kernel` and, if asked for, `bias`."""
+
+  features: int
+  size: int
+  stride: int = 1
+  padding: int = 0
+  use_bias: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    y = strided_conv2d(x, self.param('kernel', kernel_init, shape), self.stride, self.padding)
+    return y + self.param('bias', bias_init(shape), (self.features,)) if self.use_bias else y
+
+
 class ConvBlock(nn.Module):
   """Two 3x3 convolutions, each with normalisation and activation."""
 
   features: int
   norm: str = 'instance'
   activation: str = 'leaky_relu'
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x):
     for _ in range(2):
-      x = NormActivation(self.norm, self.activation)(Conv(self.features)(x))
+      x = NormActivation(self.norm, self.activation, self.batch_axis)(Conv(self.features)(x))
     return x
 
 
@@ -281,11 +332,12 @@ class UpBlock(nn.Module):
   features: int
   norm: str = 'instance'
   activation: str = 'leaky_relu'
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x):
     kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features))
-    return NormActivation(self.norm, self.activation)(upsample_conv2x2(x, kernel))
+    return NormActivation(self.norm, self.activation, self.batch_axis)(upsample_conv2x2(x, kernel))
 
 
 # Which tap of a 4x4 transposed kernel joins an input, one pixel off at most, with an output of either parity.

@@ -4,7 +4,11 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from jaxrec.models.cinn import CINN
+from jaxrec.models.critics import CVAECritic, DUGANDiscriminator, WGANVGGCritic
+from jaxrec.models.cvae import CVAE
 from jaxrec.models.dcgan import DCGAN, KspaceGenerator
+from jaxrec.models.denoisers import CNN10, REDCNN, WGANVGG
 from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
 from jaxrec.types import Array, Image, Key, Reconstructor, Sample, Scan, Variables
@@ -16,6 +20,15 @@ _MODULES = {
   'varnet': VarNet,
   'dcgan': DCGAN,
   'kspace_generator': KspaceGenerator,
+  'cnn10': CNN10,
+  'redcnn': REDCNN,
+  'wganvgg': WGANVGG,
+  'wganvgg_critic': WGANVGGCritic,
+  'dugan': REDCNN,
+  'dugan_discriminator': DUGANDiscriminator,
+  'cvae': CVAE,
+  'cvae_critic': CVAECritic,
+  'cinn': CINN,
 }
 
 NAMES = tuple(_MODULES)
@@ -84,7 +97,7 @@ def bind_training(module: nn.Module) -> Callable[..., tuple[Image, Variables]]:
 
   def reconstruct(variables, samples, key=None):
     rngs = None if key is None else {'smoothing': key}
-    images, changed = module.apply(variables, *_inputs(samples), mutable=['batch_stats'], rngs=rngs)
+    images, changed = module.apply(variables, *_inputs(samples), mutable=['batch_stats', 'spectral'], rngs=rngs)
     return images, {**variables, **changed}
 
   return reconstruct

@@ -22,6 +22,7 @@ class UNet(nn.Module):
     upsample: `transposed` 2x2 convolutions, or `bilinear` as in the first
       fastMRI baseline: the bottom does not double its channels, the last
       convolutions are a chain of three 1x1.
+    batch_axis: device axis of batch norm, `training.Parallel.axis`.
 
   Reference:
     Ronneberger et al. 2015, in the form of the fastMRI repository; Huang and
@@ -42,6 +43,7 @@ class UNet(nn.Module):
   norm: str = 'instance'
   activation: str = 'leaky_relu'
   upsample: str = 'transposed'
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -52,7 +54,7 @@ class UNet(nn.Module):
     if self.upsample not in ('transposed', 'bilinear'):
       raise ValueError(f'upsample: {self.upsample!r} is unknown; choose transposed or bilinear')
     bilinear = self.upsample == 'bilinear'
-    style = dict(norm=self.norm, activation=self.activation)
+    style = dict(norm=self.norm, activation=self.activation, batch_axis=self.batch_axis)
     x = x.reshape(-1, *x.shape[-3:])
     skips = []
     for level in range(self.pools):
@@ -140,6 +142,7 @@ class ImageUNet(nn.Module):
     norm: see `UNet`.
     activation: see `UNet`.
     upsample: see `UNet`.
+    batch_axis: see `UNet`.
 
   Reference:
     Zbontar et al. 2018, the fastMRI U-Net baseline; Huang and Liang 2020.
@@ -150,6 +153,7 @@ class ImageUNet(nn.Module):
   norm: str = 'instance'
   activation: str = 'leaky_relu'
   upsample: str = 'transposed'
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, image: Array) -> Array:
@@ -159,7 +163,7 @@ class ImageUNet(nn.Module):
   def _restore(self, x):
     mean, std = moments(x, (-2, -1))
     x = jnp.clip((x - mean) / (std + 1e-11), -6, 6)
-    style = dict(norm=self.norm, activation=self.activation, upsample=self.upsample)
+    style = dict(norm=self.norm, activation=self.activation, upsample=self.upsample, batch_axis=self.batch_axis)
     x = UNet(self.chans, self.pools, **style, name='unet')(x[..., None])[..., 0]
     return x * std + mean
 

@@ -30,6 +30,7 @@ class Parallel(NamedTuple):
     barrier: waits until every process has come here.
     part: number of this process.
     parts: number of processes.
+    axis: name of the device axis, for batch norm.
   """
 
   devices: int
@@ -43,6 +44,7 @@ class Parallel(NamedTuple):
   barrier: Callable[[str], None]
   part: int
   parts: int
+  axis: str
 
 
 def data_parallel(num_devices: int | None = None) -> Parallel:
@@ -118,4 +120,5 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     barrier=barrier,
     part=jax.process_index(),
     parts=jax.process_count(),
+    axis=_AXIS,
   )

@@ -190,6 +190,8 @@ def task(
     frozen: variables of a network that is not to be trained.
   """
   rule = optimizer(config.train, steps)
+  if hasattr(module, 'batch_axis'):
+    module = module.clone(batch_axis=parallel.axis)
   options = dict(config.train.task)
   name = options.pop('name')
   common = dict(loss=config.train.loss, average=parallel.average)
@@ -207,7 +209,7 @@ def task(
     parts['objective'] = objective(options.pop('objective'))
   if name == 'adversarial':
     generator = dict(options.pop('generator'))
-    parts['adversary'] = adversary(generator, sample, radius)
+    parts['adversary'] = adversary(generator, sample, radius, axis=parallel.axis)
     rate = options.pop('generator_learning_rate')
     parts['generator_optimizer'] = training.optimizer(config.train.optimizer, rate, weight_decay=config.train.weight_decay)
     options.pop('frozen', '')
@@ -216,15 +218,15 @@ def task(
   return _call(made, f'train.task.{name}', parts | options | common)
 
 
-def adversary(options: dict[str, Any], sample: Sample, radius: float) -> training.Adversary:
-  """The generator of perturbations of an adversarial task."""
+def adversary(options: dict[str, Any], sample: Sample, radius: float, *, axis: str | None = None) -> training.Adversary:
+  """The generator of perturbations of an adversarial task; `axis` is `Parallel.axis` in training."""
   options = dict(options)
   name = options.pop('name')
   if name == 'dcgan':
     noise = {k: options.pop(k) for k in ('latent', 'latent_scale') if k in options}
     if not hasattr(sample, 'low_dose'):
       raise ValueError('train.task.generator: dcgan perturbs images; set data.form=image or use kspace_generator')
-    return training.image_adversary(models.build(name, size=sample.low_dose.shape, **options), **noise)
+    return training.image_adversary(models.build(name, size=sample.low_dose.shape, batch_axis=axis, **options), **noise)
   if name == 'kspace_generator':
     return training.kspace_adversary(models.build(name, **options), relative_radius=radius)
   raise ValueError(f'train.task.generator.name: {name!r} is unknown; choose one of dcgan, kspace_generator')

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import ml_collections
 
 from jaxrec import results
@@ -30,6 +31,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   workdir = Path(workdir)
   if 'experiments' in config:
     folders = []
+    if not jax.config.jax_compilation_cache_dir:
+      # Runs of a comparison compile the same programs.
+      jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
     for name, experiment in config.experiments.items():
       print(f'-- {name}')
       folders.append(run(experiment, workdir / name))

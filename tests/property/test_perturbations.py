@@ -128,6 +128,12 @@ def test_image_noise_on_a_ct_slice():
   assert delta.dtype == image.dtype
   np.testing.assert_allclose(jnp.linalg.norm(delta), 0.1 * jnp.linalg.norm(image), rtol=1e-5)
   np.testing.assert_array_equal(p.apply(delta, sample).low_dose, image + delta)
+  # n eta^2 is the bound of the squared norm in units of the variance, whatever the mean.
+  p = jaxrec.image_noise(0.1, start='random', reference='deviation')
+  for level in (0, 100):
+    bright = sample.replace(low_dose=image + level)
+    delta = p.project(100 * delta, bright)
+    np.testing.assert_allclose(jnp.sum(delta**2), 144 * 0.1**2 * jnp.var(image), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +143,7 @@ def test_image_noise_on_a_ct_slice():
     (lambda: jaxrec.coil_noise(float('nan')), 'relative_radius'),
     (lambda: jaxrec.coil_noise(0.1, norm='l1'), 'norm: .*l2, linf'),
     (lambda: jaxrec.coil_noise(0.1, columns='all'), 'columns: .*acquired, sampled'),
+    (lambda: jaxrec.image_noise(0.1, reference='max'), 'reference: .*norm, deviation'),
     (lambda: jaxrec.rotation(-1.0), 'max_degrees'),
     (lambda: jaxrec.rotation(1.0, method='spline'), 'method: .*fourier'),
     (lambda: jaxrec.translation(-1.0), 'max_pixels'),

@@ -1,5 +1,6 @@
 """One table for all tasks: what `fit`, checkpoints and devices need of them."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -8,27 +9,72 @@ import jax
 import numpy as np
 import pytest
 
+import jaxrec
 from jaxrec import training
-from jaxrec.data import loader, synthetic
+from jaxrec.data import loader, singlecoil, synthetic
 from jaxrec.models import build
 
+NET = dict(name='unet_recon', chans=2, pools=1)
+FIXED = jaxrec.coil_noise(0.05)
+RANDOM = jaxrec.coil_noise(0.05, start='random')
+PGD = jaxrec.pgd(num_steps=2)
+
+
+def adam():
+  return training.optimizer('adam', 1e-3)
+
+
+def of_scans(make, **options):
+  return lambda parallel: make(build(**NET), adam(), average=parallel.average, **options)
+
+
+def two_players(parallel):
+  """Reconstructor against generator in k-space."""
+  adversary = training.kspace_adversary(build('kspace_generator', chans=2, pools=1), relative_radius=0.05)
+  return training.adversarial(build(**NET), adam(), adversary, adam(), FIXED, average=parallel.average)
+
+
+def of_images(parallel):
+  module = build('unet_image', chans=2, pools=1, norm='batch', activation='prelu', upsample='bilinear', batch_axis=parallel.axis)
+  adversary = training.image_adversary(build('dcgan', size=(32, 32), chans=2, depth=1, batch_axis=parallel.axis), latent=3)
+  noise = jaxrec.image_noise(0.1, reference='deviation')
+  return training.adversarial(
+    module, adam(), adversary, adam(), noise, loss='dssim', epsilon=1.0, average=parallel.average, project=True
+  )
+
+
+def batch_norm(parallel):
+  module = build('unet_image', chans=2, pools=1, norm='batch', batch_axis=parallel.axis)
+  return training.supervised(module, adam(), loss='mse', average=parallel.average)
+
+
 TABLE = {
-  'supervised ssim': lambda average: training.supervised(
-    build('unet_recon', chans=2, pools=1), training.optimizer('adam', 1e-3), loss='ssim', average=average
+  'supervised ssim': of_scans(training.supervised, loss='ssim'),
+  'supervised l1': lambda parallel: training.supervised(
+    build(**NET), training.optimizer('rmsprop', 1e-3, drop_at=2), loss='l1', average=parallel.average
   ),
-  'supervised l1': lambda average: training.supervised(
-    build('unet_recon', chans=2, pools=1), training.optimizer('rmsprop', 1e-3, drop_at=2), loss='l1', average=average
-  ),
+  'supervised batch norm': batch_norm,
+  'worst case': of_scans(training.worst_case, perturbation=FIXED, search=PGD, objective=jaxrec.region_mse()),
+  'consistency': of_scans(training.consistency, perturbation=RANDOM, search=PGD),
+  'free': of_scans(training.free, perturbation=FIXED, replays=2),
+  'jitter': of_scans(training.jitter, perturbation=RANDOM),
+  'jacobian': of_scans(training.jacobian, perturbation=FIXED),
+  'two players, k-space': two_players,
+  'two players, images': of_images,
 }
+IMAGES = ('supervised batch norm', 'two players, images')
+# Those whose steps draw no random numbers: devices draw their own.
+DETERMINISTIC = ('supervised l1', 'supervised batch norm', 'worst case', 'free', 'two players, k-space')
 
 
-@pytest.fixture(params=TABLE)
-def make(request):
-  return TABLE[request.param]
+@pytest.fixture(params=TABLE, scope='module')
+def name(request):
+  return request.param
 
 
-def batch(count=2):
-  return loader.stack([synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(count)])
+def batch(name, count=2):
+  scans = [synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(count)]
+  return loader.stack([singlecoil.zero_filled(s) for s in scans] if name in IMAGES else scans)
 
 
 class Tape:
@@ -39,103 +85,125 @@ class Tape:
     self.records.append(record)
 
 
-def fit(make, folder, steps, *, poison=None, **options):
+SCORES = {2: 0.5, 4: 0.9, 6: 0.7}
+
+
+def fit(name, folder, steps, *, poison=None, **options):
   parallel = training.data_parallel(1)
-  task = make(parallel.average)
+  task = TABLE[name](parallel)
+  data = batch(name)
 
   def batches(start):
     for i in range(start, 1000):
-      b = batch()
-      yield b.replace(target=b.target * np.nan) if i == poison else b
+      yield data.replace(target=data.target * np.nan) if i == poison else data
 
   tape, checkpointer = Tape(), training.Checkpointer(folder)
+
+  def validate(state):
+    return {'val_ssim': SCORES[tape.records[-1]['step']]}
+
   try:
     state = training.fit(
-      task, batches, steps, key=jax.random.key(0), parallel=parallel, writer=tape, checkpointer=checkpointer, report_every=1, **options
+      task, batches, steps, key=jax.random.key(0), parallel=parallel, writer=tape, checkpointer=checkpointer, report_every=1,
+      validate=validate, validate_every=2, **options,
     )
   finally:
     checkpointer.close()
   return state, tape.records
 
 
-def test_training_lowers_the_loss(make, tmp_path):
-  _, records = fit(make, tmp_path, 8)
-  assert records[-1]['loss'] < records[0]['loss']
-  assert [r['step'] for r in records] == list(range(1, 9))
+@pytest.fixture(scope='module')
+def whole(name, tmp_path_factory):
+  """Six steps without interruption: the state, the records and the folder."""
+  folder = tmp_path_factory.mktemp('whole')
+  return *fit(name, folder, 6), folder
 
 
-def test_resuming_continues_exactly(make, tmp_path):
-  whole, records = fit(make, tmp_path / 'whole', 4, validate_every=2)
-  _, first = fit(make, tmp_path / 'parts', 2)
-  resumed, second = fit(make, tmp_path / 'parts', 4, validate_every=2)
-  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+def test_training_lowers_the_loss(name, whole):
+  _, records, _ = whole
+  steps = [r for r in records if 'loss' in r]
+  assert [r['step'] for r in steps] == list(range(1, 7))
+  clean = 'loss_clean' if 'loss_clean' in steps[0] else 'loss'
+  assert steps[-1][clean] < steps[0][clean]
+
+
+def test_resuming_continues_exactly(name, whole, tmp_path):
+  state, records, _ = whole
+  _, first = fit(name, tmp_path, 4)
+  resumed, second = fit(name, tmp_path, 6)
+  jax.tree.map(np.testing.assert_array_equal, state, resumed)
   assert first + second == records
 
 
-def test_validation_keeps_the_best_and_the_last(make, tmp_path):
-  scores = iter([0.5, 0.9, 0.7])
-  _, records = fit(make, tmp_path, 3, validate=lambda state: {'val_ssim': next(scores)}, validate_every=1)
-  checkpointer = training.Checkpointer(tmp_path)
-  like, _ = fit(make, tmp_path / 'other', 1)
-  assert checkpointer.best_score() == 0.9 and checkpointer.latest_step() == 3
-  best, last = (jax.tree.leaves(checkpointer.restore(like, which=w))[0] for w in ('best', 'last'))
-  assert (int(best), int(last)) == (2, 3)
+def test_validation_keeps_the_best_and_the_last(name, whole):
+  state, _, folder = whole
+  checkpointer = training.Checkpointer(folder)
+  assert (checkpointer.best_score(), checkpointer.best_step(), checkpointer.latest_step()) == (0.9, 4, 6)
+  best, last = (checkpointer.restore(state, which=w) for w in ('best', 'last'))
   checkpointer.close()
-  assert [r['val_ssim'] for r in records if 'val_ssim' in r] == [0.5, 0.9, 0.7]
+  jax.tree.map(np.testing.assert_array_equal, last, state)
+  assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(best), jax.tree.leaves(last)))
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(make, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_step(name, tmp_path):
   with pytest.raises(training.Diverged, match='not finite at step 3.*learning_rate'):
-    fit(make, tmp_path, 5, poison=2, validate_every=2)
+    fit(name, tmp_path, 5, poison=2)
   checkpointer = training.Checkpointer(tmp_path)
   assert checkpointer.latest_step() == 2
   checkpointer.close()
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(make, tmp_path):
-  fit(make, tmp_path, 1)
-  checkpointer = training.Checkpointer(tmp_path)
+def test_a_checkpoint_of_another_architecture_is_refused(name, whole, tmp_path):
   other = training.supervised(build('unet_recon', chans=3, pools=1), training.optimizer('adam', 1e-3))
-  with pytest.raises(training.CheckpointError, match='has shape|architecture'):
-    checkpointer.restore(jax.eval_shape(other.init, jax.random.key(0), batch()))
-  checkpointer.close()
-  empty = training.Checkpointer(tmp_path / 'empty')
-  with pytest.raises(training.CheckpointError, match='holds no checkpoint'):
-    empty.restore({})
-  empty.close()
+  like = jax.eval_shape(other.init, jax.random.key(0), batch('worst case'))
+  for folder, words in ((whole[2], 'has shape|architecture'), (tmp_path, 'holds no checkpoint')):
+    checkpointer = training.Checkpointer(folder)
+    with pytest.raises(training.CheckpointError, match=words):
+      checkpointer.restore(like)
+    checkpointer.close()
 
 
-def test_evaluation_is_per_example(make):
-  task = make(lambda tree: tree)
-  state = task.init(jax.random.key(0), batch())
-  together = jax.jit(task.evaluate)(state, batch(3))
-  alone = jax.jit(task.evaluate)(state, jax.tree.map(lambda x: x[2:], batch(3)))
-  for name, value in together.items():
+def test_evaluation_is_per_example(name, whole):
+  task, state = TABLE[name](training.data_parallel(1)), whole[0]
+  data = batch(name, 3)
+  together = jax.jit(task.evaluate)(state, data)
+  alone = jax.jit(task.evaluate)(state, jax.tree.map(lambda x: x[2:], data))
+  for metric, value in together.items():
     assert value.shape == (3,)
-    np.testing.assert_allclose(value[2], alone[name][0], rtol=1e-4)
+    np.testing.assert_allclose(value[2], alone[metric][0], rtol=1e-4)
+
+
+def test_training_stops_without_improvement(tmp_path):
+  for _ in range(2):
+    # The second call finds the run finished.
+    _, records = fit('supervised l1', tmp_path, 100, patience=1)
+    checkpointer = training.Checkpointer(tmp_path)
+    assert checkpointer.latest_step() == 6 and checkpointer.best_step() == 4
+    checkpointer.close()
+  assert not records
 
 
 def test_eight_devices_equal_one():
   code = textwrap.dedent("""
     import jax, numpy as np
     from jaxrec import training
-    from tests.property.test_tasks import TABLE, batch
-    for name, make in TABLE.items():
+    from tests.property.test_tasks import DETERMINISTIC, TABLE, batch
+    for name in DETERMINISTIC:
       results = []
       for devices in (1, 8):
         parallel = training.data_parallel(devices)
-        task = make(parallel.average)
-        state = parallel.replicate(jax.device_get(task.init(jax.random.key(0), batch(8))))
+        task = TABLE[name](parallel)
+        state = parallel.replicate(jax.device_get(task.init(jax.random.key(0), batch(name, 8))))
         keys = jax.random.split(jax.random.key(1), devices)
         step = parallel.compile(task.step)
         for _ in range(2):
-          state, metrics = step(state, parallel.shard(batch(8)), keys)
-        results.append((parallel.first(state).variables, parallel.first(metrics)['loss']))
-      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *results)
+          state, metrics = step(state, parallel.shard(batch(name, 8)), keys)
+        results.append((parallel.first(state), parallel.first(metrics)['loss']))
+      variables = [task.variables(state) for state, _ in results]
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *variables)
+      np.testing.assert_allclose(*(loss for _, loss in results), rtol=1e-5)
     print('devices', len(jax.devices()))
   """)
-  import os
-
   env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
   done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
@@ -146,7 +214,7 @@ def test_eight_devices_equal_one():
   'call, words',
   [
     (lambda: training.optimizer('sgd', 0.1), 'train.optimizer.*adam, adamw, rmsprop'),
-    (lambda: training.image_loss('psnr'), 'train.loss.*ssim, l1, mse'),
+    (lambda: training.image_loss('psnr'), 'train.loss.*ssim, l1, mse, dssim'),
     (lambda: training.data_parallel(1000), 'train.num_devices: 1000 asked for'),
   ],
 )

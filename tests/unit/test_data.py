@@ -11,7 +11,7 @@ from absl import flags
 
 from jaxrec import fourier, masks
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import fastmri, loader, synthetic
+from jaxrec.data import fastmri, loader, singlecoil, synthetic
 from jaxrec.data.errors import DataError
 
 MASK = dict(kind='random', center_fractions=(0.2,), accelerations=(3,))
@@ -299,3 +299,26 @@ def test_evaluation_sees_every_example_once():
 def test_missing_folders_are_named(tmp_path):
   with pytest.raises(DataError, match='set data.root'):
     fastmri.folder(tmp_path, 'train')
+
+
+def test_emulated_single_coil_fits_the_root_sum_of_squares():
+  scan = synthetic.scan(0, rows=48, cols=48, coils=4)
+  single = singlecoil.emulate(scan)
+  assert single.kspace.shape == (1, 48, 48) and single.kspace.dtype == np.complex64
+  images, combined = (singlecoil.centred_images(s.kspace) for s in (scan, single))
+  rss = np.sqrt((np.abs(images) ** 2).sum(0))
+  best = np.linalg.norm(combined[0] - rss)
+  assert best < 0.5 * np.linalg.norm(rss)
+  # The least-squares fit: no change of a coil's weight comes closer.
+  for coil in range(4):
+    for step in (1e-2, -1e-2, 1e-2j):
+      assert np.linalg.norm(combined[0] + step * images[coil] - rss) > best
+  np.testing.assert_allclose(single.target, singlecoil.centre_of(np.abs(combined[0]), single.target.shape), rtol=1e-5)
+
+
+def test_zero_filled_images_are_those_of_the_sampled_k_space():
+  scan = synthetic.scan(0, rows=48, cols=40, coils=3)
+  full = singlecoil.zero_filled(scan.replace(mask=np.ones_like(scan.mask)))
+  np.testing.assert_allclose(full.low_dose, scan.target, rtol=1e-4, atol=1e-4 * scan.target.max())
+  low = singlecoil.zero_filled(scan).low_dose
+  assert low.shape == scan.target.shape and np.linalg.norm(low - scan.target) > 0.05 * np.linalg.norm(scan.target)

@@ -57,6 +57,66 @@ def test_gradients_of_gradients_exist():
   np.testing.assert_allclose(jnp.vdot(jax.grad(penalty)(k), along), numeric, rtol=0.03)
 
 
+def test_second_derivatives_inside_scan_are_those_of_the_plain_convolution():
+  x, kernels = normal((2, 8, 8, 2)), normal((2, 3, 3, 2, 2), 1)
+
+  def plain(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  def second(conv):
+    def network(x):
+      return lax.scan(lambda c, k: (jnp.tanh(conv(c, k)), None), x, kernels)[0]
+
+    def after_descent(z):
+      start = jnp.zeros_like(x)
+      step = lambda r, _: (r - 0.01 * jax.grad(lambda r: jnp.sum(network(r + z) ** 2))(r), None)  # noqa: E731
+      return jnp.sum(jnp.sin(network(z + lax.scan(step, start, None, length=2)[0])))
+
+    return jax.jit(jax.grad(after_descent))(x)
+
+  np.testing.assert_allclose(second(layers.conv2d), second(plain), atol=1e-4)
+
+
+def test_fractional_convolution_spreads_each_input_over_its_window():
+  """Transposed convolution by its definition: every input adds its 4x4 kernel, shifted by two."""
+  module = layers.FractionalConv(3)
+  x = normal((1, 3, 2, 2))
+  kernel = normal((2, 4, 4, 3), 1)
+  want = np.zeros((1, 3 * 2 + 2, 2 * 2 + 2, 3))
+  for row in range(3):
+    for col in range(2):
+      want[0, 2 * row : 2 * row + 4, 2 * col : 2 * col + 4] += np.tensordot(x[0, row, col], kernel, 1)
+  np.testing.assert_allclose(module.apply({'params': {'kernel': kernel}}, x), want[:, 1:-1, 1:-1], atol=1e-5)
+
+
+def test_generators_fill_their_size_and_their_mask(scan):
+  image = jaxrec.models.build('dcgan', size=(21, 34), chans=2, depth=2)
+  variables = jax.jit(image.init)(jax.random.key(0), jnp.ones((2, 7)))
+  out, changed = image.apply(variables, normal((4, 7)), mutable=['batch_stats'])
+  assert out.shape == (4, 21, 34) and float(jnp.max(jnp.abs(out))) <= 1
+  assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(variables['batch_stats'])))
+  noise = jaxrec.models.build('kspace_generator', chans=2, pools=1)
+  variables = jax.jit(noise.init)(jax.random.key(0), scan.kspace, scan.mask)
+  delta = jax.jit(noise.apply)(variables, scan.kspace, scan.mask)
+  assert delta.shape == scan.kspace.shape and not np.any(np.where(scan.mask, 0, delta)) and np.any(delta)
+  # Nothing of what was not measured gets in.
+  changed = np.where(scan.mask, scan.kspace, 7)
+  np.testing.assert_array_equal(delta, jax.jit(noise.apply)(variables, changed, scan.mask))
+
+
+@pytest.mark.parametrize('style', [dict(activation='prelu', upsample='bilinear'), dict(norm='batch', activation='prelu'), dict(norm='batch')])
+def test_unet_styles_learn_and_evaluate(style):
+  module = jaxrec.models.build('unet_image', chans=2, pools=2, **style)
+  x = normal((3, 18, 13)) + 5
+  variables = jax.jit(module.init)(jax.random.key(0), x)
+  trained, changed = jax.jit(lambda v, x: module.apply(v, x, mutable=['batch_stats']))(variables, x)
+  assert trained.shape == x.shape and ('batch_stats' in changed) == ('norm' in style)
+  gradient = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({**variables, 'params': p}, x) ** 2)))(variables['params'])
+  assert all(np.any(g != 0) for g in jax.tree.leaves(gradient))
+  with pytest.raises(ValueError, match='norm|activation|upsample'):
+    jaxrec.models.build('unet_image', chans=2, pools=1, **{k: 'x' for k in style}).init(jax.random.key(0), x)
+
+
 def test_small_layers_against_numpy():
   x = np.asarray(normal((1, 5, 7, 2)))
   pooled = np.asarray(layers.average_pool(x))

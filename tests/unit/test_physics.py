@@ -156,6 +156,15 @@ def test_ssim_is_that_of_scikit_image(shape):
   np.testing.assert_allclose(metrics.ssim(x, y, jnp.float32(3.0)), want, atol=1e-6)
 
 
+@pytest.mark.parametrize('shape', [(11, 11), (20, 31)])
+def test_dssim_is_that_of_scikit_image(shape):
+  x, y = draw(shape, 0, np.float32), draw(shape, 1, np.float32)
+  options = dict(data_range=3.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
+  _, full = structural_similarity(y.astype(float), x.astype(float), **options)
+  inner = full[5 : shape[0] - 5, 5 : shape[1] - 5].mean()
+  np.testing.assert_allclose(metrics.dssim(x, y, jnp.float32(3.0)), (1 - inner) / 2, atol=1e-6)
+
+
 def test_ssim_of_a_box_is_that_of_the_cropped_box():
   x, y = draw((30, 33), 0, np.float32), draw((30, 33), 1, np.float32)
   region = np.zeros((30, 33), np.float32)

@@ -1,0 +1,219 @@
+"""Conditional variational autoencoder of low-dose images, given what a network made of them."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrec.models import layers
+from jaxrec.models.cinn import ActNorm
+from jaxrec.models.critics import SpectralConv, SpectralNorm
+from jaxrec.types import Array, Key
+
+
+class _BatchNorm(nn.Module):
+  """Batch norm whose running averages serve where `batch_stats` is not mutable."""
+
+  epsilon: float = 1e-5
+  affine: bool = True
+  zero_scale: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.BatchNorm(
+      use_running_average=not self.is_mutable_collection('batch_stats'), momentum=0.9, epsilon=self.epsilon,
+      use_bias=self.affine, use_scale=self.affine, scale_init=nn.initializers.zeros if self.zero_scale else nn.initializers.ones,
+    )(x)  # fmt: skip
+
+
+class Bottleneck(nn.Module):
+  """Residual block of ResNet-50 v1.5: 1x1, 3x3 (with the stride), 1x1 to four times the width."""
+
+  width: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    y = nn.relu(_BatchNorm()(layers.Conv(self.width, size=1)(x)))
+    y = nn.relu(_BatchNorm()(layers.StridedConv(self.width, 3, self.stride, 1)(y)))
+    y = _BatchNorm(zero_scale=True)(layers.Conv(4 * self.width, size=1)(y))
+    if x.shape != y.shape:
+      x = _BatchNorm()(layers.StridedConv(4 * self.width, 1, self.stride)(x))
+    return nn.relu(x + y)
+
+
+class Encoder(nn.Module):
+  """ResNet from an image (and its condition) to mean and log-variance of the latent code."""
+
+  width: int
+  stages: Sequence[int]
+  latent: int
+
+  @nn.compact
+  def __call__(self, x: Array) -> tuple[Array, Array]:
+    """`[batch, row, col, 1 or 2]` to `[batch, latent]` twice; the log-variance lies in [-30, 10]."""
+    x = nn.relu(_BatchNorm()(layers.StridedConv(self.width, 7, 2, 3)(x)))
+    x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf), (3, 3), (2, 2), 'VALID')
+    for i, count in enumerate(self.stages):
+      for j in range(count):
+        x = Bottleneck(self.width * 2**i, 2 if i and not j else 1)(x)
+    x = layers.Dense(2 * self.latent, name='moments')(jnp.mean(x, (1, 2)))
+    mean, logvar = jnp.split(x, 2, -1)
+    return mean, jnp.clip(logvar, -30, 10)
+
+
+class _SpectralDense(nn.Module):
+  features: int
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = SpectralNorm(name='norm')(self.param('kernel', layers.kernel_init, (x.shape[-1], self.features)))
+    y = x @ kernel
+    return y + self.param('bias', layers.bias_init(kernel.shape), (self.features,)) if self.use_bias else y
+
+
+class _ConditionalNorm(nn.Module):
+  """Batch norm without affine, then a scale and a shift from the latent code."""
+
+  @nn.compact
+  def __call__(self, x, code):
+    scale, shift = (_SpectralDense(x.shape[-1], use_bias=False, name=n)(code)[:, None, None] for n in ('scale', 'shift'))
+    return _BatchNorm(epsilon=1e-4, affine=False)(x) * (1 + scale) + shift
+
+
+class GeneratorBlock(nn.Module):
+  """Residual block of BigGAN that doubles the size."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x, code):
+    y = _double(nn.relu(_ConditionalNorm(name='norm_1')(x, code)))
+    y = SpectralConv(self.features, 3, padding=1, name='conv_1')(y)
+    y = nn.relu(_ConditionalNorm(name='norm_2')(y, code))
+    y = SpectralConv(self.features, 3, padding=1, name='conv_2')(y)
+    return y + SpectralConv(self.features, 1, name='skip')(_double(x))
+
+
+def _double(x):
+  return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+
+
+class SelfAttention(nn.Module):
+  """Self-attention over pixels, keys and values max-pooled; starts as the identity.
+
+  Reference:
+    Zhang et al. 2019, SAGAN, in the form of BigGAN (no scaling by the dimension).
+  """
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """`[batch, row, col, c]` to the same."""
+    batch, rows, cols, chans = x.shape
+    query, key = (SpectralConv(chans // 8, 1, use_bias=False, name=n)(x) for n in ('query', 'key'))
+    value = SpectralConv(chans // 2, 1, use_bias=False, name='value')(x)
+    key, value = (nn.max_pool(t, (2, 2), (2, 2)).reshape(batch, -1, t.shape[-1]) for t in (key, value))
+    weights = jax.nn.softmax(jnp.einsum('brcd,bkd->brck', query, key), -1)
+    out = SpectralConv(chans, 1, use_bias=False, name='out')(jnp.einsum('brck,bkd->brcd', weights, value))
+    return x + self.param('gamma', nn.initializers.zeros, ()) * out
+
+
+class Decoder(nn.Module):
+  """BigGAN generator from a latent code (and its condition) to an image."""
+
+  size: tuple[int, int]
+  width: int
+  blocks: int
+  chunk: int
+  classes: int
+  class_hidden: int
+  embedding: int
+
+  @nn.compact
+  def __call__(self, z: Array, condition: Array | None) -> Array:
+    """`[batch, latent]` and `[batch, row, col]` (or nothing) to `[batch, row, col]`."""
+    x = z
+    for i in range(3):
+      x = nn.leaky_relu(layers.Dense(self.class_hidden, name=f'class_{i}')(x), 0.01)
+    label = jax.nn.softmax(layers.Dense(self.classes, name='class_3')(x), -1)
+    label = layers.Dense(self.embedding, use_bias=False, name='embedding')(label)
+    first = z.shape[-1] - self.blocks * self.chunk
+    if first < 1:
+      raise ValueError(f'latent: {z.shape[-1]} is too short for {self.blocks} blocks of chunk={self.chunk}')
+    parts = [z[:, first + i * self.chunk : first + (i + 1) * self.chunk] for i in range(self.blocks)]
+    widths = [self.width * 2**i for i in range(self.blocks)]
+    widths.append(widths[-1])
+    start = tuple(n // 2**self.blocks for n in self.size)
+    x = _SpectralDense(start[0] * start[1] * widths[-1], name='start')(z[:, :first]).reshape(-1, *start, widths[-1])
+    for i, part in enumerate(parts):
+      if i == self.blocks - 1:
+        x = SelfAttention(name='attention')(x)
+      x = GeneratorBlock(widths[-2 - i], name=f'block_{i}')(self._with(x, condition), jnp.concatenate([part, label], -1))
+    x, _ = ActNorm(name='norm')(x)
+    return layers.Conv(1, use_bias=True, name='out')(self._with(x, condition))[..., 0]
+
+  def _with(self, x, condition):
+    if condition is None:
+      return x
+    step = condition.shape[1] // x.shape[1], condition.shape[2] // x.shape[2]
+    return jnp.concatenate([x, condition[:, :: step[0], :: step[1], None]], -1)
+
+
+class CVAE(nn.Module):
+  """Variational autoencoder of an image x given a network's output y = f(x).
+
+  108,976,095 parameters in the published size, which is the default.
+
+  Attributes:
+    size: `(row, col)` of the images, multiples of `2 ** blocks`.
+    latent: length of the code z.
+    width: channels of the decoder's last block, doubled towards the code.
+    blocks: doublings of the decoder.
+    chunk: entries of the code that every block receives.
+    classes: soft classes of the decoder.
+    class_hidden: width of the network that makes them.
+    embedding: length of their embedding.
+    encoder_width: channels of the encoder's first layer.
+    stages: residual blocks of the encoder per scale.
+    conditional: `False` models images without a condition.
+
+  Reference:
+    Eulig et al. 2022, Reconstructing invariances of CT image denoising networks;
+    Brock et al. 2019, BigGAN; Kingma and Welling 2014.
+  """
+
+  size: tuple[int, int] = (128, 128)
+  latent: int = 256
+  width: int = 96
+  blocks: int = 5
+  chunk: int = 20
+  classes: int = 1000
+  class_hidden: int = 2000
+  embedding: int = 128
+  encoder_width: int = 64
+  stages: Sequence[int] = (3, 4, 6, 3)
+  conditional: bool = True
+
+  def setup(self):
+    if any(n % 2**self.blocks for n in self.size):
+      raise ValueError(f'size: {self.size} is no multiple of 2^{self.blocks}; change size or blocks')
+    self.encoder = Encoder(self.encoder_width, tuple(self.stages), self.latent)
+    self.decoder = Decoder(
+      tuple(self.size), self.width, self.blocks, self.chunk, self.classes, self.class_hidden, self.embedding
+    )
+
+  def encode(self, image: Array, condition: Array) -> tuple[Array, Array]:
+    """`[batch, row, col]` twice to mean and log-variance `[batch, latent]`."""
+    return self.encoder(jnp.stack([image, condition], -1) if self.conditional else image[..., None])
+
+  def decode(self, z: Array, condition: Array) -> Array:
+    """`[batch, latent]` and `[batch, row, col]` to images `[batch, row, col]`."""
+    return self.decoder(z, condition if self.conditional else None)
+
+  def __call__(self, image: Array, condition: Array, key: Key) -> tuple[Array, Array, Array]:
+    """Reconstruction from one posterior sample, mean and log-variance."""
+    mean, logvar = self.encode(image, condition)
+    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+    return self.decode(z, condition), mean, logvar

@@ -1,0 +1,124 @@
+"""Adversarial training and defences as users run them."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import adversarial_unet, common, defences
+from jaxrec import models, training
+from jaxrec.data import loader, singlecoil, synthetic
+from jaxrec.workflows import factory, train
+from tests.e2e.test_main import launch
+
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'compared'
+  done = launch(workdir, config='configs/adversarial_unet.py:smoke')
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def test_both_players_are_trained_attacked_and_reported(compared):
+  workdir, done = compared
+  text = (workdir / 'report.html').read_text()
+  assert text.count('<img') >= 5 and 'diversity' in text
+  with open(workdir / 'summary.csv') as stream:
+    rows = list(csv.DictReader(stream))
+  found = {(r['perturbation'], r['split'], round(float(r['strength']), 3)) for r in rows}
+  etas = [0.0, *(round(e, 3) for e in adversarial_unet.ETAS.values())]
+  assert found == {(p, s, e) for p in ('generator', 'shared_generator', 'image_noise') for s in ('train', 'val') for e in etas}
+  clean = {r['ssim_image_mean'] for r in rows if r['strength'] == '0.0' and r['split'] == 'val'}
+  assert len(clean) == 1
+  assert all(0 <= float(r['budget_used']) <= 1 for r in rows)
+  records = [json.loads(line) for line in (workdir / 'adversarial_5e3' / 'metrics.jsonl').read_text().splitlines()]
+  assert {'loss_generator', 'gradient_norm_generator', 'diversity', 'budget_used'} <= set(records[0])
+  cost = json.loads((workdir / 'adversarial_5e3' / 'cost.json').read_text())
+  assert cost['steps'] == 2 and cost['forward_per_step'] == 6
+
+
+def test_a_frozen_network_is_the_trained_one(compared):
+  workdir, _ = compared
+  frozen, standard = (training.Checkpointer(workdir / name / 'checkpoints') for name in ('generator_standard', 'standard'))
+  config = adversarial_unet.get_config('smoke').experiments.standard
+  data = factory.data(config, workdir / 'standard')
+  module, _ = factory.network(config)
+  variables = [
+    train.restored(config, module, workdir / name, data, training.data_parallel(1))[1] for name in ('generator_standard', 'standard')
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *variables)
+  frozen.close()
+  standard.close()
+
+
+def test_the_same_command_computes_nothing_again(compared):
+  workdir, _ = compared
+  rows = (workdir / 'attack_standard' / 'rows' / '00000.jsonl').read_bytes()
+  again = launch(workdir, config='configs/adversarial_unet.py:smoke')
+  assert again.returncode == 0, again.stderr
+  assert (workdir / 'attack_standard' / 'rows' / '00000.jsonl').read_bytes() == rows
+  assert '2 done' in again.stdout
+
+
+def sample_of(config):
+  scan = synthetic.scan(0, rows=64, cols=64, coils=2)
+  return singlecoil.zero_filled(scan) if config.data.form == 'image' else scan
+
+
+@pytest.mark.parametrize('experiments', [adversarial_unet, defences])
+@pytest.mark.parametrize('profile', ['demo', 'smoke'])
+def test_every_experiment_has_a_task_and_a_defence(experiments, profile):
+  """Builds and traces what every run of the comparison would compile."""
+  for name, config in experiments.get_config(profile).experiments.items():
+    module, _ = factory.network(config)
+    sample = sample_of(config)
+    task = factory.task(config, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, sample)
+    batch = loader.stack([sample] * 2)
+    if profile == 'smoke':
+      state = jax.eval_shape(task.init, jax.random.key(0), batch)
+      after, metrics = jax.eval_shape(task.step, state, batch, jax.random.key(0))
+      assert jax.tree.structure(after) == jax.tree.structure(state), name
+      assert 'loss' in metrics and 'gradient_norm' in metrics
+    reconstruct, surrogate = factory.defended(config, module)
+    assert (surrogate is None) == (name not in ('smoothing', 'smoothing_unseen', 'cyclic_unseen')), name
+
+
+MISTAKES = {
+  'task': (dict(train=dict(task=dict(name='magic'))), "train.task.name: 'magic' is unknown; choose one of supervised"),
+  'option': (dict(train=dict(task=dict(name='jitter', strength=1))), 'train.task.jitter: .*strength'),
+  'perturbation': (dict(train=dict(task=dict(name='jitter', perturbation=dict(name='smell')))), "train.task.perturbation: 'smell'"),
+  'generator': (
+    dict(train=dict(task=dict(
+      name='adversarial', generator=dict(name='gan'), generator_learning_rate=1.0, perturbation=dict(name='coil_noise', relative_radius=0.1)
+    ))),
+    "train.task.generator.name: 'gan' is unknown",
+  ),
+  'image generator': (
+    dict(train=dict(task=dict(
+      name='adversarial', generator=dict(name='dcgan'), generator_learning_rate=1.0, perturbation=dict(name='coil_noise', relative_radius=0.1)
+    ))),
+    'dcgan perturbs images; set data.form=image',
+  ),
+  'defence': (dict(defence=dict(name='prayer')), "defence.name: 'prayer' is unknown"),
+  'defence of a U-Net': (dict(defence=dict(name='cyclic', relative_radius=0.1)), 'UNetRecon has no completed k-space'),
+  'sees': (dict(attack=dict(sees='nothing')), "attack.sees: 'nothing' is unknown"),
+  'form': (dict(data=dict(form='sound')), "data.form: 'sound' is unknown"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistakes_are_named(mistake):
+  changes, words = MISTAKES[mistake]
+  config = common.unet(common.base('x', 'smoke'), chans=4)
+  config.train.task.unlock()
+  for section, values in changes.items():
+    for key, value in values.items():
+      config[section][key] = value
+  module = models.build('unet_recon', chans=2, pools=1)
+  with pytest.raises(ValueError, match=words):
+    factory.reader(config)
+    factory.defended(config, module)
+    factory.task(config, module, training.data_parallel(1), 10, synthetic.scan(0, rows=32, cols=32, coils=2))

@@ -1,0 +1,117 @@
+"""Defences and local Lipschitz constants against dense algebra and their own laws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrec
+from jaxrec import attacks, fourier, models
+from jaxrec.data import synthetic
+
+
+@pytest.fixture(scope='module')
+def small():
+  return synthetic.scan(1, rows=32, cols=32, coils=1, acceleration=2, center_fraction=0.2)
+
+
+def test_power_iteration_finds_the_largest_singular_value(small):
+  module = models.build('unet_recon', chans=2, pools=1)
+  variables = jax.jit(module.init)(jax.random.key(1), small.kspace, small.mask)
+  reconstruct = models.bind(module)
+  noise = jaxrec.coil_noise(0.01, per_coil=False)
+  found = jax.jit(attacks.local_lipschitz(reconstruct, noise, num_iterations=300))(variables, jax.random.key(0), small)
+
+  def flat(parts):
+    change = jnp.where(small.acquired, parts[0] + 1j * parts[1], 0)
+    return reconstruct(variables, small.replace(kspace=small.kspace + change)).ravel()
+
+  dense = np.asarray(jax.jit(jax.jacrev(flat))(jnp.zeros((2, 1, 32, 32))))
+  largest = np.linalg.svd(dense.reshape(dense.shape[0], -1), compute_uv=False)[0]
+  np.testing.assert_allclose(float(found.gain), largest, rtol=1e-3)
+  assert np.all(np.diff(found.trace) >= -1e-4 * found.trace[-1])
+  # The direction is feasible, and its first-order change is that of a small step.
+  np.testing.assert_array_equal(noise.project(found.delta, small), found.delta)
+  h = 1e-3
+  moved = reconstruct(variables, noise.apply(h * found.delta, small)) - reconstruct(variables, noise.apply(-h * found.delta, small))
+  assert np.linalg.norm(moved / (2 * h) - found.change) < 0.05 * np.linalg.norm(found.change)
+
+
+def test_amplification_of_a_unitary_transform_is_one(scan):
+  def first_coil(variables, scan):
+    return fourier.ifft2c(scan.kspace)[0].real
+
+  noise = jaxrec.coil_noise(0.1)
+  found = jax.jit(attacks.local_lipschitz(first_coil, noise, num_iterations=60))(None, jax.random.key(0), scan)
+  # The target may be smaller than the field of view, and padding columns cannot change.
+  assert 0.9 < float(found.gain) * np.sqrt(scan.kspace.shape[0]) < 1.001
+  with pytest.raises(ValueError, match='num_iterations: 0'):
+    attacks.local_lipschitz(first_coil, noise, num_iterations=0)
+
+
+def test_cyclic_consistency_leaves_a_perfect_network_alone(scan):
+  """A network that returns the true k-space closes every cycle: nothing is corrected."""
+
+  def complete(variables, seen):
+    return jnp.where(scan.acquired, scan.kspace, 0)
+
+  def reconstruct(variables, seen):
+    return fourier.rss(fourier.ifft2c(jnp.where(seen.mask, seen.kspace, 0)))
+
+  defended = attacks.cyclic(reconstruct, complete, relative_radius=0.05, num_steps=2, shifts=(1, 2))
+  np.testing.assert_allclose(defended(None, scan), reconstruct(None, scan), rtol=1e-6)
+  # Noise on the measurement is what the cycle cannot explain: the correction moves towards the truth.
+  noise = jaxrec.coil_noise(0.05, start='random', columns='sampled')
+  noisy = noise.apply(noise.init(jax.random.key(0), scan), scan)
+  cleaned = attacks.cyclic(lambda v, s: s.kspace, complete, relative_radius=0.05, num_steps=4, shifts=(1,))(None, noisy)
+  before, after = (np.linalg.norm(np.where(scan.mask, k - scan.kspace, 0)) for k in (noisy.kspace, cleaned))
+  assert after < 0.5 * before
+  with pytest.raises(ValueError, match='defence.shifts'):
+    attacks.cyclic(reconstruct, complete, relative_radius=0.05, shifts=())
+
+
+def test_gradients_pass_through_the_cycle(scan):
+  def complete(variables, seen):
+    return jnp.where(seen.mask, seen.kspace, 0.5 * jnp.roll(seen.kspace, 1, -1)) * 0.9
+
+  def reconstruct(variables, seen):
+    return fourier.rss(fourier.ifft2c(jnp.where(seen.mask, seen.kspace, 0)))
+
+  defended = attacks.cyclic(reconstruct, complete, relative_radius=0.05, num_steps=2, shifts=(1,))
+  loss = jax.jit(lambda k: jnp.sum(defended(None, scan.replace(kspace=k)) ** 2) / jnp.sum(scan.target**2))
+  gradient = jax.jit(jax.grad(loss))(scan.kspace)
+  assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+
+
+def test_expectation_and_surrogate(scan, zero_filled):
+  mean = attacks.expectation([zero_filled, lambda v, s: 3 * zero_filled(v, s)])
+  np.testing.assert_allclose(mean(None, scan), 2 * zero_filled(None, scan), rtol=1e-6)
+  noise, search, objective = jaxrec.coil_noise(0.05), jaxrec.pgd(num_steps=3), jaxrec.region_mse()
+  seen = jax.jit(jaxrec.attack(zero_filled, noise, search, objective))(None, jax.random.key(0), scan)
+  blind = jax.jit(jaxrec.attack(zero_filled, noise, search, objective, surrogate=lambda v, s: -zero_filled(v, s)))
+  other = blind(None, jax.random.key(0), scan)
+  # Images and scores are those of the network, whatever the search looked at.
+  np.testing.assert_array_equal(seen.clean, other.clean)
+  np.testing.assert_allclose(other.adversarial, zero_filled(None, other.sample), rtol=1e-5)
+  assert float(seen.loss) > float(other.loss)
+
+
+def test_smoothing_is_the_network_where_there_is_no_noise():
+  scan = synthetic.scan(0, rows=32, cols=32, coils=2)
+  sizes = dict(num_cascades=2, chans=2, pools=1, sens_chans=2, sens_pools=1)
+  plain = models.build('varnet', **sizes)
+  variables = jax.jit(plain.init)(jax.random.key(0), scan.kspace, scan.mask, scan.acs)
+
+  def image(**options):
+    return jax.jit(models.bind(models.build('varnet', **sizes, **options)))(variables, scan)
+
+  reference = image()
+  np.testing.assert_allclose(image(smoothing_samples=2, smoothing_std=0.0), reference, rtol=1e-4, atol=1e-9)
+  first, second = (image(smoothing_samples=2, smoothing_std=0.1, smoothing_seed=s) for s in (0, 1))
+  assert not np.array_equal(first, second)
+  many = image(smoothing_samples=64, smoothing_std=0.1)
+  assert np.linalg.norm(first - many) > 2 * np.linalg.norm(image(smoothing_samples=64, smoothing_std=0.1, smoothing_seed=7) - many)
+  completed = jax.jit(models.bind_complete(plain))(variables, scan)
+  np.testing.assert_allclose(fourier.rss(fourier.ifft2c(completed)), reference, rtol=1e-4, atol=1e-9)
+  with pytest.raises(ValueError, match='model.name: UNetRecon'):
+    models.bind_complete(models.build('unet_recon', chans=2, pools=1))
