@@ -5,6 +5,7 @@ Papers: Madry et al. 2018 (adversarial training), Shafahi et al. 2019 (free), Zh
 consistency), Huang and Liang 2020 (k-space generator, algorithm 2)
 Command: python -m jaxrec.main --config=configs/defences.py with FASTMRI_ROOT set
 Without data: python -m jaxrec.main --config=configs/defences.py:demo (phantom, about half an hour on 2 cores)
+One defence: --config=configs/defences.py:demo,jitter (with the standard network; paper,jitter at full size)
 Hardware: not run at full size; every adversarial step costs about seven ordinary ones.
 Expected: adversarial training lowers the harm at 1% and 2% most and costs most; every defence is attacked through itself
 (gradients through it, expectation over its noise), and the two that act at test time also by an attack that does not
@@ -19,7 +20,8 @@ ETA = 0.02
 
 
 def get_config(arg: str = ''):
-  """All runs of the comparison; `arg` is the profile, see `common.base`."""
+  """All runs of the comparison, or those named: `profile` or `profile,name,...`, see `common.base`."""
+  arg, *names = arg.split(',')
   config = ml_collections.ConfigDict(dict(name='defences', profile=arg or 'paper', stages=('report',)))
   # In the order of training: later runs need earlier ones.
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
@@ -49,9 +51,14 @@ def get_config(arg: str = ''):
     dict(name='cyclic', relative_radius=ETA, num_steps=1 if arg == 'smoke' else 3, shifts=(1,))
   )
   runs.cyclic_unseen = _unseen(runs.cyclic, 'standard')
+  for name in names:
+    if name not in runs:
+      raise ValueError(f'config: {name!r} is unknown; choose among {", ".join(runs)}')
+  for name in [n for n in runs if names and n not in ('standard', *names)]:
+    del runs[name]
   for run in runs.values():
     run.stages = ('attack',) if run.model.checkpoint else ('train', 'attack')
-  config.report = ml_collections.ConfigDict(dict(draws=runs.standard.report.draws, runs=(), generators=('generator',)))
+  config.report = ml_collections.ConfigDict(dict(draws=runs.standard.report.draws, runs=(), generators=tuple({'generator'} & set(runs))))
   return config
 
 
@@ -67,8 +74,8 @@ def _network(arg, label):
   if config.profile == 'demo':
     config.model.update(num_cascades=2, chans=6, pools=2, sens_chans=4, sens_pools=2)
     config.data.phantom.update(train=24, val=10, rows=64, cols=64)
-    config.train.update(num_steps=300, max_validation=8)
-    config.attack.max_examples = 10
+    config.train.update(num_steps=200, max_validation=8)
+    config.attack.max_examples = 8
     config.search.coil_noise.num_steps = 10
   if config.profile == 'smoke':
     config.train.update(num_steps=1, validate_every=1)

@@ -1,6 +1,6 @@
 """jaxrec: adversarial robustness of learned medical image reconstruction, in JAX."""
 
-from jaxrec import attacks, data, fourier, geometry, masks, metrics, models, noise, training
+from jaxrec import attacks, data, fourier, geometry, invariances, masks, metrics, models, noise, training
 from jaxrec.attacks import (
   AttackResult,
   Perturbation,
@@ -42,6 +42,7 @@ __all__ = [
   'geometry',
   'grid',
   'image_noise',
+  'invariances',
   'masks',
   'metrics',
   'models',

@@ -124,15 +124,6 @@ def filtered_back_projection(sinogram: Array, geometry: Geometry) -> Array:
   return back_project(ramp_filter(sinogram, geometry), geometry) * (np.pi / geometry.views)
 
 
-class Ellipse(NamedTuple):
-  """An ellipse of constant attenuation: `centre` and `axes` `(row, col)` in mm, `turn` in radians."""
-
-  centre: tuple[float, float]
-  axes: tuple[float, float]
-  turn: float
-  value: float
-
-
 def ellipse_sinogram(ellipses: Array, geometry: Geometry) -> Array:
   """Exact line integrals of a sum of ellipses.
 

@@ -78,7 +78,8 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
   """Tensors of a PyTorch state dict (zip or legacy format) by name.
 
   Args:
-    path: the `.pt` file. A dictionary with a `state_dict` entry is opened too.
+    path: the `.pt` file. A dictionary with an entry `state_dict` or
+      `model_state_dict` is opened too.
     sha256: expected hexadecimal digest of the file.
 
   Returns:
@@ -97,8 +98,9 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
     raise WeightsError(f'{path}: its SHA-256 is {hashlib.sha256(raw).hexdigest()}, not {sha256}; download it again')
   try:
     content, storages = _read_zip(raw) if zipfile.is_zipfile(io.BytesIO(raw)) else _read_legacy(raw)
-    while isinstance(content, dict) and isinstance(content.get('state_dict'), dict):
-      content = content['state_dict']
+    for name in ('state_dict', 'model_state_dict'):
+      while isinstance(content, dict) and isinstance(content.get(name), dict):
+        content = content[name]
     return {name: _array(value, storages) for name, value in content.items() if isinstance(value, _Tensor)}
   except WeightsError:
     raise

@@ -4,11 +4,12 @@ from jaxrec.training.checkpoint import Checkpointer, CheckpointError
 from jaxrec.training.generative import AdversarialState, Adversary, adversarial, image_adversary, kspace_adversary
 from jaxrec.training.loop import Diverged, fit
 from jaxrec.training.parallel import Parallel, data_parallel
+from jaxrec.training.representation import VAEState, cvae, flow
 from jaxrec.training.robust import consistency, free, jacobian, jitter, worst_case
 from jaxrec.training.tasks import Task, TrainState, image_loss, image_scores, optimizer, supervised
 
 __all__ = [
   'AdversarialState', 'Adversary', 'Checkpointer', 'CheckpointError', 'Diverged', 'Parallel', 'Task', 'TrainState',
-  'adversarial', 'consistency', 'data_parallel', 'fit', 'free', 'image_adversary', 'image_loss', 'image_scores',
+  'VAEState', 'adversarial', 'consistency', 'cvae', 'data_parallel', 'fit', 'flow', 'free', 'image_adversary', 'image_loss', 'image_scores',
   'jacobian', 'jitter', 'kspace_adversary', 'optimizer', 'supervised', 'worst_case',
 ]  # fmt: skip

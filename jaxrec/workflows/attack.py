@@ -18,6 +18,7 @@ from jaxrec.data.fastmri import Example
 from jaxrec.data.singlecoil import centred_images
 from jaxrec.fourier import abs_squared, ifft2c, rss
 from jaxrec.geometry import center_crop
+from jaxrec.models import bind
 from jaxrec.training import Parallel
 from jaxrec.types import Scan, Slice
 from jaxrec.workflows import factory
@@ -49,7 +50,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   done = {results.key_of(row) for row in run_folder.rows()}
   bad: dict[str, str] = dict(data.val.bad)
   reconstruct, surrogate = factory.defended(config, module)
-  programs = {plan['name']: parallel.map_batch(_program(reconstruct, surrogate, plan, config)) for plan in plans}
+  programs = {plan['name']: parallel.map_batch(_program(bind(module), reconstruct, surrogate, plan, config)) for plan in plans}
   if parallel.part == 0:
     _save_sampling(config, run_folder, examples[0])
   mine = work[parallel.part :: parallel.parts]
@@ -135,8 +136,11 @@ def _scores(image, sample, suffix):
   return whole | boxed
 
 
-def _program(reconstruct, surrogate, plan, config) -> Callable:
-  """One XLA program for a batch: `(variables of network and generator, keys, scans, aimed regions) -> outputs`."""
+def _program(network, reconstruct, surrogate, plan, config) -> Callable:
+  """One XLA program for a batch: `(variables of network and generator, keys, scans, aimed regions) -> outputs`.
+
+  Amplification is that of the network without its defence.
+  """
   objective = factory.objective(config.objective)
   chunk = config.attack.chunk
   adversary = plan['generator'][0]
@@ -227,7 +231,7 @@ def _program(reconstruct, surrogate, plan, config) -> Callable:
         extra['thermal_eta'] = jnp.sqrt(jnp.mean(eta**2))
       if config.attack.lipschitz_iterations and adversary is None and 'points' not in plan:
         unit = make(plan['strengths'][0])
-        amplify = attacks.local_lipschitz(surrogate or reconstruct, unit, num_iterations=config.attack.lipschitz_iterations)
+        amplify = attacks.local_lipschitz(network, unit, num_iterations=config.attack.lipschitz_iterations)
         found = amplify(variables[0], key, scan)
         extra['lipschitz'] = found.trace[-1] / (plan['strengths'][0] * jnp.linalg.norm(scan.target))
       return outputs, extra

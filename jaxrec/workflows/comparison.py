@@ -57,7 +57,7 @@ def table(rows: Sequence[dict], draws: int) -> tuple[list[str], list[list[str]]]
 def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   """One line per network: clean quality, harm under every attack, amplification, training cost.
 
-  Harm is the loss of SSIM in the box, with its interval over patients.
+  Harm is the loss of SSIM and the gain of NMSE in the box, with intervals over patients.
 
   Args:
     runs: run folders with rows, `label`, `cost` and `config`.
@@ -68,29 +68,36 @@ def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   """
   if len(runs) < 2:
     return [], []
+  # Attacks on the box where there are some, else on the whole image.
+  aim = 'region' if any(r['attacked'] == 'region' for run in runs for r in run.rows) else 'image'
   attacks = sorted({
-    (r['perturbation'], r['strength'], r['unit']) for run in runs for r in run.rows if r['strength'] > 0 and r['attacked'] == 'region'
+    (r['perturbation'], r['strength'], r['unit']) for run in runs for r in run.rows if r['strength'] > 0 and r['attacked'] == aim
   })
-  head = ['network', 'attack sees', 'clean SSIM box', 'clean NMSE image']
-  head += [f'harm, {name} {100 * s:.1f}%' if unit == 'relative' else f'harm, {name} {s:g} {unit}' for name, s, unit in attacks]
+  head = ['network', 'attack sees', 'clean SSIM box', 'clean NMSE box']
+  for name, strength, unit in attacks:
+    at = f'{name} {100 * strength:.1f}%' if unit == 'relative' else f'{name} {strength:g} {unit}'
+    head += [f'SSIM lost, {at}', f'NMSE gained, {at}']
   head += ['amplification', 'training passes', 'training time']
   lines = []
   for run in runs:
-    rows = [r for r in run.rows if r.get('split', 'val') == 'val' and r['attacked'] == 'region']
+    rows = [r for r in run.rows if r.get('split', 'val') == 'val' and r['attacked'] == aim]
     if not rows:
       continue
     clean = {(r['file'], r['slice'], r['annotation']): r for r in rows if r['strength'] == 0}.values()
 
     def cell(values, at, form='.3f'):
+      if not at:
+        return ''
       mean, low, high = figures.bootstrap(values, [r['patient'] for r in at], draws=draws)
       return f'{mean:{form}} ({low:{form}} to {high:{form}})'
 
-    line = [run.label, run.config.get('attack', {}).get('sees', ''), cell([r['ssim_region_adv'] for r in clean], clean),
-            cell([r['nmse_image_adv'] for r in clean], clean, '.4f')]  # fmt: skip
+    line = [run.label, run.config.get('attack', {}).get('sees', '')]
+    line += [cell([r['ssim_region_adv'] for r in clean], clean), cell([r['nmse_region_adv'] for r in clean], clean, '.4f')]
     for name, strength, _ in attacks:
       at = [r for r in rows if (r['perturbation'], r['strength']) == (name, strength)]
-      line.append(cell([r['ssim_region_clean'] - r['ssim_region_adv'] for r in at], at) if at else '')
-    gains = [r['lipschitz'] for r in clean if 'lipschitz' in r]
+      line.append(cell([r['ssim_region_clean'] - r['ssim_region_adv'] for r in at], at))
+      line.append(cell([r['nmse_region_adv'] - r['nmse_region_clean'] for r in at], at, '.4f'))
+    gains = [r['lipschitz'] for r in rows if 'lipschitz' in r and r['strength'] == 0]
     line.append(f'{np.mean(gains):.2f}' if gains else '')
     cost = run.cost
     passes = cost.get('steps', 0) * (cost.get('forward_per_step', 0) + cost.get('backward_per_step', 0))

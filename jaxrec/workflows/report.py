@@ -46,7 +46,7 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   page = _Page(folder)
   page.text(_summary(runs, rows))
   page.table(
-    'One line per network. Harm: loss of SSIM in the attacked box. Amplification: largest relative change of the image '
+    'One line per network: quality in the box, and what every attack takes from it. Amplification: largest relative change of the image '
     'per relative change of the measurement, to first order. Passes: forward and backward, of one example each.',
     *comparison.defences(runs, config.report.draws), name='defences',
   )  # fmt: skip
@@ -142,7 +142,8 @@ def _summary(runs, rows):
 
 
 def _training(page, runs, config):
-  trained = [*runs, *(_Source(page.folder / s) for s in config.report.get('generators', ()))]
+  other = [page.folder / s for s in config.report.get('generators', ())]
+  trained = [r for r in runs if (r.folder / 'metrics.jsonl').exists() and r.folder not in other] + [_Source(f) for f in other]
   curves = {r.label: r.metrics for r in runs if r.metrics}
   if not curves:
     return

@@ -1,5 +1,6 @@
 """One table for all tasks: what `fit`, checkpoints and devices need of them."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -49,7 +50,6 @@ def batch_norm(parallel):
 
 
 TABLE = {
-  'supervised ssim': of_scans(training.supervised, loss='ssim'),
   'supervised l1': lambda parallel: training.supervised(
     build(**NET), training.optimizer('rmsprop', 1e-3, drop_at=2), loss='l1', average=parallel.average
   ),
@@ -88,9 +88,16 @@ class Tape:
 SCORES = {2: 0.5, 4: 0.9, 6: 0.7}
 
 
-def fit(name, folder, steps, *, poison=None, **options):
+@functools.cache
+def made(name):
+  """The task and its devices; its step is compiled once for all tests."""
   parallel = training.data_parallel(1)
-  task = TABLE[name](parallel)
+  parallel = parallel._replace(compile=functools.cache(parallel.compile))
+  return TABLE[name](parallel), parallel
+
+
+def fit(name, folder, steps, *, poison=None, **options):
+  task, parallel = made(name)
   data = batch(name)
 
   def batches(start):
@@ -164,7 +171,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(name, whole, tmp_path):
 
 
 def test_evaluation_is_per_example(name, whole):
-  task, state = TABLE[name](training.data_parallel(1)), whole[0]
+  task, state = made(name)[0], whole[0]
   data = batch(name, 3)
   together = jax.jit(task.evaluate)(state, data)
   alone = jax.jit(task.evaluate)(state, jax.tree.map(lambda x: x[2:], data))

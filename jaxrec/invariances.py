@@ -1,0 +1,208 @@
+"""What a network ignores: sampling the inputs that it maps to the same output, and reading them.
+
+A conditional autoencoder describes inputs x given y = f(x) by a code z; a
+conditional flow t turns z given y into noise v that is independent of y. New
+noise then gives new inputs, `x' = D(t^-1(v | y), y)`, with the same output.
+Everything here receives functions and knows no networks.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxrec.types import Array, Image, Key, Scalar, Variables
+
+
+class Sampler(NamedTuple):
+  """The functions that sampling needs, each for one example.
+
+  Attributes:
+    observe: `(variables, image) -> y`, the network's output or a tapped layer.
+    encode: `(variables, key, image, y) -> z`, a posterior sample.
+    decode: `(variables, z, y) -> image`.
+    forward: `(variables, z, y) -> v`, the flow.
+    inverse: `(variables, v, y) -> z`.
+    latent: length of z and v.
+  """
+
+  observe: Callable[[Variables, Image], Any]
+  encode: Callable[[Variables, Key, Image, Any], Array]
+  decode: Callable[[Variables, Array, Any], Image]
+  forward: Callable[[Variables, Array, Any], Array]
+  inverse: Callable[[Variables, Array, Any], Array]
+  latent: int
+
+
+@struct.dataclass
+class Invariances:
+  """Samples of the inputs that share an output.
+
+  Attributes:
+    images: `[sample, row, col]`.
+    noise: `[sample, latent]`, the v of every image.
+    output: y of the input.
+    outputs: `[sample, ...]`, y of every image.
+  """
+
+  images: Array
+  noise: Array
+  output: Any
+  outputs: Any
+
+
+def sample(
+  sampler: Sampler, *, num_samples: int = 250, chunk: int = 25
+) -> Callable[[Variables, Key, Image], Invariances]:
+  """Samples inputs with the same output as an image.
+
+  The same key gives the same noise for every layer and network, so that their
+  samples can be compared one by one.
+
+  Args:
+    sampler: autoencoder, flow and network.
+    num_samples: images to draw.
+    chunk: images computed together; the memory needed grows with it.
+
+  Returns:
+    `(variables, key, image) -> Invariances`, one program without host code.
+
+  Raises:
+    ValueError: if an option is not positive.
+
+  Reference:
+    Rombach et al. 2020, equation (6); Eulig et al. 2022.
+  """
+  if num_samples < 1 or chunk < 1:
+    raise ValueError(f'num_samples, chunk: {num_samples}, {chunk} are not both positive')
+
+  def run(variables, key, image):
+    output = sampler.observe(variables, image)
+    noise = jax.random.normal(key, (num_samples, sampler.latent), image.dtype)
+
+    def one(v):
+      drawn = sampler.decode(variables, sampler.inverse(variables, v, output), output)
+      return drawn, sampler.observe(variables, drawn)
+
+    images, outputs = lax.map(one, noise, batch_size=chunk)
+    return Invariances(images, noise, output, outputs)
+
+  return run
+
+
+@struct.dataclass
+class Consistency:
+  """How far outputs are from the output of the input, `[...]` each, relative to its size.
+
+  Attributes:
+    samples: `[sample]`, the sampled inputs: the invariance gap.
+    fresh: `[repeat]`, new noise on the same anatomy.
+    mismatched: `[other]`, samples made for other images' outputs.
+    reconstruction: `[]`, the autoencoder's own reconstruction of the input.
+  """
+
+  samples: Array
+  fresh: Array
+  mismatched: Array
+  reconstruction: Array
+
+  def gap(self) -> Scalar:
+    """Median distance of the samples over the median distance of fresh noise; below 1 means more alike than two scans."""
+    return jnp.median(self.samples) / jnp.median(self.fresh)
+
+
+def distance(output: Any, other: Any) -> Scalar:
+  """`||a - b|| / ||a||` over all leaves, `[]`."""
+  top = sum(jnp.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(output), jax.tree.leaves(other)))
+  bottom = sum(jnp.sum(a**2) for a in jax.tree.leaves(output))
+  return jnp.sqrt(top / jnp.where(bottom > 0, bottom, 1))
+
+
+def consistency(
+  sampler: Sampler, *, chunk: int = 25
+) -> Callable[[Variables, Key, Image, Invariances, Array, Array], Consistency]:
+  """Whether the samples of an image really share its output, against three yardsticks.
+
+  Args:
+    sampler: autoencoder, flow and network.
+    chunk: images computed together.
+
+  Returns:
+    `(variables, key, image, invariances, fresh, others) -> Consistency` with
+    `fresh` `[repeat, row, col]`, the same anatomy under new noise, and `others`
+    `[other, row, col]`, images of other anatomy.
+  """
+
+  def run(variables, key, image, found, fresh, others):
+    def away(x):
+      return distance(found.output, sampler.observe(variables, x))
+
+    def mismatched(pair):
+      v, x = pair
+      y = sampler.observe(variables, x)
+      return away(sampler.decode(variables, sampler.inverse(variables, v, y), y))
+
+    noise = found.noise[jnp.arange(others.shape[0]) % found.noise.shape[0]]
+    z = sampler.encode(variables, key, image, found.output)
+    return Consistency(
+      samples=jax.vmap(lambda y: distance(found.output, y))(found.outputs),
+      fresh=lax.map(away, fresh, batch_size=chunk),
+      mismatched=lax.map(mismatched, (noise, others), batch_size=chunk),
+      reconstruction=away(sampler.decode(variables, z, found.output)),
+    )
+
+  return run
+
+
+def diversity(images: Array) -> Array:
+  """Standard deviation over samples, `[sample, row, col]` to `[row, col]`."""
+  return jnp.std(images, axis=0, ddof=1)
+
+
+@struct.dataclass
+class Moments:
+  """Whether noise is standard normal: over examples, per entry of v.
+
+  Attributes:
+    mean: `[latent]`.
+    std: `[latent]`.
+    correlation: `[]`, root mean square of the correlations between entries.
+    level: `[]`, what that is for independent entries and this many examples.
+  """
+
+  mean: Array
+  std: Array
+  correlation: Array
+  level: Array
+
+
+def noise_moments(v: Array) -> Moments:
+  """Moments of `t(z | f(x))` over held-out examples, `[example, latent]`.
+
+  A fitted flow gives mean 0, standard deviation 1 and no correlation.
+  """
+  count, latent = v.shape
+  mean, std = jnp.mean(v, 0), jnp.std(v, 0, ddof=1)
+  unit = (v - mean) / jnp.where(std > 0, std, 1)
+  correlations = unit.T @ unit / (count - 1)
+  away = correlations - jnp.diag(jnp.diag(correlations))
+  return Moments(mean, std, jnp.sqrt(jnp.sum(away**2) / (latent * (latent - 1))), jnp.sqrt(1 / jnp.asarray(count - 1, v.dtype)))
+
+
+def rank(images: Array, reference: Image) -> Array:
+  """Samples by their mean absolute difference from a reference, largest first.
+
+  Args:
+    images: `[sample, row, col]`.
+    reference: `[row, col]`.
+
+  Returns:
+    `[sample]` indices.
+
+  Reference:
+    Eulig et al. 2022, pixel-wise mean absolute difference.
+  """
+  return jnp.argsort(-jnp.mean(jnp.abs(images - reference), (1, 2)))
