@@ -114,7 +114,7 @@ class Embedder(nn.Module):
       x = layers.StridedConv(self.chans * 2**level, 4, 2, 1)(x)
       x, _ = ActNorm()(x)
       x = nn.leaky_relu(x, 0.2)
-    kernel = self.param('kernel', layers.kernel_init, (*x.shape[1:], self.features))
+    kernel = self.param('kernel', layers.kernel_init, (*x.shape[1:], self.features), x.dtype)
     bound = np.prod(x.shape[1:]) ** -0.5
     bias = self.param('bias', lambda key: jax.random.uniform(key, (self.features,), x.dtype, -bound, bound))
     return jnp.tensordot(x, kernel, 3) + bias

@@ -59,14 +59,14 @@ class SpectralConv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel = self.param('kernel', layers.kernel_init, shape)
+    kernel = self.param('kernel', layers.kernel_init, shape, x.dtype)
     if self.spectral:
       kernel = SpectralNorm(name='norm')(kernel)
     if self.stride == 1 and 2 * self.padding + 1 == self.size:
       y = layers.conv2d(x, kernel)
     else:
       y = layers.strided_conv2d(x, kernel, self.stride, self.padding)
-    return y + self.param('bias', layers.bias_init(shape), (self.features,)) if self.use_bias else y
+    return y + self.param('bias', layers.bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
 
 
 class WGANVGGCritic(nn.Module):
@@ -95,7 +95,7 @@ class DUGANDiscriminator(nn.Module):
   Spectral norm on all convolutions but those from at most 4 or to 1 channel.
 
   Attributes:
-    chans: channels of the first level; at most `8 * chans` below.
+    chans: channels of the first level, doubled below up to 512.
     depth: halvings of the size.
 
   Reference:
@@ -108,7 +108,7 @@ class DUGANDiscriminator(nn.Module):
   @nn.compact
   def __call__(self, image: Array) -> tuple[Array, Array]:
     """`[batch, row, col]` to scores `[batch]` and `[batch, row, col]`."""
-    widths = [1] + [self.chans * 2 ** min(i, 3) for i in range(self.depth)]
+    widths = [1] + [min(self.chans * 2**i, 512) for i in range(self.depth)]
     widths.append(widths[-1])
     x, skips = image[..., None], []
     for level, width in enumerate(widths[1:]):

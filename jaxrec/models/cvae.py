@@ -69,9 +69,9 @@ class _SpectralDense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = SpectralNorm(name='norm')(self.param('kernel', layers.kernel_init, (x.shape[-1], self.features)))
+    kernel = SpectralNorm(name='norm')(self.param('kernel', layers.kernel_init, (x.shape[-1], self.features), x.dtype))
     y = x @ kernel
-    return y + self.param('bias', layers.bias_init(kernel.shape), (self.features,)) if self.use_bias else y
+    return y + self.param('bias', layers.bias_init(kernel.shape), (self.features,), x.dtype) if self.use_bias else y
 
 
 class _ConditionalNorm(nn.Module):

@@ -246,8 +246,8 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    y = conv2d(x, self.param('kernel', kernel_init, shape))
-    return y + self.param('bias', bias_init(shape), (self.features,)) if self.use_bias else y
+    y = conv2d(x, self.param('kernel', kernel_init, shape, x.dtype))
+    return y + self.param('bias', bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
 
 
 class NormActivation(nn.Module):
@@ -291,8 +291,8 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
-    y = x @ self.param('kernel', kernel_init, shape)
-    return y + self.param('bias', bias_init(shape), (self.features,)) if self.use_bias else y
+    y = x @ self.param('kernel', kernel_init, shape, x.dtype)
+    return y + self.param('bias', bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
 
 
 class StridedConv(nn.Module):
@@ -307,8 +307,8 @@ class StridedConv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    y = strided_conv2d(x, self.param('kernel', kernel_init, shape), self.stride, self.padding)
-    return y + self.param('bias', bias_init(shape), (self.features,)) if self.use_bias else y
+    y = strided_conv2d(x, self.param('kernel', kernel_init, shape, x.dtype), self.stride, self.padding)
+    return y + self.param('bias', bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
 
 
 class ConvBlock(nn.Module):
@@ -336,7 +336,7 @@ class UpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features))
+    kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features), x.dtype)
     return NormActivation(self.norm, self.activation, self.batch_axis)(upsample_conv2x2(x, kernel))
 
 
@@ -357,7 +357,7 @@ class FractionalConv(nn.Module):
   @nn.compact
   def __call__(self, x):
     batch, rows, cols, n_in = x.shape
-    kernel = self.param('kernel', transposed_kernel_init, (n_in, 4, 4, self.features))
+    kernel = self.param('kernel', transposed_kernel_init, (n_in, 4, 4, self.features), x.dtype)
     taps = _FRACTIONAL.astype(kernel.dtype)
     phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps).reshape(3, 3, n_in, 4 * self.features)
     blocks = conv2d(x, phases).reshape(batch, rows, cols, 2, 2, self.features)

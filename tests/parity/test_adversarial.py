@@ -142,9 +142,8 @@ def test_one_joint_update_equals_torch(norm, x64):
     module, rule, adversary._replace(perturb=perturb), rule, jaxrec.image_noise(eta, reference='deviation'), loss='mse',
     robust_weight=1.5, hinge_weight=0.7, epsilon=eta**2 * size**2,
   )  # fmt: skip
-  state = jax.tree.map(
-    lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, task.init(jax.random.key(0), batch)
-  )
+  start = task.init(jax.random.key(0), jax.tree.map(lambda x: x.astype(jnp.float32), batch))
+  state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, start)
   net = torch_unet(chans, pools, nn.InstanceNorm2d if norm == 'instance' else nn.BatchNorm2d).double()
   player = torch_dcgan(5, size // 2**depth, (8, 4, 1)).double()
   load(net, unet_state(state.reconstructor.variables['params'], pools, norm))

@@ -109,11 +109,11 @@ def as_float64(tree):
 
 def test_conditional_vae(x64):
   options = dict(
-    size=(32, 32), latent=16, width=8, blocks=3, chunk=3, classes=5, class_hidden=6, embedding=4, encoder_width=4, stages=(1, 2, 1, 1)
+    size=(16, 16), latent=16, width=8, blocks=2, chunk=3, classes=5, class_hidden=6, embedding=4, encoder_width=4, stages=(1, 2)
   )
   module = models.build('cvae', **options)
   rng = np.random.default_rng(0)
-  image, condition = rng.standard_normal((2, 3, 32, 32))
+  image, condition = rng.standard_normal((2, 3, 16, 16))
   variables = as_float64(jax.jit(module.init)(jax.random.key(0), image, condition, jax.random.key(1)))
   noisy = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), variables['params'])
   variables = {**variables, 'params': noisy}
@@ -124,7 +124,7 @@ def test_conditional_vae(x64):
   images, mean, logvar = jax.jit(run)(variables)
   want_mean, want_logvar = encode(tensor(image), tensor(condition), noisy['encoder'], options['stages'])
   z = want_mean + (0.5 * want_logvar).exp() * tensor(jax.random.normal(jax.random.key(2), mean.shape, jnp.float64))
-  want = decode(z, tensor(condition), noisy['decoder'], variables['spectral']['decoder'], 3, 3)
+  want = decode(z, tensor(condition), noisy['decoder'], variables['spectral']['decoder'], 2, 3)
   for ours, theirs in ((mean, want_mean), (logvar, want_logvar), (images, want)):
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-6 * float(theirs.abs().max()))
 
@@ -165,12 +165,12 @@ def flow(z, condition, p, blocks):
 
 
 def test_conditional_invertible_network(x64):
-  module = models.build('cinn', blocks=3, hidden=8, chans=2, depth=2, embedding=4)
+  module = models.build('cinn', blocks=2, hidden=8, chans=2, depth=2, embedding=4)
   rng = np.random.default_rng(0)
   z, condition = rng.standard_normal((4, 6)), rng.standard_normal((4, 16, 16))
   variables = as_float64(jax.jit(module.init)(jax.random.key(0), z, condition))
   params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape), variables['params'])
   v, logdet = jax.jit(module.apply)({'params': params}, z, condition)
-  want, want_logdet = flow(tensor(z), tensor(condition), params, 3)
+  want, want_logdet = flow(tensor(z), tensor(condition), params, 2)
   np.testing.assert_allclose(v, want.numpy(), rtol=1e-6, atol=1e-6)
   np.testing.assert_allclose(logdet, want_logdet.numpy(), rtol=1e-6)
