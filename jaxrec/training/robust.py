@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrec.attacks import Perturbation, Search, farthest
+from jaxrec.attacks import Perturbation, Search, farthest, local_lipschitz
 from jaxrec.geometry import center_crop
 from jaxrec.models import bind, bind_training
 from jaxrec.training.tasks import Task, descent, image_loss, statistics_of, update
@@ -245,14 +245,16 @@ def jacobian(
   *,
   num_iterations: int = 2,
   robust_weight: float = 0.1,
+  step_size: float = 0.1,
   loss: str = 'ssim',
   average: Callable[[Any], Any] = lambda tree: tree,
 ) -> Task:
   """Penalises the largest first-order change of the image over the feasible set.
 
-  `L + b ||J^T u||^2 / scale^2` in units of the feasible set, u the direction in
-  the image that power iteration finds. At the fixed point `||J^T u||` is the
-  largest singular value; only reverse-mode derivatives are needed.
+  `L + b ||J d*||^2 / (n scale^2)`, d* the direction that the network amplifies
+  most, by power iteration with J and its transpose (`attacks.local_lipschitz`).
+  The penalty itself is a difference along d*, `(f(x + h d*) - f(x)) / h`, so
+  that training needs no second derivatives.
 
   Args:
     module: the network.
@@ -260,6 +262,7 @@ def jacobian(
     perturbation: what may change.
     num_iterations: of the power iteration, from a random direction.
     robust_weight: b.
+    step_size: h, a share of the feasible set's radius.
     loss: one of `LOSSES`.
     average: averages over devices.
 
@@ -270,42 +273,24 @@ def jacobian(
     Yoshida and Miyato 2017; Hoffman et al. 2019 (Jacobian regularisation).
   """
   _non_negative('robust_weight', robust_weight)
-  if num_iterations < 1:
-    raise ValueError(f'train.num_iterations: {num_iterations} is not positive; give at least 1')
+  if not step_size > 0:
+    raise ValueError(f'train.step_size: {step_size} is not positive')
   loss_of, reconstruct = image_loss(loss), bind(module)
-
-  def penalty(variables, key, sample):
-    start = jax.tree.map(jnp.zeros_like, perturbation.init(key, sample))
-
-    def image(variables, delta):
-      seen = center_crop(reconstruct(variables, perturbation.apply(delta, sample)), sample.target.shape)
-      return seen / sample.scale
-
-    def steepest(u, variables):
-      _, pull = jax.vjp(lambda delta: image(variables, delta), start)
-      return jnp.conj(pull(u)[0])
-
-    fixed = lax.stop_gradient(variables)
-    here, pull = jax.vjp(lambda delta: image(fixed, delta), start)
-    _, pull_twice = jax.vjp(lambda u: pull(u)[0], here)
-
-    def body(u, _):
-      delta = farthest(jnp.conj(pull(u)[0]), lambda d: perturbation.project(d, sample))
-      (change,) = pull_twice(delta)
-      return change / jnp.maximum(jnp.linalg.norm(change), jnp.finfo(change.dtype).tiny), None
-
-    u, _ = lax.scan(body, jax.random.normal(key, here.shape, here.dtype), None, length=num_iterations)
-    direction = lax.stop_gradient(u)
-    farthest_point = lax.stop_gradient(farthest(steepest(direction, fixed), lambda d: perturbation.project(d, sample)))
-    # <J^T u, delta> = <u, J delta> with delta the farthest feasible point: the change of the image in its own units.
-    along = jnp.sum(jnp.real(jnp.conj(steepest(direction, variables)) * farthest_point))
-    return along**2 / sample.target.size
+  amplify = local_lipschitz(reconstruct, perturbation, num_iterations=num_iterations)
 
   def batch_loss(forward, variables, batch, key):
-    images, changed = forward(variables, batch)
-    amplified = jnp.mean(_per_example(key, batch, lambda k, sample: penalty(variables, k, sample)))
-    clean = jnp.mean(jax.vmap(loss_of)(images, batch))
-    return clean + robust_weight * amplified, (changed, {'loss_clean': clean, 'amplification': amplified})
+    fixed = lax.stop_gradient(variables)
+    worst = lax.stop_gradient(_per_example(key, batch, lambda k, sample: amplify(fixed, k, sample).delta))
+    images, variables = forward(variables, batch)
+    moved, variables = forward(variables, jax.vmap(lambda d, s: perturbation.apply(step_size * d, s))(worst, batch))
 
-  calls = (2 + num_iterations, 3 + 2 * num_iterations)
+    def change(image, other, sample):
+      apart = center_crop(other - image, sample.target.shape) / (step_size * sample.scale)
+      return jnp.mean(apart**2)
+
+    clean = jnp.mean(jax.vmap(loss_of)(images, batch))
+    amplified = jnp.mean(jax.vmap(change)(images, moved, batch))
+    return clean + robust_weight * amplified, (variables, {'loss_clean': clean, 'amplification': amplified})
+
+  calls = (3 + num_iterations, 4 + 2 * num_iterations)
   return descent(module, optimizer, batch_loss, loss=loss, average=average, calls=calls)

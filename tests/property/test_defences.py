@@ -30,11 +30,10 @@ def test_power_iteration_finds_the_largest_singular_value(small):
   largest = np.linalg.svd(dense.reshape(dense.shape[0], -1), compute_uv=False)[0]
   np.testing.assert_allclose(float(found.gain), largest, rtol=1e-3)
   assert np.all(np.diff(found.trace) >= -1e-4 * found.trace[-1])
-  # The direction is feasible, and its first-order change is that of a small step.
+  # The direction is feasible, and the change of the image is the Jacobian's.
   np.testing.assert_array_equal(noise.project(found.delta, small), found.delta)
-  h = 1e-3
-  moved = reconstruct(variables, noise.apply(h * found.delta, small)) - reconstruct(variables, noise.apply(-h * found.delta, small))
-  assert np.linalg.norm(moved / (2 * h) - found.change) < 0.05 * np.linalg.norm(found.change)
+  moved = np.einsum('rcpijk,pijk->rc', dense.reshape(*small.kspace.shape[1:], *dense.shape[1:]), np.stack([found.delta.real, found.delta.imag]))
+  np.testing.assert_allclose(moved, found.change, atol=1e-3 * np.abs(moved).max())
 
 
 def test_amplification_of_a_unitary_transform_is_one(scan):
@@ -43,8 +42,8 @@ def test_amplification_of_a_unitary_transform_is_one(scan):
 
   noise = jaxrec.coil_noise(0.1)
   found = jax.jit(attacks.local_lipschitz(first_coil, noise, num_iterations=60))(None, jax.random.key(0), scan)
-  # The target may be smaller than the field of view, and padding columns cannot change.
-  assert 0.9 < float(found.gain) * np.sqrt(scan.kspace.shape[0]) < 1.001
+  # The real part loses nothing of the best direction; coils that are not seen stay unused.
+  assert 0.9 < float(found.gain) < 1.001
   with pytest.raises(ValueError, match='num_iterations: 0'):
     attacks.local_lipschitz(first_coil, noise, num_iterations=0)
 

@@ -6,16 +6,44 @@ import subprocess
 import sys
 import textwrap
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxrec
 from jaxrec import training
 from jaxrec.data import loader, singlecoil, synthetic
-from jaxrec.models import build
+from jaxrec.fourier import ifft2c, rss
+from jaxrec.models import build, layers
 
-NET = dict(name='unet_recon', chans=2, pools=1)
+class Tiny(nn.Module):
+  """Two convolutions on the zero-filled image: tasks do not care what they train."""
+
+  norm: str = 'instance'
+  batch_axis: str | None = None
+
+  @nn.compact
+  def __call__(self, data, mask=None, acs=None):
+    image = data if mask is None else rss(ifft2c(jnp.where(mask[..., None, :, :], data, 0)))
+    level = jnp.mean(image, (-2, -1), keepdims=True)
+    x = layers.Conv(2)((image / level).reshape(-1, *image.shape[-2:], 1))
+    x = layers.Conv(1, use_bias=True)(layers.NormActivation(self.norm, 'leaky_relu', self.batch_axis)(x))
+    return image + level * x.reshape(image.shape)
+
+
+class TinyGenerator(nn.Module):
+  """Noise in the sampled k-space from one convolution over it."""
+
+  @nn.compact
+  def __call__(self, kspace, mask):
+    lead = jnp.stack([kspace.real, kspace.imag], -1)
+    unit = jnp.std(lead, (-3, -2, -1), keepdims=True)
+    x = layers.Conv(2)((lead / unit).reshape(-1, *lead.shape[-3:])).reshape(lead.shape) * unit
+    return jnp.where(mask[..., None, :, :], x[..., 0] + 1j * x[..., 1], 0)
+
+
 FIXED = jaxrec.coil_noise(0.05)
 RANDOM = jaxrec.coil_noise(0.05, start='random')
 PGD = jaxrec.pgd(num_steps=2)
@@ -26,17 +54,17 @@ def adam():
 
 
 def of_scans(make, **options):
-  return lambda parallel: make(build(**NET), adam(), average=parallel.average, **options)
+  return lambda parallel: make(Tiny(), adam(), average=parallel.average, **options)
 
 
 def two_players(parallel):
   """Reconstructor against generator in k-space."""
-  adversary = training.kspace_adversary(build('kspace_generator', chans=2, pools=1), relative_radius=0.05)
-  return training.adversarial(build(**NET), adam(), adversary, adam(), FIXED, average=parallel.average)
+  adversary = training.kspace_adversary(TinyGenerator(), relative_radius=0.05)
+  return training.adversarial(Tiny(), adam(), adversary, adam(), FIXED, average=parallel.average)
 
 
 def of_images(parallel):
-  module = build('unet_image', chans=2, pools=1, norm='batch', activation='prelu', upsample='bilinear', batch_axis=parallel.axis)
+  module = Tiny('batch', parallel.axis)
   adversary = training.image_adversary(build('dcgan', size=(32, 32), chans=2, depth=1, batch_axis=parallel.axis), latent=3)
   noise = jaxrec.image_noise(0.1, reference='deviation')
   return training.adversarial(
@@ -45,13 +73,12 @@ def of_images(parallel):
 
 
 def batch_norm(parallel):
-  module = build('unet_image', chans=2, pools=1, norm='batch', batch_axis=parallel.axis)
-  return training.supervised(module, adam(), loss='mse', average=parallel.average)
+  return training.supervised(Tiny('batch', parallel.axis), adam(), loss='mse', average=parallel.average)
 
 
 TABLE = {
   'supervised l1': lambda parallel: training.supervised(
-    build(**NET), training.optimizer('rmsprop', 1e-3, drop_at=2), loss='l1', average=parallel.average
+    build('unet_recon', chans=2, pools=1), training.optimizer('rmsprop', 1e-3, drop_at=2), loss='l1', average=parallel.average
   ),
   'supervised batch norm': batch_norm,
   'worst case': of_scans(training.worst_case, perturbation=FIXED, search=PGD, objective=jaxrec.region_mse()),
@@ -64,7 +91,7 @@ TABLE = {
 }
 IMAGES = ('supervised batch norm', 'two players, images')
 # Those whose steps draw no random numbers: devices draw their own.
-DETERMINISTIC = ('supervised l1', 'supervised batch norm', 'worst case', 'free', 'two players, k-space')
+DETERMINISTIC = ('supervised l1', 'supervised batch norm', 'free', 'two players, k-space')
 
 
 @pytest.fixture(params=TABLE, scope='module')

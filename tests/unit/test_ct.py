@@ -41,7 +41,7 @@ def test_parts_of_the_conditional_vae():
   assert count(flow['embedder']) == 11_144_320 and count(flow['block_0']) == 10_499_072
 
 
-FLOW = dict(blocks=3, hidden=16, chans=2, depth=2, embedding=5)
+FLOW = dict(blocks=2, hidden=16, chans=2, depth=2, embedding=5)
 
 
 def drawn(dtype=np.float32, features=6):
@@ -50,8 +50,7 @@ def drawn(dtype=np.float32, features=6):
   return z, rng.standard_normal((32, 16, 16)).astype(dtype)
 
 
-@pytest.mark.parametrize('bits, tolerance', [(32, 1e-4), (64, 1e-10)])
-@pytest.mark.parametrize('features', [6, 7])
+@pytest.mark.parametrize('bits, tolerance, features', [(32, 1e-4, 6), (64, 1e-10, 7)])
 def test_the_flow_inverts_and_knows_its_determinant(bits, tolerance, features, request):
   if bits == 64:
     request.getfixturevalue('x64')
@@ -64,9 +63,9 @@ def test_the_flow_inverts_and_knows_its_determinant(bits, tolerance, features, r
   assert float(jnp.max(jnp.abs(back - z))) < tolerance
   np.testing.assert_allclose(minus, -logdet, rtol=1e-3 if bits == 32 else 1e-8)
   if bits == 64:
+    jacobian = jax.jit(jax.jacobian(lambda x, y: module.apply(variables, x[None], y[None])[0][0]))
     for i in range(3):
-      jacobian = jax.jacobian(lambda x: module.apply(variables, x[None], y[i : i + 1])[0][0])(jnp.asarray(z[i]))
-      np.testing.assert_allclose(logdet[i], np.linalg.slogdet(jacobian)[1], rtol=1e-8, atol=1e-8)
+      np.testing.assert_allclose(logdet[i], np.linalg.slogdet(jacobian(jnp.asarray(z[i]), y[i]))[1], rtol=1e-8, atol=1e-8)
 
 
 def test_the_public_determinant_differs_by_the_leaky_relu(x64):
@@ -78,7 +77,7 @@ def test_the_public_determinant_differs_by_the_leaky_relu(x64):
   missing = (logdet - less) / np.log(0.9)
   # A whole number of negative entries, about half of them.
   np.testing.assert_allclose(missing, np.round(missing), atol=1e-8)
-  assert 0.2 < np.mean(missing) / (3 * 6) < 0.8
+  assert 0.2 < np.mean(missing) / (2 * 6) < 0.8
 
 
 def test_normalisation_starts_from_the_data_and_survives_a_reload(tmp_path):
@@ -115,13 +114,12 @@ def test_spectral_norm_converges_to_the_largest_singular_value():
 
 
 def test_vae_without_condition_ignores_it():
-  sizes = dict(size=(16, 16), latent=8, width=2, blocks=2, chunk=2, classes=3, class_hidden=4, embedding=2, encoder_width=2, stages=(1, 1))
+  sizes = dict(size=(16, 16), latent=8, width=8, blocks=2, chunk=2, classes=3, class_hidden=4, embedding=2, encoder_width=2, stages=(1, 1))
   module = models.build('cvae', **sizes, conditional=False)
   x = jax.random.normal(jax.random.key(0), (2, 16, 16))
   variables = jax.jit(module.init)(jax.random.key(0), x, x, jax.random.key(1))
   run = jax.jit(lambda c: module.apply(variables, x, c, jax.random.key(2)))
   jax.tree.map(np.testing.assert_array_equal, run(x), run(0 * x))
-  with pytest.raises(ValueError, match='size: .* no multiple of 2\\^2'):
-    models.build('cvae', **{**sizes, 'size': (18, 16)}).init(jax.random.key(0), x, x, jax.random.key(1))
-  with pytest.raises(ValueError, match='latent: 4 is too short'):
-    models.build('cvae', **{**sizes, 'latent': 4}).init(jax.random.key(0), x, x, jax.random.key(1))
+  for option, words in ((dict(size=(18, 16)), 'size: .* no multiple of 2\\^2'), (dict(latent=4), 'latent: 4 is too short')):
+    with pytest.raises(ValueError, match=words):
+      jax.eval_shape(models.build('cvae', **{**sizes, **option}).init, jax.random.key(0), x, x, jax.random.key(1))
