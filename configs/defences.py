@@ -4,10 +4,10 @@ Papers: Madry et al. 2018 (adversarial training), Shafahi et al. 2019 (free), Zh
 2022 (jitter), Hoffman et al. 2019 (Jacobian regularisation), Liang et al. 2023 (SMUG), Saberi et al. 2025 (cyclic
 consistency), Huang and Liang 2020 (k-space generator, algorithm 2)
 Command: python -m jaxrec.main --config=configs/defences.py with FASTMRI_ROOT set
-Without data: python -m jaxrec.main --config=configs/defences.py:demo (phantom, about half an hour on 2 cores)
+Without data: python -m jaxrec.main --config=configs/defences.py:demo (phantom, under an hour on 2 cores)
 One defence: --config=configs/defences.py:demo,jitter (with the standard network; paper,jitter at full size)
 Hardware: not run at full size; every adversarial step costs about seven ordinary ones.
-Expected: adversarial training lowers the harm at 1% and 2% most and costs most; every defence is attacked through itself
+Expected: on the phantom see the README; adversarial steps cost most. Every defence is attacked through itself
 (gradients through it, expectation over its noise), and the two that act at test time also by an attack that does not
 see them.
 """

@@ -54,7 +54,7 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
   Args:
     rows: rows of one perturbation; lines are networks unless `groups` is given.
     metric: column to show.
-    groups: `(label, rows)` per line.
+    groups: `(label, rows)` per line; more than six are drawn without bands.
     draws: bootstrap draws.
 
   Returns:
@@ -66,7 +66,8 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
     groups = _grouped(rows, name_of)
   unit = rows[0]['unit']
   factor = 100 if unit == 'relative' else 1
-  for (label, members), colour in zip(groups, _cycle(_COLOURS)):
+  many = len(groups) > len(_COLOURS)
+  for (label, members), (line, colour) in zip(groups, _styles()):
     strengths = sorted({r['strength'] for r in members})
     stats = []
     for strength in strengths:
@@ -74,8 +75,9 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
       stats.append(bootstrap([r[metric] for r in at], [r['patient'] for r in at], draws=draws))
     mean, low, high = np.array(stats).T
     x = factor * np.array(strengths)
-    axes.plot(x, mean, 'o-', ms=3.5, color=colour, label=label)
-    axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+    axes.plot(x, mean, marker='o', ls=line, ms=3.5, color=colour, label=label)
+    if not many:
+      axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
   etas = [r['thermal_eta'] for r in rows if 'thermal_eta' in r]
   if unit == 'relative' and etas:
     eta = factor * np.median(etas)
@@ -86,7 +88,7 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
       axes.annotate(f'thermal noise: {eta:.1f}% (off scale)', (0.98, 0.97), xycoords='axes fraction', ha='right', va='top', fontsize=8, color='0.35')
   axes.set_xlabel({'relative': 'noise bound η [%]', 'degrees': 'largest rotation [degrees]', 'pixels': 'largest shift [pixels]'}[unit])
   axes.set_ylabel(_metric_name(metric))
-  axes.legend(frameon=False, fontsize=9)
+  _legend(figure, axes, many)
   return figure
 
 
@@ -148,17 +150,18 @@ def training_curve(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
   """Training loss and validation SSIM against the step, per run."""
   figure = Figure(figsize=(8, 3.2), layout='constrained')
   left, right = figure.subplots(1, 2)
-  for (label, lines), colour in zip(records.items(), _cycle(_COLOURS)):
+  for (label, lines), (line, colour) in zip(records.items(), _styles()):
     for axes, name in ((left, 'loss'), (right, 'val_ssim')):
       points = [(r['step'], r[name]) for r in lines if name in r]
       if points:
-        axes.plot(*zip(*points), color=colour, label=label, lw=1.2, marker='o' if name == 'val_ssim' else None, ms=3)
+        axes.plot(*zip(*points), ls=line, color=colour, label=label, lw=1.2, marker='o' if name == 'val_ssim' else None, ms=3)
   left.set_ylabel('training loss')
   right.set_ylabel('validation SSIM')
   for axes in (left, right):
     axes.set_xlabel('step')
     _plain(axes)
-  left.legend(frameon=False, fontsize=9)
+  many = len(records) > len(_COLOURS)
+  _legend(figure, right if many else left, many)
   return figure
 
 
@@ -265,6 +268,20 @@ def _plain(axes):
 def _cycle(colours):
   while True:
     yield from colours
+
+
+def _styles():
+  """Line style and colour; a second round of colours is dashed, a third dotted."""
+  return [(line, colour) for line in ('-', '--', ':', '-.') for colour in _COLOURS]
+
+
+def _legend(figure, axes, many):
+  if not many:
+    axes.legend(frameon=False, fontsize=9)
+    return
+  # Beside the axes, where many names hide no line.
+  figure.set_size_inches(figure.get_figwidth() + 2.6, figure.get_figheight())
+  axes.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.02, 0.5))
 
 
 def _grouped(rows, key):

@@ -144,7 +144,11 @@ def _summary(runs, rows):
 def _training(page, runs, config):
   other = [page.folder / s for s in config.report.get('generators', ())]
   trained = [r for r in runs if (r.folder / 'metrics.jsonl').exists() and r.folder not in other] + [_Source(f) for f in other]
-  curves = {r.label: r.metrics for r in runs if r.metrics}
+  # A network that several runs attack was trained once.
+  curves = {}
+  for r in runs:
+    if r.metrics and r.metrics not in curves.values():
+      curves[r.label] = r.metrics
   if not curves:
     return
   page.heading('Training')
