@@ -105,9 +105,9 @@ def _attacked(config, run):
   restarts = 2 if config.profile != 'paper' else 4
   steps = {'smoke': 2, 'demo': 10}.get(config.profile, 20)
   config.search.update(
-    generator=dict(name='random', num_samples=restarts * steps),
+    generator=dict(name='random', num_samples=1 if config.profile == 'smoke' else restarts * steps),
     shared_generator=dict(name='random', num_samples=1),
     image_noise=dict(name='pgd', num_steps=steps, step='steepest', step_size=0.5, num_restarts=restarts),
   )
-  config.attack.lipschitz_iterations = 2 if config.profile == 'smoke' else 10
+  config.attack.lipschitz_iterations = 0 if config.profile == 'smoke' else 10
   return config

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs all tests from nothing but Python 3.11 or newer, in an environment of its own.
 #   PYTHON=python3.12 bash launch/test.sh [pytest arguments]
+#   bash launch/test.sh -m slow runs the tests that are left out for their length.
 #   JAXREC_PARITY=0 leaves out torch and the tests against it.
 set -euo pipefail
 cd "$(dirname "$0")/.."

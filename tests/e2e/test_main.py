@@ -81,8 +81,12 @@ def test_pictures_belong_to_their_rows(finished):
   workdir, _ = finished
   rows = {(r['file'], r['slice'].zfill(3), r['annotation'], r['perturbation'], r['attacked'], float(r['strength'])): r for r in results(workdir)}
   with h5py.File(workdir / 'images.h5') as file:
-    assert len(file) == 2 * 4
+    assert len(file) == 2 * 4 + 1
+    sampled = file['sampling/sampled'][()]
+    assert np.array_equal(np.where(sampled > 0, file['sampling/kspace'][()], 0), sampled)
     for name, group in file.items():
+      if name == 'sampling':
+        continue
       example, perturbation, aim = name.rsplit('.', 2)
       volume, slice_index, annotation = example.rsplit('-', 2)
       row = rows[volume, slice_index, annotation, perturbation, aim, float(round(float(group['strength'][()]), 4))]

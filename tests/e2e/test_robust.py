@@ -9,7 +9,7 @@ import pytest
 
 from configs import adversarial_unet, common, defences
 from jaxrec import models, training
-from jaxrec.data import loader, singlecoil, synthetic
+from jaxrec.data import singlecoil, synthetic
 from jaxrec.workflows import factory, train
 from tests.e2e.test_main import launch
 
@@ -64,24 +64,18 @@ def test_the_same_command_computes_nothing_again(compared):
 
 
 def sample_of(config):
-  scan = synthetic.scan(0, rows=64, cols=64, coils=2)
+  scan = synthetic.scan(0, rows=32, cols=32, coils=2)
   return singlecoil.zero_filled(scan) if config.data.form == 'image' else scan
 
 
 @pytest.mark.parametrize('experiments', [adversarial_unet, defences])
 @pytest.mark.parametrize('profile', ['demo', 'smoke'])
 def test_every_experiment_has_a_task_and_a_defence(experiments, profile):
-  """Builds and traces what every run of the comparison would compile."""
+  """Every option of every run of the comparison is one that its factory takes."""
   for name, config in experiments.get_config(profile).experiments.items():
     module, _ = factory.network(config)
     sample = sample_of(config)
-    task = factory.task(config, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, sample)
-    batch = loader.stack([sample] * 2)
-    if profile == 'smoke':
-      state = jax.eval_shape(task.init, jax.random.key(0), batch)
-      after, metrics = jax.eval_shape(task.step, state, batch, jax.random.key(0))
-      assert jax.tree.structure(after) == jax.tree.structure(state), name
-      assert 'loss' in metrics and 'gradient_norm' in metrics
+    factory.task(config, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, sample)
     reconstruct, surrogate = factory.defended(config, module)
     assert (surrogate is None) == (name not in ('smoothing', 'smoothing_unseen', 'cyclic_unseen')), name
 

@@ -58,7 +58,7 @@ def relative(a, b):
     ((8, 9, 6), (15, 640, 368)),
     ((8, 9, 6), (4, 150, 131)),
     ((12, 18, 8), (4, 96, 80)),
-    ((12, 18, 8), (15, 640, 368)),
+    pytest.param((12, 18, 8), (15, 640, 368), marks=pytest.mark.slow),
   ],
 )
 def test_varnet_output(tmp_path, sizes, shape):
@@ -74,11 +74,11 @@ def test_varnet_output(tmp_path, sizes, shape):
   assert relative(got, want) < 1e-4
 
 
-@pytest.mark.parametrize('shape', [(4, 150, 131), (4, 64, 80)])
-def test_varnet_gradient_with_respect_to_kspace(tmp_path, x64, shape):
+@pytest.mark.parametrize('sizes, shape', [((8, 9, 6), (4, 150, 131)), ((2, 4, 3), (4, 64, 80))])
+def test_varnet_gradient_with_respect_to_kspace(tmp_path, x64, sizes, shape):
   import torch
 
-  net = torch_varnet(tmp_path / 'v.pt', 8, 9, 6)
+  net = torch_varnet(tmp_path / 'v.pt', *sizes)
   module, variables = jaxrec.models.load_fastmri(tmp_path / 'v.pt', 'varnet')
   k = kspace(*shape)
   line = masks.line_mask('random', shape[-1], center_fractions=[0.08], accelerations=[4], seed=3)
@@ -101,7 +101,7 @@ def test_varnet_gradient_with_respect_to_kspace(tmp_path, x64, shape):
   assert relative(ours_single, exact) < 2 * relative(single, exact)
 
 
-@pytest.mark.parametrize('chans, shape', [(128, (4, 96, 80)), (256, (4, 96, 80)), (128, (15, 640, 368)), (128, (4, 150, 131))])
+@pytest.mark.parametrize('chans, shape', [(128, (4, 96, 80)), pytest.param(256, (4, 96, 80), marks=pytest.mark.slow), (128, (15, 640, 368)), (128, (4, 150, 131))])
 def test_unet_output(tmp_path, chans, shape):
   import torch
   from fastmri.models import Unet

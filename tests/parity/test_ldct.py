@@ -56,6 +56,7 @@ def test_denoisers_and_their_gradients(kind, image, tmp_path):
   np.testing.assert_allclose(pull(2 * got)[0], gradient, atol=1e-4 * np.abs(gradient).max())
 
 
+@pytest.mark.slow
 def test_layers_are_those_of_the_network(image):
   for name, count in (('cnn10', 3), ('wganvgg', 8), ('redcnn', 10)):
     module = models.build(name)
@@ -74,6 +75,7 @@ def kernels(net):
   return [m for m in net.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
 
 
+@pytest.mark.slow
 def test_wganvgg_critic():
   import torch
 
@@ -94,21 +96,22 @@ def test_wganvgg_critic():
   np.testing.assert_allclose(jax.jit(module.apply)({'params': params}, image), want, atol=1e-4 * np.abs(want).max())
 
 
+@pytest.mark.slow
 def test_dugan_discriminator():
   """With spectral norm: weights over their largest singular value, from the same vectors."""
   import torch
 
   torch.manual_seed(2)
-  net = network('dugan', 'UNet')(repeat_num=3, use_discriminator=True, conv_dim=4)
-  image = np.random.default_rng(2).standard_normal((2, 24, 24)).astype(np.float32)
-  module = models.build('dugan_discriminator', chans=4, depth=3)
+  net = network('dugan', 'UNet')(repeat_num=2, use_discriminator=True, conv_dim=4)
+  image = np.random.default_rng(2).standard_normal((2, 12, 12)).astype(np.float32)
+  module = models.build('dugan_discriminator', chans=4, depth=2)
   variables = jax.jit(module.init)(jax.random.key(0), image)
   params, vectors, names = {}, {}, {}
   for level, block in enumerate(net.down_blocks):
     names |= {f'down_{level}_residual': block.conv_res, f'down_{level}_1': block.net[0], f'down_{level}_2': block.net[2]}
     if block.down is not None:
       names[f'down_{level}_stride'] = block.down
-  for level, block in zip(reversed(range(3)), net.up_blocks):
+  for level, block in zip(reversed(range(2)), net.up_blocks):
     names |= {f'up_{level}_shortcut': block.shortcut, f'up_{level}_1': block.conv[0], f'up_{level}_2': block.conv[2]}
   names |= {'bottom_1': net.conv[0], 'bottom_2': net.conv[2], 'out': net.conv_out}
   normed = 0

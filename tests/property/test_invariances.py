@@ -8,6 +8,7 @@ import pytest
 import jaxrec
 from jaxrec import invariances, models, training
 
+pytestmark = pytest.mark.slow
 SHAPE, SEEN = (2, 3), 2
 ROOT = np.random.default_rng(0).standard_normal((6, 6)).astype(np.float32)
 SIGMA = ROOT @ ROOT.T
@@ -36,14 +37,14 @@ def codes(key, batch):
 
 @pytest.fixture(scope='module')
 def fitted():
-  module = models.build('cinn', blocks=4, hidden=32, depth=0, embedding=8)
-  task = training.flow(module, training.optimizer('adam', 3e-3, drop_at=2000), codes)
+  module = models.build('cinn', blocks=3, hidden=32, depth=0, embedding=4)
+  task = training.flow(module, training.optimizer('adam', 3e-3, drop_at=1500), codes)
   like = jnp.zeros((256,))
   state = task.init(jax.random.key(0), like)
 
   @jax.jit
   def train(state):
-    return jax.lax.scan(lambda s, key: task.step(s, like, key), state, jax.random.split(jax.random.key(1), 3000))
+    return jax.lax.scan(lambda s, key: task.step(s, like, key), state, jax.random.split(jax.random.key(1), 2000))
 
   state, metrics = train(state)
   assert float(metrics['loss'][-100:].mean()) < float(metrics['loss'][:20].mean())

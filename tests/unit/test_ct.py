@@ -41,16 +41,16 @@ def test_parts_of_the_conditional_vae():
   assert count(flow['embedder']) == 11_144_320 and count(flow['block_0']) == 10_499_072
 
 
-FLOW = dict(blocks=2, hidden=16, chans=2, depth=2, embedding=5)
+FLOW = dict(blocks=2, hidden=8, chans=2, depth=1, embedding=3)
 
 
 def drawn(dtype=np.float32, features=6):
   rng = np.random.default_rng(0)
   z = (rng.standard_normal((32, features)) @ rng.standard_normal((features, features)) + 3).astype(dtype)
-  return z, rng.standard_normal((32, 16, 16)).astype(dtype)
+  return z, rng.standard_normal((32, 4, 4)).astype(dtype)
 
 
-@pytest.mark.parametrize('bits, tolerance, features', [(32, 1e-4, 6), (64, 1e-10, 7)])
+@pytest.mark.parametrize('bits, tolerance, features', [pytest.param(32, 1e-4, 6, marks=pytest.mark.slow), (64, 1e-10, 7)])
 def test_the_flow_inverts_and_knows_its_determinant(bits, tolerance, features, request):
   if bits == 64:
     request.getfixturevalue('x64')
@@ -68,6 +68,7 @@ def test_the_flow_inverts_and_knows_its_determinant(bits, tolerance, features, r
       np.testing.assert_allclose(logdet[i], np.linalg.slogdet(jacobian(jnp.asarray(z[i]), y[i]))[1], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_public_determinant_differs_by_the_leaky_relu(x64):
   z, y = drawn(np.float64)
   true, public = (models.build('cinn', **FLOW, reference=r) for r in (False, True))
@@ -116,10 +117,11 @@ def test_spectral_norm_converges_to_the_largest_singular_value():
 def test_vae_without_condition_ignores_it():
   sizes = dict(size=(16, 16), latent=8, width=8, blocks=2, chunk=2, classes=3, class_hidden=4, embedding=2, encoder_width=2, stages=(1, 1))
   module = models.build('cvae', **sizes, conditional=False)
-  x = jax.random.normal(jax.random.key(0), (2, 16, 16))
-  variables = jax.jit(module.init)(jax.random.key(0), x, x, jax.random.key(1))
-  run = jax.jit(lambda c: module.apply(variables, x, c, jax.random.key(2)))
-  jax.tree.map(np.testing.assert_array_equal, run(x), run(0 * x))
+  x = jnp.ones((2, 16, 16))
+  shapes = jax.eval_shape(module.init, jax.random.key(0), x, x, jax.random.key(1))
+  # Nothing as condition is enough.
+  image, mean, _ = jax.eval_shape(module.apply, shapes, x, None, jax.random.key(2))
+  assert image.shape == x.shape and mean.shape == (2, 8)
   for option, words in ((dict(size=(18, 16)), 'size: .* no multiple of 2\\^2'), (dict(latent=4), 'latent: 4 is too short')):
     with pytest.raises(ValueError, match=words):
       jax.eval_shape(models.build('cvae', **{**sizes, **option}).init, jax.random.key(0), x, x, jax.random.key(1))
