@@ -247,6 +247,124 @@ def sampling_panel(arrays: Mapping[str, np.ndarray]) -> Figure:
   return figure
 
 
+def contrast_curve(rows: Sequence[Mapping[str, Any]], unit: str, *, draws: int = 1000) -> Figure:
+  """Contrast of structures over their true contrast, against size; one panel per contrast.
+
+  Args:
+    rows: rows of the invariances stage with structures, of one layer.
+    unit: of the diameters.
+    draws: bootstrap draws.
+
+  Returns:
+    The figure.
+  """
+  contrasts = sorted({r['contrast'] for r in rows})
+  figure = Figure(figsize=(3.4 * len(contrasts) + 0.6, 3.1), layout='constrained')
+  for axes, contrast in zip(figure.subplots(1, len(contrasts), sharey=True, squeeze=False)[0], contrasts):
+    at = [r for r in rows if r['contrast'] == contrast]
+    sizes = sorted({r['diameter'] for r in at})
+    for (view, label), colour in zip((('input', 'input'), ('output', 'output'), ('samples', 'samples')), _COLOURS):
+      stats = []
+      for size in sizes:
+        mine = [r for r in at if r['diameter'] == size]
+        stats.append(bootstrap([r[f'contrast_{view}'] / r['contrast_true'] for r in mine], [r['patient'] for r in mine], draws=draws))
+      mean, low, high = np.array(stats).T
+      axes.plot(sizes, mean, marker='o', ms=3.5, color=colour, label=label)
+      axes.fill_between(sizes, low, high, color=colour, alpha=0.18, lw=0)
+      if view == 'samples':
+        ends = [[np.mean([r[k] / r['contrast_true'] for r in at if r['diameter'] == size]) for size in sizes] for k in ('contrast_low', 'contrast_high')]
+        axes.vlines(sizes, *ends, color=colour, alpha=0.5, lw=2)
+    axes.axhline(0, color='0.5', lw=0.8)
+    axes.axhline(1, color='0.7', ls=':', lw=0.8)
+    axes.set_title(f'contrast {contrast:g} HU' if contrast > 5 else f'contrast {100 * contrast:g}%', fontsize=10)
+    axes.set_xlabel(f'diameter [{unit}]')
+    _plain(axes)
+  figure.axes[0].set_ylabel('contrast / true contrast')
+  figure.axes[0].legend(frameon=False, fontsize=8)
+  return figure
+
+
+def sample_panel(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], ct: bool) -> Figure:
+  """Input, target, output, samples and their standard deviation; one row per layer.
+
+  Args:
+    rows: `(layer, arrays of one case)`; all rows have the same noise v.
+    ct: show the lung window.
+
+  Returns:
+    The figure (Eulig et al. 2022, slides on sampled invariances).
+  """
+  count = rows[0][1]['samples'].shape[0]
+  titles = ('x', 'y', 'f(x)', *(f'sample {i + 1}' for i in range(count)), 'deviation')
+  figure = Figure(figsize=(1.55 * len(titles), 1.75 * len(rows) + 0.3), layout='constrained')
+  grid = figure.subplots(len(rows), len(titles), squeeze=False)
+  for line, (layer, arrays) in enumerate(rows):
+    images = [arrays['input'], arrays['target'], arrays['output'], *arrays['samples'], arrays['deviation']]
+    for column, image in enumerate(images):
+      axes = grid[line, column]
+      _show(axes, image, ct, arrays, deviation=column == len(images) - 1)
+      if column < 3:
+        _circle(axes, arrays)
+      if line == 0:
+        axes.set_title(titles[column], fontsize=9)
+    grid[line, 0].set_ylabel(layer, fontsize=9)
+  return figure
+
+
+def change_panel(arrays: Mapping[str, np.ndarray], ct: bool) -> Figure:
+  """Samples ranked by their largest significant change, with its box, and by mean absolute difference.
+
+  Args:
+    arrays: of one case.
+    ct: show the lung window.
+
+  Returns:
+    The figure.
+  """
+  count = arrays['altered'].shape[0]
+  figure = Figure(figsize=(1.7 * (count + 2), 3.7), layout='constrained')
+  grid = figure.subplots(2, count + 2, squeeze=False)
+  for line, name in enumerate(('altered', 'different')):
+    for column, (title, image) in enumerate((('y', arrays['target']), ('f(x)', arrays['output']), *((f'{i + 1}', x) for i, x in enumerate(arrays[name])))):
+      axes = grid[line, column]
+      _show(axes, image, ct, arrays)
+      if column < 2:
+        _circle(axes, arrays)
+      elif line == 0 and arrays['boxes'][column - 2][2]:
+        row, col, height, width = arrays['boxes'][column - 2]
+        axes.add_patch(_rectangle((row, row + height, col, col + width)))
+      axes.set_title(title, fontsize=9)
+  axes = grid[1, 0]
+  axes.clear()
+  axes.imshow(arrays['excess'], cmap='magma', vmin=0, vmax=max(2.0, float(arrays['excess'].max())), interpolation='nearest')
+  axes.set_title('excess variation', fontsize=9)
+  axes.set_xticks([])
+  axes.set_yticks([])
+  grid[0, 0].set_ylabel('largest change', fontsize=9)
+  grid[1, 0].set_ylabel('mean difference', fontsize=9)
+  return figure
+
+
+def _show(axes, image, ct, arrays, *, deviation=False):
+  if deviation:
+    limits = dict(cmap='magma', vmin=0, vmax=float(np.quantile(image, 0.995)))
+  elif ct:
+    # The lung window of the LDCT data, -600 +- 750 HU, in units of mean and deviation.
+    limits = dict(cmap='gray', vmin=(-1350 + 1024 - 481.454) / 502.185, vmax=(150 + 1024 - 481.454) / 502.185)
+  else:
+    limits = dict(cmap='gray', vmin=0, vmax=float(np.quantile(arrays['target'], 0.999)))
+  axes.imshow(image, interpolation='nearest', **limits)
+  axes.set_xticks([])
+  axes.set_yticks([])
+
+
+def _circle(axes, arrays):
+  from matplotlib.patches import Circle
+
+  row, col = arrays['centre']
+  axes.add_patch(Circle((col, row), float(arrays['diameter']) / 2 + 3, fill=False, ec='#ffd400', lw=1.0))
+
+
 def _rectangle(box):
   from matplotlib.patches import Rectangle
 

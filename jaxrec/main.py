@@ -20,7 +20,7 @@ _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process.')
 
 def _with_demo(argv: list[str]) -> list[str]:
   """Without data the demo profile runs: `--config=x.py` becomes `--config=x.py:demo`."""
-  if os.environ.get('FASTMRI_ROOT') or any(a.startswith(('--config.data.root', '-config.data.root')) for a in argv):
+  if any(map(os.environ.get, ('FASTMRI_ROOT', 'LDCT_ROOT'))) or any(a.startswith(('--config.data.root', '-config.data.root')) for a in argv):
     return argv
   flag = ('--config', '-config')
   named = [before in flag or a.startswith(tuple(f'{f}=' for f in flag)) for before, a in zip(['', *argv], argv)]

@@ -138,6 +138,10 @@ class Run:
   def compact(self) -> None:
     """Writes `results.csv` and `images.h5` from rows and arrays; process 0 only."""
     write_csv(self.folder / 'results.csv', COLUMNS, [[row.get(c) for c in COLUMNS] for row in self.rows()])
+    self.compact_arrays()
+
+  def compact_arrays(self) -> None:
+    """Writes `images.h5` from the arrays; process 0 only."""
     try:
       self._compact_arrays()
     except OSError as error:
@@ -298,5 +302,5 @@ def fingerprint(volumes: Iterable[Any]) -> str:
   """Short digest of names, shapes and sizes of the volumes a run used."""
   digest = hashlib.sha256()
   for volume in volumes:
-    digest.update(f'{volume.name} {volume.shape} {volume.crop} {volume.acquired} {os.path.getsize(volume.path)}\n'.encode())
+    digest.update(f'{volume.stamp()}\n'.encode())
   return digest.hexdigest()[:16]

@@ -52,6 +52,10 @@ class Volume(NamedTuple):
   def fully_sampled(self) -> bool:
     return self.target != 'none'
 
+  def stamp(self) -> str:
+    """Name, shape and size on disk, for fingerprints."""
+    return f'{self.name} {self.shape} {self.crop} {self.acquired} {os.path.getsize(self.path)}'
+
 
 class Index(NamedTuple):
   """Usable volumes, and what is wrong with the others by path."""

@@ -38,11 +38,12 @@ def emulate(scan: Scan) -> Scan:
   return scan.replace(kspace=kspace, target=target, scale=np.float32(target.max()))
 
 
-def zero_filled(scan: Scan) -> Slice:
+def zero_filled(scan: Scan, *, relative: bool = False) -> Slice:
   """The magnitude of the zero-filled reconstruction, as input of an image-to-image network.
 
   Args:
     scan: NumPy arrays.
+    relative: images in units of `scan.scale`.
 
   Returns:
     A slice whose input has the size of the target.
@@ -52,6 +53,8 @@ def zero_filled(scan: Scan) -> Slice:
   """
   image = np.sqrt((np.abs(centred_images(np.where(scan.mask, scan.kspace, 0))) ** 2).sum(0))
   low = centre_of(image, scan.target.shape).astype(np.float32)
+  if relative:
+    return Slice(low / scan.scale, scan.target / scan.scale, scan.region, np.float32(1))
   return Slice(low_dose=low, target=scan.target, region=scan.region, scale=scan.scale)
 
 

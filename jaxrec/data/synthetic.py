@@ -138,6 +138,7 @@ def write_dataset(
   rows: int = 96,
   cols: int = 96,
   coils: int = 4,
+  snr: float = 40.0,
   seed: int = 0,
 ) -> Path:
   """Writes volumes and their annotations as fastMRI and fastMRI+ do.
@@ -152,6 +153,7 @@ def write_dataset(
     rows: readout samples.
     cols: phase encodings.
     coils: receiver coils.
+    snr: see `volume`.
     seed: seed of the first volume.
 
   Returns:
@@ -163,7 +165,7 @@ def write_dataset(
     folder = root / f'multicoil_{split}'
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-      drawn = volume(seed + first + i, slices=slices, rows=rows, cols=cols, coils=coils)
+      drawn = volume(seed + first + i, slices=slices, rows=rows, cols=cols, coils=coils, snr=snr)
       name = f'phantom{seed + first + i:07d}'
       _write_volume(folder / f'{name}.h5', drawn, name)
       table += [(name, s, 'No', *_drawn(r, drawn.target.shape[1]), r.label) for s, rs in enumerate(drawn.regions) for r in rs]

@@ -103,6 +103,28 @@ def bind_training(module: nn.Module) -> Callable[..., tuple[Image, Variables]]:
   return reconstruct
 
 
+def observer(module: nn.Module, layer: int | None = None) -> Callable[[Variables, Image], Array]:
+  """What a network of images makes of an image, or the activations of one of its layers.
+
+  Args:
+    module: a denoiser or another network that takes `[..., row, col]`.
+    layer: from 1; the output if `None`.
+
+  Returns:
+    `(variables, image) -> y`; leading batch axes pass through.
+
+  Raises:
+    ValueError: if the network takes no images or shows no layers.
+  """
+  if isinstance(module, (VarNet, UNetRecon)):
+    raise ValueError(f'model.name: {type(module).__name__} takes k-space; invariances need a network of images, such as unet_image')
+  if layer is None:
+    return module.apply
+  if not isinstance(module, (CNN10, REDCNN, WGANVGG)):
+    raise ValueError(f'layer: {type(module).__name__} does not show its layers; leave it out for the output')
+  return lambda variables, image: module.apply(variables, image, layer=layer)
+
+
 def _inputs(sample):
   return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.low_dose,)
 

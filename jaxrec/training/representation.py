@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrec.training.gan import wasserstein
 from jaxrec.training.tasks import Task, TrainState, hardware_key, statistics_of, update
 from jaxrec.types import Array, Image, Key, Sample
 
@@ -156,14 +157,7 @@ def cvae(
     share = jax.random.uniform(mix, (x.shape[0], 1, 1), x.dtype)
 
     def critic_loss(params):
-      def score(image, condition):
-        return critic.apply({'params': params}, image, condition)
-
-      between = share * x + (1 - share) * made
-      slopes = jax.grad(lambda pair: jnp.sum(score(*pair)))((between, y))
-      norm = jnp.sqrt(sum(jnp.sum(s**2, (1, 2)) for s in slopes) + 1e-12)
-      apart = jnp.mean(score(x, y)) - jnp.mean(score(made, y))
-      return penalty * jnp.mean((norm - 1) ** 2) - apart, apart
+      return wasserstein(lambda *images: critic.apply({'params': params}, *images), (x, y), (made, y), share, penalty)
 
     (_, apart), slope = jax.value_and_grad(critic_loss, has_aux=True)(state.critic.variables['params'])
     value, gradient, slope, shown, apart = average((value, gradient, slope, shown, apart))

@@ -51,7 +51,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   bad: dict[str, str] = dict(data.val.bad)
   reconstruct, surrogate = factory.defended(config, module)
   programs = {plan['name']: parallel.map_batch(_program(bind(module), reconstruct, surrogate, plan, config)) for plan in plans}
-  if parallel.part == 0:
+  if parallel.part == 0 and not factory.is_ct(config):
     _save_sampling(config, run_folder, examples[0])
   mine = work[parallel.part :: parallel.parts]
   with tqdm(total=len(mine) * len(plans) * len(config.attack.attacked), desc='attack', unit='batch', disable=parallel.part > 0) as bar:
@@ -266,7 +266,7 @@ def _attack_batch(config, run_folder, plan, program, variables, examples, scans,
         'annotation': example.region.annotation if example.region else 0,
         'label': example.region.label if example.region else '',
         'model': config.model.name,
-        'acceleration': '/'.join(str(a) for a in config.data.accelerations),
+        'acceleration': '/'.join(str(a) for a in config.data.get('accelerations', ())),
         'perturbation': plan['name'],
         'attacked': aim,
         'strength': strength,

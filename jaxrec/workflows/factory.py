@@ -5,17 +5,24 @@ The keys of a section are the argument names of the factory it feeds.
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from jaxrec import attacks, models, training
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import fastmri, loader, singlecoil, synthetic
+from jaxrec.data import cases, chest, fastmri, ldct, loader, singlecoil, synthetic
+from jaxrec.data.annotations import Region
+from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
+from jaxrec.data.fastmri import Example
 from jaxrec.training import Parallel, Task
 from jaxrec.types import Objective, Reconstructor, Sample, Variables
 
@@ -47,7 +54,13 @@ TASKS = {
   'free': training.free,
   'jitter': training.jitter,
   'jacobian': training.jacobian,
+  'wgan_vgg': training.wgan_vgg,
+  'du_gan': training.du_gan,
+  'cvae': training.cvae,
+  'flow': training.flow,
 }
+CRITICS = {'wgan_vgg': 'wganvgg_critic', 'du_gan': 'dugan_discriminator', 'cvae': 'cvae_critic'}
+Load = Callable[[str], tuple[Any, Variables]]
 STEPS = {'steepest': attacks.steepest_step, 'advrec': attacks.advrec_step}
 
 
@@ -123,9 +136,11 @@ def network(config: ml_collections.ConfigDict):
   weights, digest = options.pop('weights', ''), options.pop('sha256', '') or None
   if weights:
     kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(options['name'])
-    if kind is None:
-      raise ValueError(f'model.weights: there is no import for {options["name"]}; use varnet or unet_recon')
-    return models.load_fastmri(weights, kind, sha256=digest)
+    if kind is not None:
+      return models.load_fastmri(weights, kind, sha256=digest)
+    if options['name'] not in ('cnn10', 'redcnn', 'wganvgg', 'dugan'):
+      raise ValueError(f'model.weights: there is no import for {options["name"]}; use varnet, unet_recon, cnn10, redcnn, wganvgg or dugan')
+    return models.load_ldct(weights, options['name'], sha256=digest)
   return models.build(options.pop('name'), **options), None
 
 
@@ -159,7 +174,7 @@ def optimizer(options: ml_collections.ConfigDict, num_steps: int) -> optax.Gradi
   drop_at = int(round(options.drop_at * num_steps)) if options.drop_at else None
   return training.optimizer(
     options.optimizer, options.learning_rate, drop_at=drop_at, drop_factor=options.drop_factor,
-    weight_decay=options.weight_decay,
+    weight_decay=options.weight_decay, b1=options.get('b1', 0.9),
   )  # fmt: skip
 
 
@@ -177,7 +192,7 @@ def num_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
 
 def task(
   config: ml_collections.ConfigDict, module, parallel: Parallel, steps: int, sample: Sample,
-  frozen: Variables | None = None,
+  load: Load = lambda run: (None, None),
 ) -> Task:  # fmt: skip
   """The training task of `train.task`; its keys are the arguments of the task's factory.
 
@@ -187,7 +202,8 @@ def task(
     parallel: devices.
     steps: number of training steps.
     sample: any example, for its sizes.
-    frozen: variables of a network that is not to be trained.
+    load: module and variables of another run, for tasks that build on trained
+      networks.
   """
   rule = optimizer(config.train, steps)
   if hasattr(module, 'batch_axis'):
@@ -212,10 +228,61 @@ def task(
     parts['adversary'] = adversary(generator, sample, radius, axis=parallel.axis)
     rate = options.pop('generator_learning_rate')
     parts['generator_optimizer'] = training.optimizer(config.train.optimizer, rate, weight_decay=config.train.weight_decay)
-    options.pop('frozen', '')
-    parts |= dict(frozen=frozen, epsilon=float(radius**2 * (sample.target.size if generator['name'] == 'dcgan' else 1)))
+    frozen = options.pop('frozen', '')
+    parts |= dict(frozen=load(frozen)[1] if frozen else None, epsilon=float(radius**2 * (sample.target.size if generator['name'] == 'dcgan' else 1)))
+  if name in CRITICS:
+    chosen = dict(options.pop('critic', {}))
+    parts['critic'] = models.build(chosen.pop('name', CRITICS[name]), **chosen)
+    rate = options.pop('critic_learning_rate', config.train.learning_rate)
+    parts['critic_optimizer'] = training.optimizer(config.train.optimizer, rate, b1=config.train.get('b1', 0.9))
+  if name in ('cvae', 'wgan_vgg'):
+    parts['perceptual'] = perceptual(dict(options.pop('perceptual', {})), load)
+  if name in ('cvae', 'flow'):
+    del common['loss']
+    network, layer = options.pop('network'), options.pop('layer', 0) or None
+    if name == 'cvae':
+      observe, variables = models.observer(load(network)[0]), load(network)[1]
+      domain = options.pop('image', 'low_dose')
+      parts |= dict(observe=lambda x: observe(variables, x), image=lambda batch: getattr(batch, domain))
+    else:
+      parts['codes'] = codes(load, network, options.pop('autoencoder'), layer, options.pop('image', 'low_dose'))
   made = _pick(TASKS, 'train.task.name', name)
   return _call(made, f'train.task.{name}', parts | options | common)
+
+
+def perceptual(options: dict[str, Any], load: Load) -> Callable | None:
+  """The perceptual distance of a task, `None` if it is off.
+
+  `network` names a run whose features are compared, all layers and the output;
+  `vgg` a checkpoint of torchvision with its `kind` and `sha256`.
+  """
+  network, path = options.pop('network', ''), options.pop('vgg', '')
+  kind, digest = options.pop('kind', 'vgg16'), options.pop('sha256', '') or None
+  if options:
+    raise ValueError(f'train.task.perceptual: has no option {next(iter(options))}; it takes network, vgg, kind, sha256')
+  if path:
+    module, variables = models.load_vgg(path, kind, sha256=digest)
+    return models.perceptual(lambda x: module.apply(variables, x))
+  if not network:
+    return None
+  module, variables = load(network)
+  taps = {'CNN10': (1, 2), 'WGANVGG': (1, 4, 7), 'REDCNN': (1, 5)}.get(type(module).__name__, ())
+  views = [models.observer(module, tap) for tap in (*taps, None)]
+  return models.perceptual(lambda x: [view(variables, x) for view in views])
+
+
+def codes(load: Load, network: str, autoencoder: str, layer: int | None, domain: str) -> Callable:
+  """`(key, batch) -> (z, y)`: posterior samples of an autoencoder and what a layer of a network makes of the images."""
+  module, variables = load(network)
+  vae, weights = load(autoencoder)
+  output, tap = models.observer(module), models.observer(module, layer)
+
+  def draw(key, batch):
+    x = getattr(batch, domain)
+    mean, logvar = vae.apply(weights, x, output(variables, x), method='encode')
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype), tap(variables, x)
+
+  return draw
 
 
 def adversary(options: dict[str, Any], sample: Sample, radius: float, *, axis: str | None = None) -> training.Adversary:
@@ -233,20 +300,20 @@ def adversary(options: dict[str, Any], sample: Sample, radius: float, *, axis: s
 
 
 class Data(NamedTuple):
-  """Indexed data of a run, and a reader of examples as scans."""
+  """Indexed data of a run, and a reader of examples as samples."""
 
-  train: fastmri.Index
-  val: fastmri.Index
+  train: fastmri.Index | ldct.Index
+  val: fastmri.Index | ldct.Index
   annotations: annotations_lib.Annotations | None
-  read: Callable[[fastmri.Example, int], Sample]
+  read: Callable[[Example, int], Sample]
 
 
 class _Read:
   """Reads an example; picklable for worker processes."""
 
-  def __init__(self, options, redraw, *, form='kspace', emulate_single_coil=False):
-    self.options, self.redraw = options, redraw
-    self.form, self.emulate_single_coil = form, emulate_single_coil
+  def __init__(self, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None):
+    self.options, self.redraw, self.inserted = options, redraw, inserted
+    self.form, self.emulate_single_coil, self.relative = form, emulate_single_coil, relative
 
   def __call__(self, example: fastmri.Example, epoch: int) -> Sample:
     options = dict(self.options)
@@ -256,7 +323,15 @@ class _Read:
     scan = fastmri.read_scan(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
     if self.emulate_single_coil:
       scan = singlecoil.emulate(scan)
-    return singlecoil.zero_filled(scan) if self.form == 'image' else scan
+    if self.inserted:
+      scan = self._insert(scan, (zlib.crc32(example.volume.name.encode()), example.slice, options['seed']))
+    return singlecoil.zero_filled(scan, relative=self.relative) if self.form == 'image' else scan
+
+
+  def _insert(self, scan, seed):
+    rng = np.random.default_rng(seed)
+    drawn = [Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts'])) for _ in range(self.inserted['count'])]
+    return cases.insert_mr(scan, [cases.place_mr(rng, scan, s) for s in drawn])
 
 
 def reader(
@@ -269,10 +344,40 @@ def reader(
     redraw: give new masks every epoch.
     form: `kspace` for scans, `image` for zero-filled images; the config's if `None`.
   """
+  if is_ct(config):
+    return _ReadCT(config.seed, redraw, tuple(config.data.centre_hu))
   form = form or config.data.form
   if form not in ('kspace', 'image'):
     raise ValueError(f'data.form: {form!r} is unknown; choose one of kspace, image')
-  return _Read(_mask_options(config), redraw, form=form, emulate_single_coil=config.data.emulate_single_coil)
+  options = dict(form=form, emulate_single_coil=config.data.emulate_single_coil, relative=config.data.get('relative', False))
+  if config.data.get('inserted', None) and form == 'image':
+    options['inserted'] = dict(config.data.inserted)
+  return _Read(_mask_options(config), redraw, **options)
+
+
+def is_ct(config: ml_collections.ConfigDict) -> bool:
+  """Whether the data are CT slices.
+
+  Raises:
+    ValueError: for an unknown layout.
+  """
+  layout = config.data.get('layout', 'fastmri')
+  if layout not in ('fastmri', 'ldct'):
+    raise ValueError(f'data.layout: {layout!r} is unknown; choose one of fastmri, ldct')
+  return layout == 'ldct'
+
+
+class _ReadCT:
+  """Reads a CT example: a whole slice, or a patch drawn by its number; picklable for worker processes."""
+
+  def __init__(self, seed, redraw, centre_hu):
+    self.seed, self.redraw, self.centre_hu = seed, redraw, centre_hu
+
+  def __call__(self, example: Example, epoch: int) -> Sample:
+    if example.volume.crop == example.volume.shape[1:]:
+      return ldct.read_slice(example.volume, example.slice, region=example.region)
+    epoch = epoch + 1 if self.redraw else 0
+    return ldct.read_patch(example.volume, (self.seed, epoch, example.slice), self.centre_hu)
 
 
 def _mask_options(config):
@@ -288,6 +393,8 @@ def data(config: ml_collections.ConfigDict, workdir: Path, *, part: int = 0) -> 
   Raises:
     DataError: if there are no usable volumes.
   """
+  if is_ct(config):
+    return _ct_data(config, workdir, part)
   c = config.data
   root, annotations = c.root, c.annotations
   if not root:
@@ -307,10 +414,37 @@ def data(config: ml_collections.ConfigDict, workdir: Path, *, part: int = 0) -> 
   return Data(*indices, annotations or None, reader(config))
 
 
+def _ct_data(config, workdir, part):
+  c = config.data
+  root = c.root
+  if not root:
+    options = dict(c.phantom)
+    root = phantom_folder(options, workdir)
+    if part == 0:
+      chest.write_dataset(root, **options)
+  indices = []
+  for split, patch in (('train', c.patch), ('val', c.evaluate_patch)):
+    found = ldct.index(root, split, patients=c.patients or None, offset=c.offset, patch=patch)
+    if not found.volumes:
+      reason = next(iter(found.bad.values()), 'no patient belongs to it')
+      raise DataError(f'{root}: no usable series in {split}; the first problem: {reason}')
+    indices.append(found)
+  return Data(*indices, None, reader(config))
+
+
+def training_examples(config: ml_collections.ConfigDict, volumes) -> list[Example]:
+  """What an epoch sees: every slice, or as many patches of every patient."""
+  usable = [v for v in volumes if v.fully_sampled]
+  if is_ct(config) and usable and usable[0].crop != usable[0].shape[1:]:
+    return [Example(v, i, None) for i in range(config.data.patches_per_patient) for v in usable]
+  return loader.slices_of(usable, keep=config.data.keep_slices)
+
+
 def phantom_folder(options: dict[str, Any], workdir: Path) -> Path:
   """Folder of the phantom, beside the run folder and shared by runs of the same phantom."""
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-  return workdir.parent / f'phantom-{options["rows"]}x{options["cols"]}x{options["coils"]}-{digest}'
+  size = f'{options["rows"]}x{options["cols"]}x{options["coils"]}' if 'rows' in options else f'chest-{options["pixels"]}'
+  return workdir.parent / f'phantom-{size}-{digest}'
 
 
 def _phantom(options, workdir, part):
@@ -331,7 +465,9 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
       raise ValueError(f'attack.splits: {split!r} is unknown; choose among train, val')
     every = getattr(found, split).volumes
     volumes = [v for v in every if v.fully_sampled]
-    if found.annotations is None:
+    if is_ct(config):
+      mine = _ct_examples(volumes)
+    elif found.annotations is None:
       mine = loader.slices_of(volumes, keep=config.data.keep_slices)
     else:
       mine, reasons = loader.annotated(volumes, found.annotations, policy=config.data.boxes, seed=config.seed)
@@ -346,3 +482,20 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
   if not chosen:
     raise DataError('data.annotations: no box belongs to a usable volume; check data.root and data.annotations')
   return chosen, skipped
+
+
+def _ct_examples(volumes):
+  """Every known structure with a box around it, or whole slices where none is known."""
+  found = []
+  for v in volumes:
+    v = v._replace(crop=v.shape[1:])
+    for s in range(v.shape[0]):
+      listed = ldct.read_recorded(v, s).structures
+      for i, structure in enumerate(listed):
+        half = max(int(np.ceil(structure.diameter / v.pixel)), 6)
+        row, col = (int(np.clip(round(at) - half, 0, n - 2 * half)) for at, n in zip((structure.row, structure.col), v.shape[1:]))
+        label = f'nodule {structure.diameter:g} mm, {structure.contrast:g} HU'
+        found.append(Example(v, s, Region(row, col, 2 * half, 2 * half, label, i + 1)))
+      if not listed:
+        found.append(Example(v, s, None))
+  return found

@@ -7,9 +7,9 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, factory, report, train
+from jaxrec.workflows import attack, factory, invariance_report, invariances, report, train
 
-STAGES = ('train', 'attack', 'report')
+STAGES = ('train', 'attack', 'invariances', 'report')
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -37,12 +37,18 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     for name, experiment in config.experiments.items():
       print(f'-- {name}')
       folders.append(run(experiment, workdir / name))
+    if 'invariances' in config.stages:
+      _sample(config, workdir)
     if 'report' in config.stages and data_parallel().part == 0:
-      _announce(report.run(config, workdir, folders))
+      sampled = [f for f in (workdir, *folders) if (f / 'thresholds.json').exists()]
+      make = invariance_report.run if sampled else report.run
+      _announce(make(config, workdir, [*(sampled or folders), *config.report.runs]))
     return workdir
   for stage in config.stages:
     if stage not in STAGES:
       raise ValueError(f'stages: {stage!r} is unknown; choose among {", ".join(STAGES)}')
+    if stage == 'invariances':
+      raise ValueError('stages: invariances needs the experiments that train its networks; use configs/invariances_*.py')
   if not config.data.root:
     print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
   parallel = data_parallel(config.train.num_devices or None)
@@ -60,6 +66,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   if 'report' in config.stages and parallel.part == 0:
     _announce(report.run(config, workdir, [workdir, *config.report.runs]))
   return workdir
+
+
+def _sample(config, workdir):
+  parallel = data_parallel(config.train.num_devices or None)
+  folder = results.Run(workdir, part=parallel.part)
+  folder.check_config(config.to_dict())
+  # Beside the networks' runs, so that all share one phantom.
+  data = factory.data(config, workdir / 'stage', part=parallel.part)
+  parallel.barrier('data')
+  folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path))
+  invariances.run(config, folder, data, parallel)
 
 
 def _announce(page: Path) -> None:

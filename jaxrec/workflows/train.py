@@ -1,5 +1,6 @@
 """The training stage."""
 
+import functools
 import json
 import time
 from collections import defaultdict
@@ -24,14 +25,10 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   if source:
     print(f'train: nothing to do, the network comes from {source}')
     return
-  volumes = [v for v in data.train.volumes if v.fully_sampled]
-  examples = loader.slices_of(volumes, keep=config.data.keep_slices)
+  examples = factory.training_examples(config, data.train.volumes)
   steps_per_epoch = loader.steps_per_epoch(examples, config.train.batch_size)
   num_steps = factory.num_steps(config, steps_per_epoch)
-  frozen = None
-  if config.train.task.get('frozen', ''):
-    frozen = _best(config, module, sibling(run_folder.folder, config.train.task.frozen), data, parallel)
-  task = factory.task(config, module, parallel, num_steps, data.read(examples[0], 0), frozen)
+  task = factory.task(config, module, parallel, num_steps, data.read(examples[0], 0), loader_of(run_folder.folder, data, parallel))
   checkpointer = Checkpointer(run_folder.folder / 'checkpoints')
   done = checkpointer.latest_step() or 0
   every = config.train.validate_every or steps_per_epoch
@@ -83,8 +80,7 @@ def _write_cost(path, task, config, steps, seconds):
 
 def validation(config, data: factory.Data, task, parallel: Parallel):
   """Scores by volume: the mean over volumes of the mean over their slices."""
-  volumes = [v for v in data.val.volumes if v.fully_sampled]
-  examples = loader.slices_of(volumes, keep=config.data.keep_slices)
+  examples = factory.training_examples(config, data.val.volumes)
   limit = config.train.max_validation
   if limit and len(examples) > limit:
     examples = [examples[i * len(examples) // limit] for i in range(limit)]
@@ -136,6 +132,21 @@ def sibling(folder: Path, run: str) -> Path:
   return folder.parent / run if (folder.parent / run).is_dir() else Path(run)
 
 
+def loader_of(folder: Path, data: factory.Data, parallel: Parallel) -> factory.Load:
+  """Networks of other runs by name, each read once."""
+
+  @functools.cache
+  def load(run: str):
+    other = sibling(folder, run)
+    stored = other / 'config.json'
+    if not stored.exists():
+      raise ValueError(f'{other}: is no run folder; train it first')
+    own = ml_collections.ConfigDict(json.loads(stored.read_text()))
+    return trained(own, other, data, parallel)
+
+  return load
+
+
 def trained(config, folder: Path, data: factory.Data, parallel: Parallel):
   """Network and variables to attack: the best checkpoint, of another run if asked for, or published weights."""
   module, variables = factory.network(config)
@@ -163,7 +174,7 @@ def restored(config, module, folder: Path, data: factory.Data, parallel: Paralle
   own = ml_collections.ConfigDict(json.loads(stored.read_text())) if stored.exists() else config
   volumes = [v for v in data.val.volumes if v.fully_sampled] or data.val.volumes
   sample = data.read(Example(volumes[0], 0, None), 0)
-  task = factory.task(own, module, parallel, 1, sample)
+  task = factory.task(own, module, parallel, 1, sample, loader_of(folder, data, parallel))
   like = jax.eval_shape(task.init, jax.random.key(0), loader.stack([sample]))
   checkpointer = Checkpointer(folder / 'checkpoints')
   try:

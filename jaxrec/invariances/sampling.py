@@ -1,10 +1,4 @@
-"""What a network ignores: sampling the inputs that it maps to the same output, and reading them.
-
-A conditional autoencoder describes inputs x given y = f(x) by a code z; a
-conditional flow t turns z given y into noise v that is independent of y. New
-noise then gives new inputs, `x' = D(t^-1(v | y), y)`, with the same output.
-Everything here receives functions and knows no networks.
-"""
+"""Inputs that share an output: drawing them, and checking that they do."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

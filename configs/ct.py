@@ -1,0 +1,73 @@
+"""What the experiments on low-dose CT share: data, and the recipes of ldct-benchmark (Eulig, Ommer and Kachelriess 2024)."""
+
+import os
+
+import ml_collections
+
+from configs import common
+
+# Lungs: the mean of the full-dose image around a patch's centre, HU.
+LUNGS = (-950.0, -600.0)
+RECIPES = {
+  'cnn10': dict(learning_rate=1.5837e-4, b1=0.9, num_steps=86_188, batch_size=68, patch=92),
+  'redcnn': dict(learning_rate=9.5834e-5, b1=0.9, num_steps=92_994, batch_size=73, patch=128),
+  'wganvgg': dict(learning_rate=7.0969e-5, b1=0.326, num_steps=67_306, batch_size=77, patch=77),
+  'dugan': dict(learning_rate=1.2436e-5, b1=0.9, num_steps=33_875, batch_size=92, patch=128),
+}
+
+
+def base(name: str, arg: str) -> ml_collections.ConfigDict:
+  """A CT experiment without its network; profiles as in `common.base`."""
+  config = common.base(name, arg)
+  paper = config.profile == 'paper'
+  config.data = ml_collections.ConfigDict(dict(
+    layout='ldct', root=os.environ.get('LDCT_ROOT', '') if paper else '', patients='configs/ldct_chest.json' if paper else '',
+    offset=0.0, patch=128, evaluate_patch=0, centre_hu=() if paper else LUNGS, patches_per_patient=500, keep_slices=1.0, workers=4 if paper else 0,
+    phantom=dict(train=40, val=12, slices=2, repeats=24, nodules=8, pixels=256, photons=7e3, dose=0.1, seed=0),
+  ))  # fmt: skip
+  config.train.update(loss='mse', drop_at=0.0, num_epochs=0.0, validate_every=1000, patience=0)
+  config.train.b1 = 0.9
+  config.perturbation = ml_collections.ConfigDict(dict(image_noise=dict(relative_radius=(0.0, 0.01, 0.02, 0.05), start='random')))
+  config.search = ml_collections.ConfigDict(dict(image_noise=dict(name='pgd', num_steps=10, step='steepest', step_size=0.5)))
+  if config.profile == 'demo':
+    config.data.update(patch=48, patches_per_patient=16)
+    config.train.update(batch_size=16, num_steps=400, validate_every=200, max_validation=32, learning_rate=1e-3)
+    config.attack.max_examples = 8
+  if config.profile == 'smoke':
+    config.data.update(patch=32, patches_per_patient=2)
+    config.data.phantom.update(train=2, val=2, slices=1, repeats=4, nodules=3, pixels=64)
+    config.train.update(num_steps=2, batch_size=2, validate_every=2, max_validation=2, learning_rate=1e-3)
+    config.perturbation.image_noise.relative_radius = (0.0, 0.02)
+    config.search.image_noise.num_steps = 2
+  return config
+
+
+def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = '', perceptual: str = '') -> ml_collections.ConfigDict:
+  """Adds a denoiser with its recipe.
+
+  Args:
+    config: of `base`.
+    network: key of `RECIPES`.
+    label: name in reports.
+    perceptual: run whose features WGAN-VGG's perceptual loss uses where no VGG
+      file is given.
+  """
+  recipe = dict(RECIPES[network])
+  config.model.update(name=network)
+  config.label = label
+  small = config.profile != 'paper'
+  if network in ('redcnn', 'dugan') and small:
+    config.model.chans = 16 if config.profile == 'demo' else 4
+  config.train.b1 = recipe.pop('b1')
+  patch = recipe.pop('patch')
+  if not small:
+    config.data.patch = patch
+    config.train.update(recipe)
+  sizes = {'demo': dict(chans=16, depth=3), 'smoke': dict(chans=2, depth=1)}.get(config.profile, {})
+  if network == 'wganvgg':
+    config.train.task = ml_collections.ConfigDict(dict(
+      name='wgan_vgg', perceptual=dict(vgg='', kind='vgg19', sha256='', network=perceptual), perceptual_weight=0.6893, penalty=10.0,
+    ))  # fmt: skip
+  if network == 'dugan':
+    config.train.task = ml_collections.ConfigDict(dict(name='du_gan', critic=dict(name='dugan_discriminator', **sizes), mix_steps=7615 if not small else 100))
+  return config

@@ -1,0 +1,52 @@
+"""What CNN-10 ignores: inputs with the same output, and which of them differ in anatomy.
+
+Paper: Eulig et al. 2025, Reconstructing and analyzing the invariances of low-dose CT image denoising networks; seed
+slides: Eulig et al. 2022
+Command: python -m jaxrec.main --config=configs/invariances_cnn10.py with LDCT_ROOT set
+Without data: python -m jaxrec.main --config=configs/invariances_cnn10.py:demo (phantom, under 20 minutes on 2 cores)
+Hardware: the paper's sizes need one large GPU for days.
+Expected: samples that the network maps to nearly the same output; small structures come and go among them.
+"""
+
+import ml_collections
+
+from configs import ct, invariances
+
+
+def get_config(arg: str = ''):
+  """Denoiser, a second one for features, VAE, flows, and the analysis; `arg` is the profile."""
+  return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=(1,))
+
+
+def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[int, ...]) -> ml_collections.ConfigDict:
+  """The experiment for any denoiser.
+
+  Args:
+    name: of the experiment.
+    arg: profile.
+    network: key of `ct.RECIPES`.
+    label: name in reports.
+    layers: tapped besides the output.
+  """
+  config = ml_collections.ConfigDict(dict(name=name, profile=arg or 'paper', label=label, seed=0, stages=('invariances', 'report')))
+  config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
+  # Its features judge reconstructions: another network than the one whose blind spots are asked for.
+  runs.independent = ct.denoiser(ct.base(name, arg), 'cnn10', label='independent')
+  runs.independent.seed = 1
+  runs.denoiser = ct.denoiser(ct.base(name, arg), network, label=label, perceptual='independent')
+  runs.vae = invariances.autoencoder(_patches(name, arg), 'denoiser', size=_patches(name, arg).data.patch, perceptual='independent')
+  flows = {f'flow_{layer}': layer for layer in layers} | {'flow_output': 0}
+  for run, layer in flows.items():
+    runs[run] = invariances.flow(_patches(name, arg), 'denoiser', 'vae', layer)
+  for run in runs.values():
+    run.stages = ('train',)
+  config.data = runs.vae.data
+  config.train = ml_collections.ConfigDict(dict(num_devices=0))
+  config.report = ml_collections.ConfigDict(dict(draws=runs.vae.report.draws, runs=(), generators=()))
+  return invariances.analysis(config, 'denoiser', 'vae', flows, arg or 'paper')
+
+
+def _patches(name, arg):
+  config = ct.base(name, arg)
+  config.data.evaluate_patch = config.data.patch
+  return config

@@ -1,0 +1,63 @@
+"""What an MR U-Net ignores: zero-filled images that it maps to the same reconstruction.
+
+Paper: the conclusion of Eulig et al. 2022, "not restricted to CT"; network of Zbontar et al. 2018
+Command: python -m jaxrec.main --config=configs/invariances_mr_unet.py with FASTMRI_ROOT set, or
+configs/invariances_mr_unet.py:demo (phantom at low field, under 20 minutes on 2 cores)
+Hardware: the published sizes need one large GPU for days.
+Expected: bright spots of a few pixels come and go among inputs with the same reconstruction.
+"""
+
+import ml_collections
+
+from configs import common, invariances
+
+DIAMETERS, CONTRASTS = (1.5, 2.0, 3.0, 4.0, 6.0), (0.1, 0.2, 0.4)
+
+
+def get_config(arg: str = ''):
+  """U-Net, a second one for features, VAE, flow, and the analysis; `arg` is the profile."""
+  profile = arg or 'paper'
+  config = ml_collections.ConfigDict(
+    dict(name='invariances_mr_unet', profile=profile, label='MR U-Net', seed=0, stages=('invariances', 'report'))
+  )
+  config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
+  size = {'demo': 64, 'smoke': 32}.get(profile, 320)
+  runs.independent = _network(arg, 'independent')
+  runs.independent.seed = 1
+  runs.denoiser = _network(arg, 'MR U-Net')
+  runs.vae = invariances.autoencoder(_images(arg), 'denoiser', size=size, perceptual='independent')
+  runs.flow_output = invariances.flow(_images(arg), 'denoiser', 'vae')
+  for run in runs.values():
+    run.stages = ('train',)
+  config.data = runs.vae.data
+  config.train = ml_collections.ConfigDict(dict(num_devices=0))
+  config.report = ml_collections.ConfigDict(dict(draws=runs.vae.report.draws, runs=(), generators=()))
+  config = invariances.analysis(config, 'denoiser', 'vae', {'flow_output': 0}, profile)
+  config.invariances.update(diameters=DIAMETERS, contrasts=CONTRASTS)
+  return config
+
+
+def _images(arg):
+  config = common.acceleration(common.base('invariances_mr_unet', arg), 4)
+  config.data.update(form='image', relative=True)
+  config.data.inserted = ml_collections.ConfigDict(dict(count=4, diameters=DIAMETERS, contrasts=CONTRASTS))
+  config.train.update(loss='l1', best='loss', drop_at=0.0)
+  config.train.b1 = 0.9
+  if config.profile == 'demo':
+    config.data.phantom = ml_collections.ConfigDict(dict(train=60, val=16, slices=4, rows=64, cols=64, coils=4, snr=8.0, seed=0))
+  if config.profile == 'smoke':
+    config.data.phantom = ml_collections.ConfigDict(dict(train=2, val=2, slices=2, rows=32, cols=32, coils=2, snr=8.0, seed=0))
+  return config
+
+
+def _network(arg, label):
+  config = _images(arg)
+  config.label = label
+  small = {'demo': dict(chans=12, pools=3), 'smoke': dict(chans=2, pools=1)}
+  config.model.update(name='unet_image', **small.get(config.profile, dict(chans=32, pools=4)))
+  config.train.update(learning_rate=1e-3, num_epochs=50.0)
+  if config.profile == 'demo':
+    config.train.update(batch_size=16, num_epochs=0.0, num_steps=600, validate_every=200, max_validation=32)
+  if config.profile == 'smoke':
+    config.train.update(batch_size=2, num_epochs=0.0, num_steps=2, validate_every=2, max_validation=2)
+  return config

@@ -1,0 +1,232 @@
+"""Cases for the analysis of invariances: an input, its twin without a structure, and fresh noise on the same anatomy.
+
+Where a data set has twins and repeated scans (the chest phantom), they are used.
+Elsewhere a round structure is put into the measurement, which makes the original
+the twin, and noise is taken from other slices (CT) or drawn thermally (MR).
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from jaxrec import noise
+from jaxrec.data import fastmri, ldct
+from jaxrec.data.chest import Structure
+from jaxrec.data.singlecoil import centred_images, zero_filled
+from jaxrec.types import Scan
+
+
+class Plan(NamedTuple):
+  """Which case to make: a slice of a volume and a structure, `inserted` or recorded with the data."""
+
+  name: str
+  patient: str
+  volume: ldct.Series | fastmri.Volume
+  slice: int
+  structure: Structure
+  inserted: bool
+
+
+class Case(NamedTuple):
+  """A case in the networks' units.
+
+  `image` and `twin` (the same noise, no structure), `target` `[row, col]` and
+  `fresh` `[repeat, row, col]` float32; the structure's `centre` and `diameter`
+  in pixels, its `contrast` in the units of the images.
+  """
+
+  image: np.ndarray
+  twin: np.ndarray
+  target: np.ndarray
+  fresh: np.ndarray
+  centre: tuple[float, float]
+  diameter: float
+  contrast: float
+
+
+def plan(
+  volumes: Sequence[ldct.Series | fastmri.Volume], *, diameters: Sequence[float], contrasts: Sequence[float], per_slice: int, seed: int
+) -> list[Plan]:
+  """Recorded structures, and for slices without any `per_slice` structures to insert.
+
+  Args:
+    volumes: whose slices to use.
+    diameters: of inserted structures, mm (CT) or pixels (MR).
+    contrasts: of inserted structures, HU (CT) or shares of the volume's maximum (MR).
+    per_slice: structures to insert, one case each.
+    seed: of sizes and contrasts; places are chosen when the slice is read.
+
+  Returns:
+    Cases by volume and slice.
+  """
+  found = []
+  for volume in volumes:
+    for s in range(volume.shape[0]):
+      recorded = ldct.read_recorded(volume, s) if isinstance(volume, ldct.Series) else None
+      if recorded is not None and recorded.structures and recorded.twin is not None:
+        listed, inserted = recorded.structures, False
+      else:
+        rng = np.random.default_rng([zlib.crc32(volume.name.encode()), s, seed])
+        listed = [Structure(s, -1.0, -1.0, float(rng.choice(diameters)), float(rng.choice(contrasts))) for _ in range(per_slice)]
+        inserted = True
+      for i, structure in enumerate(listed):
+        found.append(Plan(f'{volume.name}-{s:03d}-{i}', volume.patient_id, volume, s, structure, inserted))
+  return found
+
+
+def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) -> Case:
+  """A CT case: a patch of the series' `crop` with the structure near its middle.
+
+  Args:
+    case: of `plan`.
+    repeats: fresh noise realisations.
+    centre_hu: where structures may be inserted, see `ldct.read_patch`.
+    seed: of places and noise.
+
+  Returns:
+    The case.
+  """
+  volume, structure = case.volume, case.structure
+  rng = np.random.default_rng([zlib.crc32(case.name.encode()), seed])
+  low, full = ldct.read_hu(volume, case.slice)
+  full = low if full is None else full
+  if case.inserted:
+    structure = structure._replace(**dict(zip(('row', 'col'), _place(rng, full, volume.crop, centre_hu))))
+    diameter = structure.diameter / volume.pixel
+    added = structure.contrast * soft_disc(low.shape, (structure.row, structure.col), diameter)
+    twin, low = low, low + added
+    fresh = full + added + np.stack([_other_noise(rng, volume, case.slice) for _ in range(repeats)])
+    full = full + added
+  else:
+    recorded = ldct.read_recorded(volume, case.slice)
+    twin = recorded.twin
+    if recorded.repeats is not None and len(recorded.repeats) >= repeats:
+      fresh = recorded.repeats[:repeats]
+    else:
+      fresh = full + np.stack([_other_noise(rng, volume, case.slice) for _ in range(repeats)])
+    diameter = structure.diameter / volume.pixel
+  # Not always in the middle of the patch: networks with a sense of place must not profit.
+  corner = [
+    int(np.clip(round(at) - c // 2 + rng.integers(-c // 8, c // 8 + 1), 0, n - c))
+    for at, c, n in zip((structure.row, structure.col), volume.crop, low.shape)
+  ]
+  cut = tuple(slice(a, a + c) for a, c in zip(corner, volume.crop))
+  centre = structure.row - corner[0], structure.col - corner[1]
+  images = [ldct.normalise(x[(..., *cut)]) for x in (low, twin, full, fresh)]
+  return Case(*images, centre, diameter, structure.contrast / ldct.STD)
+
+
+def _place(rng, image, crop, centre_hu):
+  rows, cols = image.shape
+  margin = min(12, crop[0] // 4)
+  for _ in range(500):
+    row, col = (rng.integers(margin, n - margin) for n in (rows, cols))
+    around = image[row - 4 : row + 5, col - 4 : col + 5]
+    if not centre_hu or centre_hu[0] <= around.mean() <= centre_hu[1]:
+      break
+  return float(row), float(col)
+
+
+def _other_noise(rng, volume, number):
+  """Low minus full dose of another slice (of this one, shifted, if there is none), HU."""
+  others = [s for s in range(volume.shape[0]) if s != number] or [number]
+  low, full = ldct.read_hu(volume, int(rng.choice(others)))
+  if full is None:
+    full = ndimage.gaussian_filter(low, 2.0)
+  shift = [int(n) for n in rng.integers(-16, 17, 2)]
+  return np.roll(low - full, shift, (0, 1))
+
+
+def soft_disc(shape: tuple[int, int], centre: tuple[float, float], diameter: float) -> np.ndarray:
+  """A disc with the edges of pixels that it partly covers, `[row, col]` in [0, 1]."""
+  fine = 5
+  within = (np.arange(fine) + 0.5) / fine - 0.5
+  rows, cols = (((np.arange(n)[:, None] + within - c) ** 2).reshape(-1) for n, c in zip(shape, centre))
+  inside = rows[:, None] + cols[None, :] <= (diameter / 2) ** 2
+  return inside.reshape(shape[0], fine, shape[1], fine).mean((1, 3)).astype(np.float32)
+
+
+def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int) -> Case:
+  """An MR case: zero-filled images in units of `scan.scale`.
+
+  The structure is added to every coil's image along the local phase, so that it
+  adds its contrast to the root sum of squares, and goes through the sampling with
+  the rest. Fresh noise is thermal noise added to the measured k-space, which
+  already has its own: outputs move by less than between two scans.
+
+  Args:
+    case: of `plan`, in pixels and shares of the scan's maximum.
+    scan: the slice, NumPy arrays.
+    repeats: fresh noise realisations.
+    seed: of places and noise.
+
+  Returns:
+    The case.
+  """
+  rng = np.random.default_rng([zlib.crc32(case.name.encode()), seed])
+  structure = place_mr(rng, scan, case.structure)
+  with_it = insert_mr(scan, [structure])
+  sigma = np.asarray(noise.sigma_from_kspace(scan))
+  draws = rng.standard_normal((repeats, 2, *scan.kspace.shape)).astype(np.float32)
+  drawn = [with_it.kspace + np.where(scan.acquired, sigma[:, None, None] * (a + 1j * b), 0) for a, b in draws]
+
+  def seen(kspace):
+    return zero_filled(scan.replace(kspace=kspace.astype(scan.kspace.dtype))).low_dose / scan.scale
+
+  fresh = np.stack([seen(k) for k in drawn])
+  target = with_it.target / scan.scale
+  return Case(seen(with_it.kspace), seen(scan.kspace), target, fresh, (structure.row, structure.col), structure.diameter, structure.contrast)
+
+
+def place_mr(rng: np.random.Generator, scan: Scan, structure: Structure) -> Structure:
+  """The structure at a random place in tissue, in pixels of the target."""
+  rows, cols = scan.target.shape
+  bright = scan.target > 0.2 * scan.target.max()
+  for _ in range(500):
+    row, col = rng.integers(6, rows - 6), rng.integers(6, cols - 6)
+    if bright[row - 3 : row + 4, col - 3 : col + 4].all():
+      break
+  return structure._replace(row=float(row), col=float(col))
+
+
+def insert_mr(scan: Scan, structures: Sequence[Structure]) -> Scan:
+  """Round structures put into the measured k-space and into the target.
+
+  Args:
+    scan: NumPy arrays.
+    structures: centre and diameter in pixels of the target, contrast as a share
+      of `scan.scale`.
+
+  Returns:
+    The scan; columns that were not acquired stay empty.
+  """
+  images = centred_images(scan.kspace)
+  top, left = ((n - c) // 2 for n, c in zip(images.shape[1:], scan.target.shape))
+  added = sum(
+    s.contrast * scan.scale * soft_disc(images.shape[1:], (s.row + top, s.col + left), s.diameter) for s in structures
+  )
+  total = np.sqrt((np.abs(images) ** 2).sum(0))
+  changed = scan.kspace + _fft(images * added / np.where(total > 0, total, 1))
+  kspace = np.where(scan.acquired, changed, 0).astype(scan.kspace.dtype)
+  inside = added[top : top + scan.target.shape[0], left : left + scan.target.shape[1]]
+  return scan.replace(kspace=kspace, target=(scan.target + inside).astype(np.float32))
+
+
+def _fft(images):
+  shifted = np.fft.fftn(np.fft.ifftshift(images, (-2, -1)), axes=(-2, -1), norm='ortho')
+  return np.fft.fftshift(shifted, (-2, -1))
+
+
+def spread(cases: Sequence[Plan], limit: int) -> list[Plan]:
+  """At most `limit` cases, evenly spread."""
+  return [cases[i * len(cases) // limit] for i in range(limit)] if limit and len(cases) > limit else list(cases)
+
+
+def halves(cases: Sequence[Plan]) -> Iterator[list[Plan]]:
+  """Two lists of cases that share no patient: for calibration and for results."""
+  patients = sorted({c.patient for c in cases})
+  for part in (patients[::2], patients[1::2]):
+    yield [c for c in cases if c.patient in set(part)]

@@ -1,0 +1,385 @@
+"""Low-dose CT slices with their full-dose pairs: DICOM of TCIA, HDF5, and folders of TIFF or NumPy images.
+
+- TCIA, LDCT-and-Projection-data: `<root>/**/<patient>/<study>/*{Low,Full} Dose Images*/*.dcm`;
+  a pair shares its file name.
+- HDF5: `<root>/<split>/*.h5`, one patient each, `low_dose` and `full_dose`
+  `[slice, row, col]` in HU; optional `twin_low_dose` (the same scan without its
+  structures), `repeats` `[slice, repeat, row, col]` and `structures`
+  `[n, 5]` (slice, row, col, diameter in mm, contrast in HU); attributes
+  `patient_id` and `pixel_mm`.
+- Images: `<root>/<split>/low/*.{npy,tif,tiff}` and `<root>/<split>/full/` with the
+  same names; one series.
+"""
+
+import fnmatch
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from jaxrec.data.annotations import Region, region_mask
+from jaxrec.data.chest import Structure
+from jaxrec.data.errors import DataError
+from jaxrec.types import Slice
+
+# Stored values of the LDCT data are HU + 1024; mean and deviation over its training images.
+OFFSET, MEAN, STD, RANGE = 1024.0, 481.45419786099086, 502.18507379395044, 4095.0
+_IMAGES = ('.npy', '.tif', '.tiff')
+
+
+class Series(NamedTuple):
+  """What the index knows of a series of slices.
+
+  `shape` is `[slice, row, col]`, `crop` the size of a sample, `pairs` the files
+  of every slice (empty for HDF5; the full dose is '' where there is none),
+  `offset` what is to be subtracted for HU, `pixel` in mm.
+  """
+
+  path: str
+  name: str
+  shape: tuple[int, int, int]
+  crop: tuple[int, int]
+  patient_id: str
+  pairs: tuple[tuple[str, str], ...]
+  offset: float
+  pixel: float
+  paired: bool
+
+  @property
+  def fully_sampled(self) -> bool:
+    return self.paired
+
+  def stamp(self) -> str:
+    """Name, shape and size on disk, for fingerprints."""
+    files = [f for pair in self.pairs for f in pair if f] or [self.path]
+    return f'{self.name} {self.shape} {sum(Path(f).stat().st_size for f in files)}'
+
+
+class Index(NamedTuple):
+  """Usable series, and what is wrong with the others by path."""
+
+  volumes: list[Series]
+  bad: dict[str, str]
+
+
+def index(
+  root: str | Path, split: str, *, patients: str | Path | None = None, offset: float = 0.0, patch: int = 0, require_pairs: bool = True
+) -> Index:
+  """Finds the series of a split.
+
+  Args:
+    root: data set.
+    split: `train`, `val` or `test`.
+    patients: JSON `{split: [patient or pattern, ...]}`; a patient belongs to the
+      split whose entry is the longest that fits it.
+      Needed for the layout of TCIA, which has no splits.
+    offset: subtracted from TIFF and NumPy images to give HU.
+    patch: side of the samples in pixels; whole slices if 0.
+    require_pairs: refuse series without full-dose images.
+
+  Returns:
+    Usable series by name, and one line per bad file.
+
+  Raises:
+    DataError: if there is nothing of any layout.
+  """
+  root = Path(root)
+  if not root.is_dir():
+    raise DataError(f'{root}: is no folder; set data.root')
+  wanted = _members(patients, split)
+  folder = root / split if (root / split).is_dir() else root
+  found, bad = [], {}
+  described = (
+    [(p, _describe_h5) for p in sorted(folder.glob('*.h5'))]
+    + [(folder, _describe_images)] * (folder / 'low').is_dir()
+    + [(p, _describe_dicom) for p in sorted(root.rglob('*Low Dose Images*')) if p.is_dir()]
+  )
+  if not described:
+    raise DataError(
+      f'{root}: holds neither *.h5 in {split}, nor {split}/low and {split}/full, nor folders "... Low Dose Images ..." of DICOM files; set data.root'
+    )
+  if patients is None and all(describe is _describe_dicom for _, describe in described):
+    raise DataError(f'{root}: patients need a split; set data.patients to a JSON file, such as configs/ldct_chest.json')
+  for path, describe in described:
+    try:
+      series = describe(path, offset, bad)
+      if wanted is not None and not wanted(series.patient_id):
+        continue
+      if require_pairs and not series.paired:
+        raise DataError(f'{path}: has no full-dose images')
+      found.append(series._replace(crop=_crop(series, patch)))
+    except DataError as error:
+      bad[str(path)] = str(error)
+  return Index(found, bad)
+
+
+def _members(patients, split):
+  if not patients:
+    return None
+  try:
+    table = json.loads(Path(patients).read_text())
+    entries = [(entry, name) for name, listed in table.items() for entry in listed]
+  except (OSError, ValueError, AttributeError, TypeError) as error:
+    raise DataError(f'{patients}: is no JSON of patients by split ({error})') from None
+  if split not in table:
+    raise DataError(f'{patients}: has no split {split}; it has {", ".join(table)}')
+
+  def belongs(patient):
+    fitting = [(len(entry), name) for entry, name in entries if fnmatch.fnmatchcase(patient, entry)]
+    return bool(fitting) and max(fitting)[1] == split
+
+  return belongs
+
+
+def _crop(series, patch):
+  if not patch:
+    return series.shape[1:]
+  if patch > min(series.shape[1:]):
+    raise DataError(f'{series.path}: slices of {series.shape[1]} x {series.shape[2]} are smaller than data.patch={patch}')
+  return patch, patch
+
+
+def _describe_h5(path, offset, bad):
+  del offset, bad
+  with _open(path) as file:
+    for name in ('low_dose', 'full_dose'):
+      if name not in file and not (name == 'full_dose'):
+        raise DataError(f'{path}: has no data set {name}; it has {", ".join(file) or "nothing"}')
+    low = _dataset(path, file, 'low_dose')
+    if low.ndim != 3 or not all(low.shape):
+      raise DataError(f'{path}: low_dose has shape {low.shape}; expected [slice, row, col]')
+    paired = 'full_dose' in file
+    for name in ('full_dose', 'twin_low_dose'):
+      if name in file and _dataset(path, file, name).shape != low.shape:
+        raise DataError(f'{path}: {name} has shape {file[name].shape}, low_dose {low.shape}; they must be equal')
+    patient, pixel = file.attrs.get('patient_id', Path(path).stem), float(file.attrs.get('pixel_mm', 1.0))
+    return Series(str(path), Path(path).stem, low.shape, low.shape[1:], str(patient), (), 0.0, pixel, paired)
+
+
+def _open(path):
+  try:
+    return h5py.File(path)
+  except OSError as error:
+    raise DataError(f'{path}: cannot be read as HDF5 ({str(error).splitlines()[0]}); copy it again') from None
+
+
+def _dataset(path, file, name):
+  # Data must come from this file: links and virtual sets can point anywhere.
+  if isinstance(file.get(name, getlink=True), (h5py.ExternalLink, h5py.SoftLink)):
+    raise DataError(f'{path}: {name} is a link; only data inside the file are read')
+  data = file[name]
+  if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external or data.dtype.kind not in 'iuf':
+    raise DataError(f'{path}: {name} is no plain data set of numbers')
+  return data
+
+
+def _describe_images(folder, offset, bad):
+  lows = sorted(p for p in (folder / 'low').iterdir() if p.suffix.lower() in _IMAGES)
+  if not lows:
+    raise DataError(f'{folder}/low: holds no .npy, .tif or .tiff images')
+  paired = (folder / 'full').is_dir()
+  pairs = []
+  for low in lows:
+    full = folder / 'full' / low.name
+    if paired and not full.exists():
+      bad[str(low)] = f'{low}: has no full-dose pair {full}'
+    else:
+      pairs.append((str(low), str(full) if paired else ''))
+  if not pairs:
+    raise DataError(f'{folder}: no image has a pair')
+  first = _read_image(pairs[0][0])
+  shape = (len(pairs), *first.shape)
+  return Series(str(folder), folder.name, shape, first.shape, folder.name, tuple(pairs), offset, 1.0, paired)
+
+
+def _describe_dicom(folder, offset, bad):
+  del offset
+  files = sorted(folder.glob('*.dcm'))
+  if not files:
+    raise DataError(f'{folder}: holds no .dcm files')
+  others = [p for p in folder.parent.iterdir() if p.is_dir() and 'Full Dose Images' in p.name]
+  pairs = []
+  for low in files:
+    full = others[0] / low.name if others else None
+    if full is not None and not full.exists():
+      bad[str(low)] = f'{low}: has no full-dose pair {full}'
+    else:
+      pairs.append((str(low), str(full or '')))
+  if not pairs:
+    raise DataError(f'{folder}: no slice has a full-dose pair')
+  header = _dicom(pairs[0][0], pixels=False)
+  patient = folder.parent.parent.name
+  pixel = float(header.PixelSpacing[0]) if 'PixelSpacing' in header else 1.0
+  shape = (len(pairs), int(header.Rows), int(header.Columns))
+  return Series(str(folder), patient, shape, shape[1:], patient, tuple(pairs), 0.0, pixel, bool(others))
+
+
+def _dicom(path, *, pixels):
+  try:
+    import pydicom
+  except ImportError:
+    raise DataError(f'{path}: DICOM needs the extra, pip install jaxrec[ct]') from None
+  try:
+    data = pydicom.dcmread(path, stop_before_pixels=not pixels)
+  except (pydicom.errors.InvalidDicomError, OSError, EOFError) as error:
+    raise DataError(f'{path}: cannot be read as DICOM ({str(error).splitlines()[0][:120]})') from None
+  if data.get('Modality') != 'CT':
+    raise DataError(f'{path}: has modality {data.get("Modality", "none")}; expected CT')
+  if 'Rows' not in data or 'Columns' not in data:
+    raise DataError(f'{path}: has no image')
+  return data
+
+
+def _read_dicom(path):
+  data = _dicom(path, pixels=True)
+  try:
+    pixels = data.pixel_array
+  except Exception as error:
+    syntax = getattr(data.file_meta.get('TransferSyntaxUID'), 'name', 'unknown')
+    raise DataError(
+      f'{path}: pixels in transfer syntax "{syntax}" cannot be read ({str(error).splitlines()[0][:120]}); '
+      'decompress the files (gdcmconv --raw) or install pylibjpeg'
+    ) from None
+  return pixels.astype(np.float32) * float(data.get('RescaleSlope', 1)) + float(data.get('RescaleIntercept', 0))
+
+
+def _read_image(path):
+  try:
+    if Path(path).suffix.lower() == '.npy':
+      image = np.load(path, allow_pickle=False)
+    else:
+      from PIL import Image
+
+      with Image.open(path) as file:
+        image = np.asarray(file)
+  except ImportError:
+    raise DataError(f'{path}: TIFF needs the extra, pip install jaxrec[ct]') from None
+  except (OSError, ValueError, EOFError) as error:
+    raise DataError(f'{path}: cannot be read as an image ({str(error).splitlines()[0][:120]})') from None
+  if image.ndim != 2 or image.dtype.kind not in 'iuf':
+    raise DataError(f'{path}: has shape {image.shape} and type {image.dtype}; expected one grey image [row, col]')
+  return image.astype(np.float32)
+
+
+def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+  """Low- and full-dose slice in HU, `[row, col]` float32; `None` without a pair.
+
+  Raises:
+    DataError: naming the file, if it cannot be read or does not fit the series.
+  """
+  if not series.pairs:
+    with _open(series.path) as file:
+      names = ['low_dose', 'full_dose'][: 1 + series.paired]
+      try:
+        images = [np.asarray(_dataset(series.path, file, n)[number], np.float32) for n in names]
+      except (OSError, KeyError) as error:
+        raise DataError(f'{series.path}: slice {number} cannot be read ({str(error).splitlines()[0]})') from None
+    paths = [series.path] * len(images)
+  else:
+    paths = [p for p in series.pairs[number] if p]
+    read = _read_dicom if paths[0].endswith('.dcm') else _read_image
+    images = [read(p) - np.float32(series.offset) for p in paths]
+  for path, image in zip(paths, images):
+    if image.shape != series.shape[1:]:
+      raise DataError(f'{path}: has {image.shape[0]} x {image.shape[1]} pixels, the series {series.shape[1]} x {series.shape[2]}')
+    if not np.isfinite(image).all():
+      raise DataError(f'{path}: slice {number} holds values that are not finite')
+  return images[0], images[1] if len(images) > 1 else None
+
+
+def normalise(hounsfield: np.ndarray) -> np.ndarray:
+  """HU to the networks' units: zero mean and unit deviation over the LDCT training images."""
+  return ((hounsfield + OFFSET - MEAN) / STD).astype(np.float32)
+
+
+def hounsfield(normalised: np.ndarray) -> np.ndarray:
+  """The inverse of `normalise`."""
+  return normalised * STD + MEAN - OFFSET
+
+
+def read_slice(series: Series, number: int, *, corner: tuple[int, int] | None = None, region: Region | None = None) -> Slice:
+  """A slice, or a patch of the series' `crop`, in the networks' units.
+
+  Args:
+    series: of the index.
+    number: of the slice.
+    corner: first row and column of the patch; centred if `None`.
+    region: box to look at.
+
+  Returns:
+    The sample; without a pair the target is the low-dose image.
+
+  Raises:
+    DataError: see `read_hu`.
+  """
+  low, full = read_hu(series, number)
+  rows, cols = series.crop
+  top, left = corner if corner is not None else ((low.shape[0] - rows) // 2, (low.shape[1] - cols) // 2)
+  cut = slice(top, top + rows), slice(left, left + cols)
+  low = normalise(low[cut])
+  target = normalise(full[cut]) if full is not None else low
+  return Slice(low, target, region_mask(region, target.shape), np.float32(RANGE / STD))
+
+
+def read_patch(series: Series, seed: Sequence[int], centre_hu: tuple[float, float] | tuple = ()) -> Slice:
+  """A random patch of a random slice: patients, not slices, are drawn alike.
+
+  Args:
+    series: of the index.
+    seed: slice and corner follow from it and the series.
+    centre_hu: range for the mean full-dose value around the patch's centre, such
+      as (-950, -600) for lungs; after 50 draws any patch will do.
+
+  Returns:
+    The sample.
+  """
+  rng = np.random.default_rng([zlib.crc32(series.name.encode()), *seed])
+  for _ in range(5):
+    number = int(rng.integers(series.shape[0]))
+    low, full = read_hu(series, number)
+    seen = full if full is not None else low
+    for _ in range(10):
+      # The last offset counts: every pixel can be in a patch.
+      corner = tuple(int(rng.integers(n - c + 1)) for n, c in zip(series.shape[1:], series.crop))
+      row, col = (a + c // 2 for a, c in zip(corner, series.crop))
+      if not centre_hu or centre_hu[0] <= seen[max(row - 4, 0) : row + 5, max(col - 4, 0) : col + 5].mean() <= centre_hu[1]:
+        return read_slice(series, number, corner=corner)
+  return read_slice(series, number, corner=corner)
+
+
+class Recorded(NamedTuple):
+  """What a data set offers for the analysis of a slice, in HU.
+
+  `twin` `[row, col]` is the low-dose slice without its structures, `repeats`
+  `[repeat, row, col]` are further low-dose scans; `None` if not recorded.
+  """
+
+  twin: np.ndarray | None
+  repeats: np.ndarray | None
+  structures: list[Structure]
+
+
+def read_recorded(series: Series, number: int) -> Recorded:
+  """Twin, repeated scans and known structures of a slice."""
+  if series.pairs:
+    return Recorded(None, None, [])
+  with _open(series.path) as file:
+
+    def get(name):
+      return np.asarray(_dataset(series.path, file, name)[number], np.float32) if name in file else None
+
+    listed = np.asarray(_dataset(series.path, file, 'structures')) if 'structures' in file else np.zeros((0, 5))
+    if listed.ndim != 2 or listed.shape[1] != 5:
+      raise DataError(f'{series.path}: structures has shape {listed.shape}; expected [n, 5]')
+    mine = [Structure(int(s[0]), *(float(v) for v in s[1:])) for s in listed if int(s[0]) == number]
+    return Recorded(get('twin_low_dose'), get('repeats'), mine)
+
+
+def describe_values(series: Series) -> dict[str, Any]:
+  """Range and size of the first slice, for `verify_data`."""
+  low, full = read_hu(series, 0)
+  return {'rows': low.shape[0], 'cols': low.shape[1], 'low': (float(low.min()), float(low.max())), 'pixel': series.pixel, 'pair': full is not None}

@@ -1,0 +1,31 @@
+"""What a network ignores: sampling the inputs that it maps to the same output, and reading them.
+
+A conditional autoencoder describes inputs x given y = f(x) by a code z; a
+conditional flow t turns z given y into noise v that is independent of y. New
+noise then gives new inputs, `x' = D(t^-1(v | y), y)`, with the same output.
+Everything here receives functions and knows no networks.
+"""
+
+from jaxrec.invariances.analysis import Component as Component
+from jaxrec.invariances.analysis import band_pass as band_pass
+from jaxrec.invariances.analysis import components as components
+from jaxrec.invariances.analysis import contrast as contrast
+from jaxrec.invariances.analysis import contrast_interval as contrast_interval
+from jaxrec.invariances.analysis import deviations as deviations
+from jaxrec.invariances.analysis import disc as disc
+from jaxrec.invariances.analysis import displacement as displacement
+from jaxrec.invariances.analysis import excess_variation as excess_variation
+from jaxrec.invariances.analysis import family_threshold as family_threshold
+from jaxrec.invariances.analysis import noise_maxima as noise_maxima
+from jaxrec.invariances.analysis import presence_threshold as presence_threshold
+from jaxrec.invariances.analysis import rank_by_component as rank_by_component
+from jaxrec.invariances.sampling import Consistency as Consistency
+from jaxrec.invariances.sampling import Invariances as Invariances
+from jaxrec.invariances.sampling import Moments as Moments
+from jaxrec.invariances.sampling import Sampler as Sampler
+from jaxrec.invariances.sampling import consistency as consistency
+from jaxrec.invariances.sampling import distance as distance
+from jaxrec.invariances.sampling import diversity as diversity
+from jaxrec.invariances.sampling import noise_moments as noise_moments
+from jaxrec.invariances.sampling import rank as rank
+from jaxrec.invariances.sampling import sample as sample

@@ -1,0 +1,231 @@
+"""The report of an invariance analysis: samples, what changes among them, and which structures a network ignores."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxrec import figures, results
+from jaxrec.workflows import invariances
+from jaxrec.workflows.page import Page
+
+
+def run(config, folder: Path, sources: Sequence[Path]) -> Path:
+  """Writes `figures/*.png`, `classes.csv`, `ranking.csv` and `report.html` in a run folder.
+
+  Args:
+    config: `report.draws` bootstrap draws.
+    folder: where the report goes.
+    sources: folders of invariance analyses to show together.
+
+  Returns:
+    Path of the page.
+
+  Raises:
+    RunError: if no source has rows.
+  """
+  runs = [r for r in (_Source(Path(s)) for s in sources) if r.rows]
+  if not runs:
+    raise results.RunError(f'{folder}: has no rows to report; run the invariances stage first')
+  (folder / 'figures').mkdir(parents=True, exist_ok=True)
+  draws, page = config.report.draws, Page(folder)
+  page.text(_summary(runs))
+  page.heading('Which structures are ignored')
+  page.table(
+    'By size and contrast. Present: share of cases (or samples) whose contrast exceeds the threshold that 5% of nodule-free twins '
+    'exceed, in the input, in the network\'s output and in the samples. A: share of cases where the samples vary significantly beyond noise at the structure, and '
+    'at the same place of the twin. Control: move of the output near the structure when it is put in or taken out, over the move under new '
+    'noise. Ignored: B finds it (present less often in samples than in inputs), A finds it (changes there more often than in twins) and the control is below 1; '
+    'each with 95% bootstrap intervals over patients.',
+    *classes(runs, draws), name='classes',
+  )  # fmt: skip
+  if len(runs) > 1 or len({r['layer'] for s in runs for r in s.rows}) > 1:
+    page.table(
+      'Networks and layers by the share of structures that are present in the input and absent in a sample',
+      *ranking(runs, draws), name='ranking',
+    )  # fmt: skip
+  for source in runs:
+    structures = [r for r in source.rows if r['structure']]
+    for layer in source.layers:
+      page.figure(
+        f'contrast-{source.slug}-{layer}', figures.contrast_curve([r for r in structures if r['layer'] == layer], source.unit, draws=draws),
+        f'{source.label}, {layer}: contrast of structures in the input, the output and the samples over the true contrast, against size; '
+        'bars: central 95% of the samples, which the network cannot tell apart.',
+      )  # fmt: skip
+  page.heading('Do samples share the output?')
+  page.table(
+    'Median distance of f(x\') from f(x) over |f(x)|. Gap: samples over fresh noise on the same anatomy; below 1, the network sees the samples as '
+    'more alike than two scans. Mismatched: samples made for other images.',
+    *consistency(runs, draws), name='consistency',
+  )  # fmt: skip
+  page.table('Errors of the analyses on held-out twins without structures, and the flow\'s noise on held-out images', *calibration(runs, draws), name='calibration')
+  for source in runs:
+    _pictures(page, source)
+  page.heading('Where the numbers come from')
+  lines = []
+  for s in runs:
+    p = s.provenance
+    versions = ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items())
+    lines.append([s.label, str(s.folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), versions, str(p.get('seed', '')), p.get('data_fingerprint', ''), s.perceptual])
+  page.table('', ['network', 'folder', 'revision', 'devices', 'versions', 'seed', 'data', 'perceptual term'], lines)
+  bad = {k: v for s in runs for path in sorted(s.folder.glob('skipped-*.json')) for k, v in json.loads(path.read_text())['files'].items()}
+  page.table('Left out', ['file', 'problem'], [[k, v] for k, v in sorted(bad.items())])
+  page.text(['Every number above is a mean over rows of invariances.csv; thresholds.json holds what the twins of other patients gave. Analyses A and B are jaxrec\'s own.'])
+  return page.write('jaxrec: what a network ignores')
+
+
+class _Source:
+  """One analysis as the report sees it."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    self.rows = invariances.rows(folder)
+    self.config = self._json('config.json')
+    self.provenance = self._json('provenance.json')
+    self.thresholds = self._json('thresholds.json')
+    self.label = self.config.get('label') or folder.name
+    self.slug = results.safe_name(self.label)
+    self.layers = list(self.config.get('invariances', {}).get('flows', {}))
+    self.ct = self.config.get('data', {}).get('layout', 'fastmri') == 'ldct'
+    self.unit = 'mm' if self.ct else 'pixels'
+    task = self.config.get('experiments', {}).get('vae', {}).get('train', {}).get('task', {}).get('perceptual', {})
+    self.perceptual = task.get('vgg') or (f'features of the run {task["network"]}' if task.get('network') else 'off')
+
+  def _json(self, name):
+    path = self.folder / name
+    return json.loads(path.read_text()) if path.exists() else {}
+
+  def pictures(self):
+    """Arrays by `case.layer`."""
+    path = self.folder / 'images.h5'
+    if not path.exists():
+      return {}
+    with h5py.File(path) as file:
+      return {name: {k: v[()] for k, v in group.items()} for name, group in file.items()}
+
+
+def _summary(runs):
+  lines = []
+  for s in runs:
+    structures = [r for r in s.rows if r['structure'] and r['layer'] == s.layers[0]]
+    lines.append(f'{s.label}: {len(structures)} structures of {len({r["patient"] for r in structures})} patients, each with its twin without the structure; {s.config["invariances"]["num_samples"]} samples per image and layer. Perceptual term of the autoencoder: {s.perceptual}.')
+  if any(not s.config['data']['root'] for s in runs):
+    lines.append('<b>These numbers come from the built-in phantom</b>, not from patients: small networks, trained for minutes. They show that the method works, not how a clinical network behaves.')
+  return lines
+
+
+def _stat(rows, value, draws):
+  return figures.bootstrap([value(r) for r in rows], [r['patient'] for r in rows], draws=draws)
+
+
+def _cell(stat, form='.2f'):
+  return f'{stat[0]:{form}} ({stat[1]:{form}} to {stat[2]:{form}})'
+
+
+def bands(sizes: Sequence[float]) -> dict[float, str]:
+  """Every size with the name of its third: small, medium or large."""
+  ordered = sorted(set(sizes))
+  return {size: ('small', 'medium', 'large')[3 * i // len(ordered)] for i, size in enumerate(ordered)}
+
+
+def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
+  """Both analyses and the control by network, layer, size and contrast.
+
+  Args:
+    runs: analyses with `rows`, `label` and `layers`.
+    draws: bootstrap draws.
+
+  Returns:
+    Head and lines.
+  """
+  head = ['network', 'layer', 'size', 'contrast', 'n', 'in input', 'in output', 'in samples', 'B', 'changed there', 'in twin', 'A', 'control', 'confirmed', 'ignored']
+  lines = []
+  for s in runs:
+    band = bands([r['diameter'] for r in s.rows])
+    for layer in s.layers:
+      mine = [r for r in s.rows if r['layer'] == layer]
+      twins = {r['case']: r for r in mine if not r['structure']}
+      groups: dict[tuple, list[dict]] = {}
+      for r in mine:
+        if r['structure'] and r['case'] in twins:
+          groups.setdefault((band[r['diameter']], r['contrast']), []).append(r)
+      for size, contrast in sorted(groups, key=lambda k: (('small', 'medium', 'large').index(k[0]), k[1])):
+        at = groups[size, contrast]
+        lost = _stat(at, lambda r: r['present_input'] - r['present_samples'], draws)
+        changed = _stat(at, lambda r: r['altered'] - twins[r['case']]['altered'], draws)
+        moved = _stat(at, lambda r: r['moved_near'], draws)
+        found = (lost[1] > 0, changed[1] > 0, moved[2] < 1)
+        diameters = sorted({r['diameter'] for r in at})
+        lines.append([
+          s.label, layer, f'{size}, {diameters[0]:g} to {diameters[-1]:g} {s.unit}', f'{contrast:g} HU' if s.ct else f'{100 * contrast:g}%', str(len(at)),
+          *(f'{np.mean([r[f"present_{view}"] for r in at]):.2f}' for view in ('input', 'output')),
+          _cell(_stat(at, lambda r: r['present_samples'], draws)), _word(found[0]),
+          f'{np.mean([r["altered"] for r in at]):.2f}', f'{np.mean([twins[r["case"]]["altered"] for r in at]):.2f}', _word(found[1]),
+          _cell(moved), _word(found[2]), _word(all(found)),
+        ])  # fmt: skip
+  return head, lines
+
+
+def _word(truth):
+  return 'yes' if truth else 'no'
+
+
+def ranking(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
+  """Networks and layers, the blindest first, by how often samples lack what the input shows."""
+  found = []
+  for s in runs:
+    for layer in s.layers:
+      at = [r for r in s.rows if r['structure'] and r['layer'] == layer]
+      stat = _stat(at, lambda r: r['present_input'] - r['present_samples'], draws)
+      gap = _stat(at, lambda r: r['gap'], draws)
+      found.append((stat[0], [s.label, layer, _cell(stat), _cell(gap), str(len(at))]))
+  return ['network', 'layer', 'structures lost', 'gap', 'n'], [line for _, line in sorted(found, key=lambda f: -f[0])]
+
+
+def consistency(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
+  """Distances between outputs, and diversity, by network and layer."""
+  lines = []
+  for s in runs:
+    for layer in s.layers:
+      at = [r for r in s.rows if r['layer'] == layer]
+      names = ('gap', 'distance_samples', 'distance_fresh', 'distance_mismatched', 'distance_reconstruction', 'diversity', 'noise')
+      over = _stat(at, lambda r: r['distance_mismatched'] / r['distance_fresh'], draws)
+      lines.append([s.label, layer, *(_cell(_stat(at, lambda r, n=n: r[n], draws), '.3f') for n in names), _cell(over)])
+  return ['network', 'layer', 'gap', 'samples', 'fresh noise', 'mismatched', 'autoencoder', 'diversity', 'noise of the input', 'mismatched over fresh'], lines
+
+
+def calibration(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
+  """What the thresholds, set on some patients, do on the others; moments of the flow."""
+  lines = []
+  for s in runs:
+    for layer in s.layers:
+      twins = [r for r in s.rows if r['layer'] == layer and not r['structure']]
+      moments = s.thresholds.get(layer, {}).get('moments', {})
+      lines.append([
+        s.label, layer, f'{s.thresholds[layer]["alpha"]:.2f}', _cell(_stat(twins, lambda r: r['present_samples'], draws), '.3f'),
+        _cell(_stat(twins, lambda r: r['present_input'], draws), '.3f'), _cell(_stat(twins, lambda r: r['noise_crosses'], draws), '.3f'),
+        f'{moments.get("mean_rms", np.nan):.3f}', f'{moments.get("std_mean", np.nan):.3f}',
+        f'{moments.get("correlation", np.nan):.3f} ({moments.get("correlation_expected", np.nan):.3f})',
+      ])  # fmt: skip
+  return ['network', 'layer', 'intended', 'B: structure in samples of twins', 'structure in twins', 'A: noise crosses', 'mean of v (rms)', 'deviation of v', 'correlation of v (if independent)'], lines
+
+
+def _pictures(page, source):
+  pictures = source.pictures()
+  names = sorted({name.rsplit('.', 1)[0] for name in pictures})
+  if not names:
+    return
+  page.heading(f'{source.label}: samples')
+  for case in names:
+    rows = [(layer, pictures[f'{case}.{layer}']) for layer in source.layers if f'{case}.{layer}' in pictures]
+    if rows:
+      page.figure(
+        f'samples-{source.slug}-{case}', figures.sample_panel(rows, source.ct),
+        f'{case}: input x, full-dose image y, output f(x), samples (the same noise v in every row) and their standard deviation. The circle is the structure.',
+      )  # fmt: skip
+      page.figure(
+        f'changes-{source.slug}-{case}', figures.change_panel(rows[-1][1], source.ct),
+        f'{case}, {rows[-1][0]}: above, samples with the largest significant change (box) and the map of excess variation; below, samples that differ most by mean absolute difference.',
+      )  # fmt: skip

@@ -1,0 +1,255 @@
+"""Low-dose CT data: the chest phantom, the three layouts, and what is wrong with files."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from jaxrec.data import cases, chest, ldct
+from jaxrec.data.errors import DataError
+
+SMALL = dict(slices=1, pixels=64, nodules=3)
+
+
+@pytest.fixture(scope='module')
+def drawn():
+  return chest.volume(3, repeats=12, **SMALL)
+
+
+def test_phantom_is_made_of_its_seed(drawn):
+  again = chest.volume(3, repeats=12, **SMALL)
+  other = chest.volume(4, **SMALL)
+  np.testing.assert_array_equal(drawn.repeats, again.repeats)
+  assert (drawn.low_dose != other.low_dose).any()
+
+
+def test_low_dose_has_the_psnr_of_the_chest_data():
+  errors = []
+  for seed in range(3):
+    v = chest.volume(seed, slices=1)
+    errors.append(np.mean((v.low_dose.astype(float) - v.full_dose) ** 2))
+  assert abs(10 * np.log10(4095**2 / np.mean(errors)) - 18.07) < 1
+
+
+def test_twins_share_their_noise(drawn):
+  low, twin, repeat = (x.astype(float) for x in (drawn.low_dose[0], drawn.twin_low_dose[0], drawn.repeats[0, 0]))
+  inside = np.zeros(low.shape, bool)
+  for s in drawn.structures:
+    inside |= cases.soft_disc(low.shape, (s.row, s.col), s.diameter / (400 / 64) + 3) > 0
+  # Away from nodules twins differ much less than two scans do.
+  assert np.std((low - twin)[~inside]) < 0.5 * np.std((low - repeat)[~inside])
+  # Nodules are where the table says, and bright.
+  strong = [s for s in drawn.structures if s.contrast * s.diameter**2 >= 6400]
+  assert strong
+  for s in strong:
+    assert (low - twin)[round(s.row), round(s.col)] > 0.1 * s.contrast
+
+
+def test_a_tenth_of_the_photons_has_ten_times_the_variance():
+  def variance(dose):
+    v = chest.volume(5, slices=1, pixels=64, nodules=0, repeats=10, photons=1e7, dose=dose)
+    return v.repeats[0].astype(float).var(0, ddof=1)[20:44, 20:44].mean()
+
+  assert 8 < variance(0.01) / variance(0.1) < 13
+
+
+@pytest.fixture(scope='module')
+def phantom(tmp_path_factory):
+  return chest.write_dataset(tmp_path_factory.mktemp('ct') / 'chest', train=2, val=2, repeats=4, **SMALL)
+
+
+def test_hdf5_gives_normalised_slices(phantom):
+  found = ldct.index(phantom, 'train')
+  assert len(found.volumes) == 2 and not found.bad
+  series = found.volumes[0]
+  sample = ldct.read_slice(series, 0)
+  with h5py.File(series.path) as file:
+    np.testing.assert_allclose(ldct.hounsfield(sample.low_dose), file['low_dose'][0], atol=0.01)
+  assert sample.target.shape == (64, 64) and sample.scale == np.float32(4095 / ldct.STD)
+  # Fat is about -100 HU, 85% of the deviation above the mean of the LDCT images.
+  np.testing.assert_allclose(ldct.normalise(np.array([-100.0])), 0.8813, atol=1e-3)
+
+
+def test_patches_are_drawn_by_patient_and_reach_every_pixel(phantom):
+  series = ldct.index(phantom, 'train', patch=40).volumes[0]
+  same = [ldct.read_patch(series, (0, 1, 2)).low_dose for _ in range(2)]
+  np.testing.assert_array_equal(*same)
+  whole = ldct.read_slice(series._replace(crop=(64, 64)), 0).low_dose
+  corners = set()
+  for i in range(400):
+    patch = ldct.read_patch(series, (i,)).low_dose
+    at = np.argwhere(whole == patch[0, 0])
+    corners |= {tuple(a) for a in at if a.max() <= 24 and np.array_equal(whole[a[0] : a[0] + 40, a[1] : a[1] + 40], patch)}
+  rows, cols = zip(*corners)
+  assert min(rows) == min(cols) == 0 and max(rows) == max(cols) == 24
+  lung = ldct.read_patch(series, (1,), (-950.0, -600.0))
+  middle = ldct.hounsfield(lung.target[16:25, 16:25]).mean()
+  assert -950 <= middle <= -600
+
+
+def test_cases_have_twins_and_fresh_noise(phantom):
+  series = ldct.index(phantom, 'val', patch=32).volumes
+  plans = cases.plan(series, diameters=(4.0,), contrasts=(400.0,), per_slice=2, seed=0)
+  assert len(plans) == 6 and not any(p.inserted for p in plans)
+  case = cases.read_ct(plans[0], repeats=4, centre_hu=(), seed=0)
+  assert case.fresh.shape == (4, 32, 32) and case.image.shape == (32, 32)
+  assert all(0 <= c < 32 for c in case.centre)
+  # Without recorded structures they are put in: the twin is the slice as it was.
+  bare = [s for s in ldct.index(phantom, 'train', patch=32).volumes]
+  for path in {s.path for s in bare}:
+    with h5py.File(path, 'r+') as file:
+      del file['structures']
+  plans = cases.plan(bare, diameters=(12.0,), contrasts=(400.0,), per_slice=2, seed=0)
+  assert len(plans) == 4 and all(p.inserted for p in plans)
+  case = cases.read_ct(plans[0], repeats=4, centre_hu=(), seed=0)
+  row, col = (round(c) for c in case.centre)
+  np.testing.assert_allclose((case.image - case.twin)[row, col], 400 / ldct.STD, rtol=1e-4)
+  assert case.fresh.std(0).mean() > 0
+  first, second = cases.halves(plans)
+  assert first and second and not {c.patient for c in first} & {c.patient for c in second}
+
+
+def dicom(path, pixels, **changes):
+  pydicom = pytest.importorskip('pydicom', reason='the extra ct is not installed')
+  meta = pydicom.dataset.FileMetaDataset()
+  meta.MediaStorageSOPClassUID = '1.2.840.10008.5.1.4.1.1.2'
+  meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+  meta.TransferSyntaxUID = changes.pop('syntax', pydicom.uid.ExplicitVRLittleEndian)
+  data = pydicom.Dataset()
+  data.file_meta = meta
+  fields = dict(
+    Modality='CT', Rows=pixels.shape[0], Columns=pixels.shape[1], BitsAllocated=16, BitsStored=16, HighBit=15, SamplesPerPixel=1,
+    PixelRepresentation=0, PhotometricInterpretation='MONOCHROME2', RescaleSlope=1, RescaleIntercept=-1024, PixelSpacing=[0.7, 0.7],
+  )  # fmt: skip
+  for name, value in {**fields, **changes}.items():
+    setattr(data, name, value)
+  data.PixelData = pydicom.encaps.encapsulate([b'\xff\x4f\xff\x51 nonsense']) if meta.TransferSyntaxUID.is_compressed else pixels.astype('<u2').tobytes()
+  data['PixelData'].VR = 'OW'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  data.save_as(path, enforce_file_format=True)
+
+
+def tcia(root, patient='C001', numbers=(1, 2, 3), shape=(32, 32)):
+  rng = np.random.default_rng(0)
+  for dose, spread in (('Low', 200), ('Full', 20)):
+    for k in numbers:
+      pixels = np.clip(1000 + spread * rng.standard_normal(shape), 0, 4095).astype(np.uint16)
+      dicom(root / 'LDCT-and-Projection-data' / patient / '01-01-2019-NA-NA-1' / f'1.000000-{dose} Dose Images-1' / f'1-{k}.dcm', pixels)
+  split = root / 'split.json'
+  split.write_text(json.dumps({'train': ['C*'], 'val': ['C002']}))
+  return split
+
+
+def test_dicom_of_tcia_is_paired_by_file_name_and_split_by_patient(tmp_path):
+  split = tcia(tmp_path)
+  tcia(tmp_path, 'C002')
+  found = ldct.index(tmp_path, 'train', patients=split)
+  assert [v.patient_id for v in found.volumes] == ['C001'] and not found.bad
+  series = found.volumes[0]
+  assert series.shape == (3, 32, 32) and series.pixel == 0.7
+  low, full = ldct.read_hu(series, 2)
+  assert abs(low.mean() + 24) < 30 and low.std() > 5 * full.std()
+  # The longest entry decides: C002 is not of C*.
+  assert [v.patient_id for v in ldct.index(tmp_path, 'val', patients=split).volumes] == ['C002']
+
+
+@pytest.mark.parametrize('suffix', ['.npy', '.tif'])
+def test_folders_of_images(tmp_path, suffix):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 4000, (2, 3, 24, 20)).astype(np.uint16)
+  for dose, stack in zip(('low', 'full'), images):
+    (tmp_path / 'val' / dose).mkdir(parents=True)
+    for i, image in enumerate(stack):
+      path = tmp_path / 'val' / dose / f's{i}{suffix}'
+      if suffix == '.npy':
+        np.save(path, image)
+      else:
+        image_lib = pytest.importorskip('PIL.Image')
+        image_lib.fromarray(image).save(path)
+  found = ldct.index(tmp_path, 'val', offset=1024.0)
+  assert found.volumes[0].shape == (3, 24, 20)
+  low, full = ldct.read_hu(found.volumes[0], 1)
+  np.testing.assert_array_equal(low, images[0, 1].astype(np.float32) - 1024)
+  np.testing.assert_array_equal(full, images[1, 1].astype(np.float32) - 1024)
+
+
+def series_of(root, split):
+  return ldct.index(root, 'train', patients=split).volumes[0]
+
+
+def test_what_is_wrong_with_dicom_is_named(tmp_path):
+  split = tcia(tmp_path)
+  low = tmp_path / 'LDCT-and-Projection-data/C001/01-01-2019-NA-NA-1/1.000000-Low Dose Images-1'
+  full = low.parent / '1.000000-Full Dose Images-1'
+  pixels = np.zeros((32, 32), np.uint16)
+
+  dicom(low / '1-2.dcm', pixels, Modality='MR')
+  with pytest.raises(DataError, match='1-2.dcm: has modality MR; expected CT'):
+    ldct.read_hu(series_of(tmp_path, split), 1)
+  dicom(low / '1-2.dcm', np.zeros((16, 32), np.uint16))
+  with pytest.raises(DataError, match='1-2.dcm: has 16 x 32 pixels, the series 32 x 32'):
+    ldct.read_hu(series_of(tmp_path, split), 1)
+  dicom(low / '1-2.dcm', pixels, syntax='1.2.840.10008.1.2.4.90')
+  with pytest.raises(DataError, match='transfer syntax "JPEG 2000.*decompress'):
+    ldct.read_hu(series_of(tmp_path, split), 1)
+  (low / '1-2.dcm').write_bytes(b'not dicom')
+  with pytest.raises(DataError, match='1-2.dcm: cannot be read as DICOM'):
+    ldct.read_hu(series_of(tmp_path, split), 1)
+  (full / '1-3.dcm').unlink()
+  found = ldct.index(tmp_path, 'train', patients=split)
+  assert found.volumes[0].shape[0] == 2
+  assert 'has no full-dose pair' in next(iter(found.bad.values()))
+  with pytest.raises(DataError, match='patients need a split'):
+    ldct.index(tmp_path, 'train')
+
+
+def broken(name, tmp_path):
+  folder = tmp_path / 'train'
+  folder.mkdir()
+  path = folder / 'a.h5'
+  with h5py.File(path, 'w') as file:
+    file['low_dose'] = np.zeros((2, 24, 24), np.int16)
+    file['full_dose'] = np.zeros((2, 24, 24), np.int16)
+    if name == 'keys':
+      del file['low_dose']
+    if name == 'pair':
+      del file['full_dose']
+    if name == 'shape':
+      del file['full_dose']
+      file['full_dose'] = np.zeros((2, 24, 20), np.int16)
+    if name == 'link':
+      del file['low_dose']
+      file['low_dose'] = h5py.ExternalLink('/etc/passwd', 'x')
+    if name == 'axes':
+      del file['low_dose']
+      file['low_dose'] = np.zeros((24, 24))
+  if name == 'truncated':
+    path.write_bytes(path.read_bytes()[:300])
+  return path
+
+
+@pytest.mark.parametrize(
+  'name, words',
+  [
+    ('keys', 'has no data set low_dose'), ('pair', 'has no full-dose images'), ('shape', 'full_dose has shape'), ('link', 'low_dose is a link'),
+    ('axes', r'expected \[slice, row, col\]'), ('truncated', 'cannot be read as HDF5'), ('patch', 'are smaller than data.patch=32'),
+  ],
+)  # fmt: skip
+def test_what_is_wrong_with_hdf5_is_named(tmp_path, name, words):
+  path = broken(name, tmp_path)
+  found = ldct.index(tmp_path, 'train', patch=32 if name == 'patch' else 0)
+  assert not found.volumes
+  with pytest.raises(DataError, match=words):
+    raise DataError(found.bad[str(path)])
+  assert str(path) in found.bad[str(path)]
+
+
+def test_values_that_are_not_finite_are_named(tmp_path):
+  (tmp_path / 'val' / 'low').mkdir(parents=True)
+  np.save(tmp_path / 'val' / 'low' / 'a.npy', np.full((8, 8), np.nan, np.float32))
+  series = ldct.index(tmp_path, 'val', require_pairs=False).volumes[0]
+  with pytest.raises(DataError, match='a.npy: slice 0 holds values that are not finite'):
+    ldct.read_hu(series, 0)
+  with pytest.raises(DataError, match='holds neither'):
+    ldct.index(tmp_path / 'val' / 'low', 'val')
