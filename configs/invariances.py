@@ -21,14 +21,14 @@ def autoencoder(config: ml_collections.ConfigDict, network: str, *, size: int, p
   if config.profile != 'paper':
     demo = config.profile == 'demo'
     config.model.update(
-      latent=64 if demo else 12, width=12 if demo else 4, blocks=4 if demo else 2, chunk=8 if demo else 2, classes=32 if demo else 3,
+      latent=64 if demo else 12, width=12 if demo else 4, blocks=3 if demo else 2, chunk=8 if demo else 2, classes=32 if demo else 3,
       class_hidden=64 if demo else 4, embedding=16 if demo else 2, encoder_width=8 if demo else 2, stages=(1,) * (4 if demo else 2),
     )  # fmt: skip
     # Weights of a likelihood: Laplacian with the deviation of the noise, in the units of the images.
     task |= dict(l1_weight=3.0, kl_weight=1.0, perceptual_weight=3000.0, adversarial_weight=1.0, critic_learning_rate=1e-3)
     task['critic'] |= dict(chans=8 if demo else 2, depth=3 if demo else 1)
-    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=1500 if demo else 2, batch_size=32 if demo else 4)
-    config.train.update(validate_every=500 if demo else 2)
+    config.train.update(num_epochs=0.0, learning_rate=2e-3, num_steps=800 if demo else 2, batch_size=16 if demo else 4)
+    config.train.update(validate_every=400 if demo else 2)
   config.train.task = ml_collections.ConfigDict(task)
   return config
 
@@ -41,8 +41,8 @@ def flow(config: ml_collections.ConfigDict, network: str, autoencoder: str, laye
   if config.profile != 'paper':
     demo = config.profile == 'demo'
     config.model.update(blocks=6 if demo else 2, hidden=128 if demo else 4, chans=12 if demo else 2, depth=3 if demo else 1, embedding=32 if demo else 3)
-    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=1000 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
-    config.train.update(validate_every=500 if demo else 2)
+    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=800 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
+    config.train.update(validate_every=400 if demo else 2)
   return config
 
 
@@ -59,11 +59,11 @@ def analysis(config: ml_collections.ConfigDict, network: str, autoencoder: str, 
   demo = profile == 'demo'
   config.invariances = ml_collections.ConfigDict(dict(
     network=network, autoencoder=autoencoder, flows=ml_collections.ConfigDict(flows, sort_keys=False), num_samples=250, chunk=25,
-    repeats=24, others=8, alpha=0.05, scales=(1.0,), max_cases=0, per_slice=4,
+    repeats=24, others=8, corrections=10, alpha=0.05, scales=(1.0,), max_cases=0, per_slice=4,
     diameters=(2.0, 3.0, 4.0, 6.0, 8.0, 10.0), contrasts=(200.0, 400.0, 800.0), pictures=4, shown=6, max_moments=1000,
   ))  # fmt: skip
   if demo:
     config.invariances.update(num_samples=50, max_cases=60, max_moments=192)
   if profile == 'smoke':
-    config.invariances.update(num_samples=6, chunk=3, repeats=4, others=2, alpha=0.25, max_cases=3, pictures=1, max_moments=4)
+    config.invariances.update(num_samples=6, chunk=3, repeats=4, corrections=1, others=2, alpha=0.25, max_cases=3, pictures=1, max_moments=4)
   return config

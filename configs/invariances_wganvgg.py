@@ -12,5 +12,5 @@ from configs import invariances_cnn10
 
 def get_config(arg: str = ''):
   """The experiment; `arg` is the profile."""
-  layers = (1, 4, 7) if (arg or 'paper') == 'paper' else (4,)
+  layers = {'demo': (4,), 'smoke': ()}.get(arg, (1, 4, 7))
   return invariances_cnn10.experiment('invariances_wganvgg', arg, 'wganvgg', 'WGAN-VGG', layers=layers)

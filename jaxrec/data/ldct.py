@@ -16,7 +16,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -29,6 +29,7 @@ from jaxrec.types import Slice
 # Stored values of the LDCT data are HU + 1024; mean and deviation over its training images.
 OFFSET, MEAN, STD, RANGE = 1024.0, 481.45419786099086, 502.18507379395044, 4095.0
 _IMAGES = ('.npy', '.tif', '.tiff')
+SUFFIXES = ('.dcm', *_IMAGES)
 
 
 class Series(NamedTuple):
@@ -67,8 +68,9 @@ class Index(NamedTuple):
 
 
 def index(
-  root: str | Path, split: str, *, patients: str | Path | None = None, offset: float = 0.0, patch: int = 0, require_pairs: bool = True
-) -> Index:
+  root: str | Path, split: str, *, patients: str | Path | None = None, offset: float = 0.0, patch: int = 0,
+  require_pairs: bool = True, every: bool = False,
+) -> Index:  # fmt: skip
   """Finds the series of a split.
 
   Args:
@@ -80,6 +82,7 @@ def index(
     offset: subtracted from TIFF and NumPy images to give HU.
     patch: side of the samples in pixels; whole slices if 0.
     require_pairs: refuse series without full-dose images.
+    every: take all patients, whatever the split.
 
   Returns:
     Usable series by name, and one line per bad file.
@@ -90,7 +93,7 @@ def index(
   root = Path(root)
   if not root.is_dir():
     raise DataError(f'{root}: is no folder; set data.root')
-  wanted = _members(patients, split)
+  wanted = None if every else _members(patients, split)
   folder = root / split if (root / split).is_dir() else root
   found, bad = [], {}
   described = (
@@ -102,7 +105,7 @@ def index(
     raise DataError(
       f'{root}: holds neither *.h5 in {split}, nor {split}/low and {split}/full, nor folders "... Low Dose Images ..." of DICOM files; set data.root'
     )
-  if patients is None and all(describe is _describe_dicom for _, describe in described):
+  if not patients and not every and all(describe is _describe_dicom for _, describe in described):
     raise DataError(f'{root}: patients need a split; set data.patients to a JSON file, such as configs/ldct_chest.json')
   for path, describe in described:
     try:
@@ -265,6 +268,18 @@ def _read_image(path):
   return image.astype(np.float32)
 
 
+def read_file(path: str | Path) -> np.ndarray:
+  """One DICOM, TIFF or NumPy image, `[row, col]` float32; DICOM in HU, others as stored.
+
+  Raises:
+    DataError: naming the file and what is wrong with it.
+  """
+  image = _read_dicom(path) if Path(path).suffix.lower() == '.dcm' else _read_image(path)
+  if not np.isfinite(image).all():
+    raise DataError(f'{path}: holds values that are not finite')
+  return image
+
+
 def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]:
   """Low- and full-dose slice in HU, `[row, col]` float32; `None` without a pair.
 
@@ -281,8 +296,7 @@ def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]
     paths = [series.path] * len(images)
   else:
     paths = [p for p in series.pairs[number] if p]
-    read = _read_dicom if paths[0].endswith('.dcm') else _read_image
-    images = [read(p) - np.float32(series.offset) for p in paths]
+    images = [read_file(p) - np.float32(series.offset) for p in paths]
   for path, image in zip(paths, images):
     if image.shape != series.shape[1:]:
       raise DataError(f'{path}: has {image.shape[0]} x {image.shape[1]} pixels, the series {series.shape[1]} x {series.shape[2]}')
@@ -377,9 +391,3 @@ def read_recorded(series: Series, number: int) -> Recorded:
       raise DataError(f'{series.path}: structures has shape {listed.shape}; expected [n, 5]')
     mine = [Structure(int(s[0]), *(float(v) for v in s[1:])) for s in listed if int(s[0]) == number]
     return Recorded(get('twin_low_dose'), get('repeats'), mine)
-
-
-def describe_values(series: Series) -> dict[str, Any]:
-  """Range and size of the first slice, for `verify_data`."""
-  low, full = read_hu(series, 0)
-  return {'rows': low.shape[0], 'cols': low.shape[1], 'low': (float(low.min()), float(low.max())), 'pixel': series.pixel, 'pair': full is not None}

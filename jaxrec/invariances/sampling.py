@@ -21,6 +21,8 @@ class Sampler(NamedTuple):
     forward: `(variables, z, y) -> v`, the flow.
     inverse: `(variables, v, y) -> z`.
     latent: length of z and v.
+    correct: `(variables, image, y) -> image`, a step that brings the image's
+      output closer to y; `image + y - f(image)` for denoisers.
   """
 
   observe: Callable[[Variables, Image], Any]
@@ -29,6 +31,7 @@ class Sampler(NamedTuple):
   forward: Callable[[Variables, Array, Any], Array]
   inverse: Callable[[Variables, Array, Any], Array]
   latent: int
+  correct: Callable[[Variables, Image, Any], Image] | None = None
 
 
 @struct.dataclass
@@ -40,16 +43,18 @@ class Invariances:
     noise: `[sample, latent]`, the v of every image.
     output: y of the input.
     outputs: `[sample, ...]`, y of every image.
+    decoded: `[sample]`, distance of the output before any correction.
   """
 
   images: Array
   noise: Array
   output: Any
   outputs: Any
+  decoded: Array
 
 
 def sample(
-  sampler: Sampler, *, num_samples: int = 250, chunk: int = 25
+  sampler: Sampler, *, num_samples: int = 250, chunk: int = 25, corrections: int = 0
 ) -> Callable[[Variables, Key, Image], Invariances]:
   """Samples inputs with the same output as an image.
 
@@ -60,6 +65,9 @@ def sample(
     sampler: autoencoder, flow and network.
     num_samples: images to draw.
     chunk: images computed together; the memory needed grows with it.
+    corrections: steps `x' <- x' + f(x) - f(x')` after decoding, of which the
+      closest image is kept (van Cittert's iteration; not in the papers). What the
+      network ignores is not touched by them.
 
   Returns:
     `(variables, key, image) -> Invariances`, one program without host code.
@@ -72,19 +80,39 @@ def sample(
   """
   if num_samples < 1 or chunk < 1:
     raise ValueError(f'num_samples, chunk: {num_samples}, {chunk} are not both positive')
+  draw = _drawer(sampler, corrections)
 
   def run(variables, key, image):
     output = sampler.observe(variables, image)
     noise = jax.random.normal(key, (num_samples, sampler.latent), image.dtype)
-
-    def one(v):
-      drawn = sampler.decode(variables, sampler.inverse(variables, v, output), output)
-      return drawn, sampler.observe(variables, drawn)
-
-    images, outputs = lax.map(one, noise, batch_size=chunk)
-    return Invariances(images, noise, output, outputs)
+    images, outputs, decoded = lax.map(lambda v: draw(variables, v, output), noise, batch_size=chunk)
+    return Invariances(images, noise, output, outputs, decoded)
 
   return run
+
+
+def _drawer(sampler, corrections):
+  if corrections < 0 or (corrections and sampler.correct is None):
+    raise ValueError(f'corrections: {corrections} is negative, or the sampler has no correct')
+
+  def draw(variables, v, output):
+    image = sampler.decode(variables, sampler.inverse(variables, v, output), output)
+    seen = sampler.observe(variables, image)
+    decoded = distance(output, seen)
+
+    def closer(state, _):
+      image, best = state
+      image = sampler.correct(variables, image, output)
+      seen = sampler.observe(variables, image)
+      away = distance(output, seen)
+      best = jax.tree.map(lambda new, old: jnp.where(away < best[2], new, old), (image, seen, away), best)
+      return (image, best), None
+
+    if corrections:
+      (_, (image, seen, _)), _ = lax.scan(closer, (image, (image, seen, decoded)), length=corrections)
+    return image, seen, decoded
+
+  return draw
 
 
 @struct.dataclass
@@ -116,19 +144,21 @@ def distance(output: Any, other: Any) -> Scalar:
 
 
 def consistency(
-  sampler: Sampler, *, chunk: int = 25
+  sampler: Sampler, *, chunk: int = 25, corrections: int = 0
 ) -> Callable[[Variables, Key, Image, Invariances, Array, Array], Consistency]:
   """Whether the samples of an image really share its output, against three yardsticks.
 
   Args:
     sampler: autoencoder, flow and network.
     chunk: images computed together.
+    corrections: of mismatched samples, towards the outputs they are made for.
 
   Returns:
     `(variables, key, image, invariances, fresh, others) -> Consistency` with
     `fresh` `[repeat, row, col]`, the same anatomy under new noise, and `others`
     `[other, row, col]`, images of other anatomy.
   """
+  draw = _drawer(sampler, corrections)
 
   def run(variables, key, image, found, fresh, others):
     def away(x):
@@ -136,8 +166,7 @@ def consistency(
 
     def mismatched(pair):
       v, x = pair
-      y = sampler.observe(variables, x)
-      return away(sampler.decode(variables, sampler.inverse(variables, v, y), y))
+      return distance(found.output, draw(variables, v, sampler.observe(variables, x))[1])
 
     noise = found.noise[jnp.arange(others.shape[0]) % found.noise.shape[0]]
     z = sampler.encode(variables, key, image, found.output)

@@ -61,7 +61,11 @@ def flow(
     return state, {'loss': value, 'gradient_norm': optax.tree.norm(gradient)}
 
   def evaluate(state, batch):
-    return {'loss': nll(state.variables, *codes(jax.random.key(0), batch))}
+    # Every example meets the same noise, whatever its place in a batch.
+    def one(sample):
+      return nll(state.variables, *codes(jax.random.key(0), jax.tree.map(lambda x: x[None], sample)))[0]
+
+    return {'loss': jax.vmap(one)(batch)}
 
   return Task(init, step, evaluate, lambda state: state.variables)
 

@@ -253,7 +253,7 @@ def task(
 def perceptual(options: dict[str, Any], load: Load) -> Callable | None:
   """The perceptual distance of a task, `None` if it is off.
 
-  `network` names a run whose features are compared, all layers and the output;
+  `network` names a run of a denoiser whose outputs are compared;
   `vgg` a checkpoint of torchvision with its `kind` and `sha256`.
   """
   network, path = options.pop('network', ''), options.pop('vgg', '')
@@ -266,9 +266,8 @@ def perceptual(options: dict[str, Any], load: Load) -> Callable | None:
   if not network:
     return None
   module, variables = load(network)
-  taps = {'CNN10': (1, 2), 'WGANVGG': (1, 4, 7), 'REDCNN': (1, 5)}.get(type(module).__name__, ())
-  views = [models.observer(module, tap) for tap in (*taps, None)]
-  return models.perceptual(lambda x: [view(variables, x) for view in views])
+  # Its output, not its first layers: there all noise still stands, and drowns what the term is for.
+  return models.perceptual(lambda x: [module.apply(variables, x)])
 
 
 def codes(load: Load, network: str, autoencoder: str, layer: int | None, domain: str) -> Callable:

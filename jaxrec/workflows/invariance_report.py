@@ -190,10 +190,10 @@ def consistency(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]
   for s in runs:
     for layer in s.layers:
       at = [r for r in s.rows if r['layer'] == layer]
-      names = ('gap', 'distance_samples', 'distance_fresh', 'distance_mismatched', 'distance_reconstruction', 'diversity', 'noise')
+      names = ('gap', 'gap_decoded', 'distance_samples', 'distance_fresh', 'distance_mismatched', 'distance_reconstruction', 'diversity', 'noise')
       over = _stat(at, lambda r: r['distance_mismatched'] / r['distance_fresh'], draws)
       lines.append([s.label, layer, *(_cell(_stat(at, lambda r, n=n: r[n], draws), '.3f') for n in names), _cell(over)])
-  return ['network', 'layer', 'gap', 'samples', 'fresh noise', 'mismatched', 'autoencoder', 'diversity', 'noise of the input', 'mismatched over fresh'], lines
+  return ['network', 'layer', 'gap', 'gap before corrections', 'samples', 'fresh noise', 'mismatched', 'autoencoder', 'diversity', 'noise of the input', 'mismatched over fresh'], lines
 
 
 def calibration(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:

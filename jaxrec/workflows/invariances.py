@@ -127,9 +127,12 @@ class Tap:
       forward=lambda v, z, y: flow.apply(v['flow'], z[None], y['tap'][None])[0][0],
       inverse=lambda v, noise, y: flow.apply(v['flow'], noise[None], y['tap'][None], reverse=True)[0][0],
       latent=vae.latent,
+      correct=lambda v, image, y: image + y['output'] - output(v['network'], image),
     )
-    draw = invariances.sample(self.sampler, num_samples=options.num_samples, chunk=options.chunk)
-    check = invariances.consistency(self.sampler, chunk=options.chunk)
+    draw = invariances.sample(
+      self.sampler, num_samples=options.num_samples, chunk=options.chunk, corrections=options.corrections
+    )
+    check = invariances.consistency(self.sampler, chunk=options.chunk, corrections=options.corrections)
     scales = tuple(options.scales)
 
     def everything(v, key, image, fresh, others):
@@ -138,6 +141,7 @@ class Tap:
       z = encode(v, first, image, found.output)
       return dict(
         images=found.images,
+        decoded=found.decoded,
         output=found.output['output'],
         outputs_fresh=jax.lax.map(lambda x: output(v['network'], x), fresh, batch_size=options.chunk),
         reconstruction=self.sampler.decode(v, z, found.output),
@@ -291,6 +295,7 @@ def _row(config, plan, case, tap, structure, image, changed, found, thresholds):
     'inserted': int(plan.inserted),
     'seed': config.seed,
     'gap': float(away.gap()),
+    'gap_decoded': float(np.median(found['decoded']) / np.median(away.fresh)),
     'distance_samples': float(np.median(away.samples)),
     'distance_fresh': float(np.median(away.fresh)),
     'distance_mismatched': float(np.median(away.mismatched)),

@@ -172,8 +172,7 @@ def restored(config, module, folder: Path, data: factory.Data, parallel: Paralle
     raise ValueError(f'{folder}: holds no checkpoints; train first, or set model.checkpoint to a run folder')
   stored = folder / 'config.json'
   own = ml_collections.ConfigDict(json.loads(stored.read_text())) if stored.exists() else config
-  volumes = [v for v in data.val.volumes if v.fully_sampled] or data.val.volumes
-  sample = data.read(Example(volumes[0], 0, None), 0)
+  sample = _training_sample(own, data)
   task = factory.task(own, module, parallel, 1, sample, loader_of(folder, data, parallel))
   like = jax.eval_shape(task.init, jax.random.key(0), loader.stack([sample]))
   checkpointer = Checkpointer(folder / 'checkpoints')
@@ -182,6 +181,16 @@ def restored(config, module, folder: Path, data: factory.Data, parallel: Paralle
   finally:
     checkpointer.close()
   return state, task.variables(state)
+
+
+def _training_sample(config, data):
+  """A sample of the shapes that a run was trained on: critics may know their size."""
+  volumes = [v for v in data.val.volumes if v.fully_sampled] or data.val.volumes
+  sample = data.read(Example(volumes[0], 0, None), 0)
+  if not factory.is_ct(config):
+    return sample
+  side = config.data.patch or max(sample.target.shape)
+  return jax.tree.map(lambda x: x[:side, :side] if x.ndim else x, sample)
 
 
 def generator_of(config, folder: Path, data: factory.Data, parallel: Parallel):

@@ -1,17 +1,20 @@
 """Checks a data set: `python -m jaxrec.workflows.verify_data ROOT [annotations.csv]`.
 
 Reads every slice of every volume, names each bad file with the reason, and
-counts the annotations that can and cannot be used. Exit code 2 if a file is bad.
+counts the annotations that can and cannot be used. Low-dose CT (DICOM of TCIA,
+HDF5, folders of images; see `data.ldct`) is recognised by its names. Exit code 2
+if a file is bad.
 """
 
 import sys
 from collections import Counter
 from pathlib import Path
 
+import h5py
 from tqdm import tqdm
 
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import fastmri, loader
+from jaxrec.data import fastmri, ldct, loader
 from jaxrec.data.errors import DataError
 
 
@@ -64,12 +67,62 @@ def verify(root: str | Path, annotations: str | Path | None = None) -> int:
   return len(bad)
 
 
+def verify_ct(root: str | Path) -> int:
+  """Prints what is wrong with low-dose CT data, every split of it.
+
+  Returns:
+    Number of bad files.
+
+  Raises:
+    DataError: if nothing of a known layout is there.
+  """
+  root = Path(root)
+  splits = [s for s in ('train', 'val', 'test') if (root / s).is_dir()] or ['train']
+  bad: dict[str, str] = {}
+  slices, pairs = Counter(), 0
+  for split in splits:
+    found = ldct.index(root, split, require_pairs=False, every=True)
+    bad |= found.bad
+    for series in tqdm(found.volumes, desc=f'verify {split}', unit='series'):
+      for s in range(series.shape[0]):
+        try:
+          low, full = ldct.read_hu(series, s)
+        except DataError as error:
+          bad[f'{series.path} {s}'] = str(error)
+          continue
+        slices[low.shape] += 1
+        pairs += full is not None
+        if low.min() > -500 or low.max() > 1e4:
+          bad[f'{series.path} {s}'] = f'{series.path}: slice {s} has values from {low.min():g} to {low.max():g}; these are no HU, set data.offset'
+  for line in bad.values():
+    print(f'bad: {line}')
+  for (rows, cols), count in sorted(slices.items()):
+    print(f'{count} slices of {rows} x {cols}')
+  print(f'{sum(slices.values())} slices, {pairs} with full-dose pairs, {len(bad)} bad')
+  return len(bad)
+
+
+def is_ct(root: str | Path) -> bool:
+  """Whether a folder looks like low-dose CT rather than MR k-space."""
+  root = Path(root)
+  if any(root.rglob('*Low Dose Images*')) or any((root / s / 'low').is_dir() for s in ('.', 'train', 'val', 'test')):
+    return True
+  first = next(root.rglob('*.h5'), None)
+  try:
+    with h5py.File(first) as file:
+      return 'low_dose' in file
+  except (OSError, TypeError):
+    return False
+
+
 def main(arguments: list[str]) -> int:
   """Command line; returns the exit code."""
   if len(arguments) not in (1, 2):
     print('usage: python -m jaxrec.workflows.verify_data ROOT [annotations.csv]', file=sys.stderr)
     return 2
   try:
+    if is_ct(arguments[0]):
+      return 2 if verify_ct(arguments[0]) else 0
     return 2 if verify(*arguments) else 0
   except DataError as error:
     print(f'error: {error}', file=sys.stderr)

@@ -21,7 +21,7 @@ TIMING = ('seconds',)
 
 
 def environment(**extra):
-  env = {k: v for k, v in os.environ.items() if k not in ('FASTMRI_ROOT', 'XLA_FLAGS')}
+  env = {k: v for k, v in os.environ.items() if k not in ('FASTMRI_ROOT', 'LDCT_ROOT', 'XLA_FLAGS')}
   return {**env, 'PYTHONPATH': str(ROOT), **extra}
 
 

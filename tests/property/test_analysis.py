@@ -98,3 +98,26 @@ def test_the_control_measures_moves_in_units_of_noise():
   mask = jnp.zeros(SHAPE, bool).at[:8, :8].set(True)
   assert invariances.displacement(output, changed, fresh, mask) > invariances.displacement(output, changed, fresh)
   assert invariances.displacement(output, changed, fresh, ~mask) == 0
+
+
+def test_corrections_bring_outputs_closer_and_leave_the_rest():
+  """A network that halves one half of the image and ignores the other."""
+
+  def output(image):
+    return jnp.where(jnp.arange(8) < 4, 0.5 * image, 0)
+
+  sampler = invariances.Sampler(
+    observe=lambda v, image: output(image), encode=None, forward=None, latent=8,
+    decode=lambda v, z, y: z[None], inverse=lambda v, noise, y: noise,
+    correct=lambda v, image, y: image + y - output(image),
+  )  # fmt: skip
+  x = jnp.arange(8.0)[None]
+  plain, closer = (
+    jax.jit(invariances.sample(sampler, num_samples=5, chunk=2, corrections=c))((), jax.random.key(0), x) for c in (0, 6)
+  )
+  np.testing.assert_array_equal(plain.decoded, closer.decoded)
+  after = jax.vmap(lambda y: invariances.distance(closer.output, y))(closer.outputs)
+  np.testing.assert_allclose(after, plain.decoded * 0.5**6, rtol=1e-3)
+  np.testing.assert_array_equal(plain.images[..., 4:], closer.images[..., 4:])
+  with pytest.raises(ValueError, match='corrections: 1 is negative, or the sampler has no correct'):
+    invariances.sample(sampler._replace(correct=None), corrections=1)

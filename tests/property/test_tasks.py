@@ -17,6 +17,7 @@ from jaxrec import training
 from jaxrec.data import loader, singlecoil, synthetic
 from jaxrec.fourier import ifft2c, rss
 from jaxrec.models import build, layers
+from jaxrec.models.critics import SpectralConv
 
 class Tiny(nn.Module):
   """Two convolutions on the zero-filled image: tasks do not care what they train."""
@@ -42,6 +43,49 @@ class TinyGenerator(nn.Module):
     unit = jnp.std(lead, (-3, -2, -1), keepdims=True)
     x = layers.Conv(2)((lead / unit).reshape(-1, *lead.shape[-3:])).reshape(lead.shape) * unit
     return jnp.where(mask[..., None, :, :], x[..., 0] + 1j * x[..., 1], 0)
+
+
+class TinyCritic(nn.Module):
+  """Scores of images, with or without a condition."""
+
+  @nn.compact
+  def __call__(self, image, condition=None):
+    x = image if condition is None else image + condition
+    x = jnp.tanh(layers.StridedConv(2, 3, 2, 1, use_bias=True)(x[..., None]))
+    return layers.Dense(1)(x.reshape(x.shape[0], -1))[..., 0]
+
+
+class TinyDiscriminator(nn.Module):
+  """A score and a map, with spectral norm."""
+
+  @nn.compact
+  def __call__(self, image):
+    x = jnp.tanh(SpectralConv(2, 3, padding=1)(image[..., None]))
+    return jnp.mean(x, (1, 2, 3)), jnp.mean(x, -1)
+
+
+class TinyVAE(nn.Module):
+  """Two numbers per image, and statistics that move."""
+
+  def setup(self):
+    self.encoder, self.decoder = layers.Dense(4), layers.Dense(1024)
+    self.norm = nn.BatchNorm(momentum=0.9)
+
+  def __call__(self, image, condition, key):
+    mean, logvar = jnp.split(self.encoder(image.reshape(image.shape[0], -1)), 2, -1)
+    logvar = logvar - 8
+    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    z = z + 0.01 * self.norm(z, use_running_average=not self.is_mutable_collection('batch_stats'))
+    return condition + self.decoder(z).reshape(image.shape), mean, logvar
+
+
+class TinyFlow(nn.Module):
+  """An affine map that depends on a condition."""
+
+  @nn.compact
+  def __call__(self, z, condition):
+    s = layers.Dense(z.shape[-1])(condition.reshape(condition.shape[0], -1))
+    return (z + 1) * jnp.exp(s), jnp.sum(s, -1)
 
 
 FIXED = jaxrec.coil_noise(0.05)
@@ -76,6 +120,28 @@ def batch_norm(parallel):
   return training.supervised(Tiny('batch', parallel.axis), adam(), loss='mse', average=parallel.average)
 
 
+def of_critic(make, critic, **options):
+  return lambda parallel: make(Tiny(), adam(), critic, adam(), average=parallel.average, **options)
+
+
+def l1(images, others):
+  return jnp.mean(jnp.abs(images - others), (1, 2))
+
+
+def autoencoder(parallel):
+  return training.cvae(
+    TinyVAE(), adam(), TinyCritic(), adam(), lambda x: 0.5 * x, l1_weight=1.0, kl_weight=1e-3, adversarial_weight=1e-3,
+    perceptual=l1, average=parallel.average,
+  )  # fmt: skip
+
+
+def flow(parallel):
+  def codes(key, batch):
+    return batch.low_dose[:, :4, 0], batch.target
+
+  return training.flow(TinyFlow(), adam(), codes, average=parallel.average)
+
+
 TABLE = {
   'supervised l1': lambda parallel: training.supervised(
     Tiny(), training.optimizer('rmsprop', 1e-3, drop_at=2), loss='l1', average=parallel.average
@@ -88,10 +154,14 @@ TABLE = {
   'jacobian': of_scans(training.jacobian, perturbation=FIXED),
   'two players, k-space': two_players,
   'two players, images': of_images,
+  'WGAN-VGG': of_critic(training.wgan_vgg, TinyCritic(), perceptual=l1, perceptual_weight=100.0),
+  'DU-GAN': of_critic(training.du_gan, TinyDiscriminator(), mix_steps=1000),
+  'conditional VAE': autoencoder,
+  'flow': flow,
 }
-IMAGES = ('supervised batch norm', 'two players, images')
+IMAGES = ('supervised batch norm', 'two players, images', 'WGAN-VGG', 'DU-GAN', 'conditional VAE', 'flow')
 # Those whose steps draw no random numbers: devices draw their own.
-DETERMINISTIC = ('supervised l1', 'supervised batch norm', 'free', 'two players, k-space')
+DETERMINISTIC = ('supervised l1', 'supervised batch norm', 'free', 'two players, k-space', 'DU-GAN', 'flow')
 
 
 @pytest.fixture(params=TABLE, scope='module')
@@ -101,7 +171,7 @@ def name(request):
 
 def batch(name, count=2):
   scans = [synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(count)]
-  return loader.stack([singlecoil.zero_filled(s) for s in scans] if name in IMAGES else scans)
+  return loader.stack([singlecoil.zero_filled(s, relative=True) for s in scans] if name in IMAGES else scans)
 
 
 class Tape:
@@ -129,7 +199,7 @@ def fit(name, folder, steps, *, poison=None, **options):
 
   def batches(start):
     for i in range(start, 1000):
-      yield data.replace(target=data.target * np.nan) if i == poison else data
+      yield data.replace(**{x: getattr(data, x) * np.nan for x in ('target', 'low_dose') if hasattr(data, x)}) if i == poison else data
 
   tape, checkpointer = Tape(), training.Checkpointer(folder)
 
@@ -157,7 +227,7 @@ def test_training_lowers_the_loss(name, whole):
   _, records, _ = whole
   steps = [r for r in records if 'loss' in r]
   assert [r['step'] for r in steps] == list(range(1, 7))
-  clean = 'loss_clean' if 'loss_clean' in steps[0] else 'loss'
+  clean = next(k for k in ('loss_clean', 'mse', 'l1', 'loss') if k in steps[0])
   assert steps[-1][clean] < steps[0][clean]
 
 

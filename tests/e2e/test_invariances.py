@@ -1,0 +1,130 @@
+"""What networks ignore, as users ask for it: training, sampling, analysis, report, and real slices."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from configs import invariances_cnn10, invariances_mr_unet, invariances_wganvgg
+from jaxrec import training
+from jaxrec.data import cases, ldct, synthetic
+from jaxrec.workflows import denoise, factory, invariances, verify_data
+from tests.e2e.test_main import launch
+
+
+@pytest.fixture(scope='module')
+def analysed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'cnn10'
+  done = launch(workdir, config='configs/invariances_cnn10.py:smoke')
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def test_samples_are_analysed_and_reported(analysed):
+  workdir, done = analysed
+  assert 'images' in done.stdout and 'report:' in done.stdout
+  with open(workdir / 'invariances.csv') as stream:
+    rows = list(csv.DictReader(stream))
+  found = {(r['case'], r['layer'], r['structure']) for r in rows}
+  assert len(rows) == len(found) == 2 * 3 and {r['structure'] for r in rows} == {'0', '1'}
+  for r in rows:
+    assert float(r['gap']) <= float(r['gap_decoded']) + 1e-6 and 0 <= float(r['present_samples']) <= 1
+    assert float(r['contrast_low']) <= float(r['contrast_samples']) <= float(r['contrast_high'])
+  thresholds = json.loads((workdir / 'thresholds.json').read_text())['flow_output']
+  assert thresholds['alpha'] == 0.25 and thresholds['moments']['examples'] == 4
+  # Patients that set the thresholds give no rows.
+  calibration = {json.loads(line)['case'] for p in (workdir / 'rows').glob('*.calibration.jsonl') for line in p.read_text().splitlines()}
+  assert calibration and not {c.split('-')[0] for c in calibration} & {r['patient'] for r in rows}
+  text = (workdir / 'report.html').read_text()
+  assert text.count('<img') >= 3 and 'built-in phantom' in text and 'features of the run independent' in text
+  assert {'classes.csv', 'consistency.csv', 'calibration.csv'} <= {p.name for p in workdir.iterdir()}
+
+
+def test_a_lost_row_is_computed_again_and_equal(analysed):
+  workdir, _ = analysed
+  path = workdir / 'rows' / '00000.invariances.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join(lines[:-1]) + lines[-1][:40])
+  again = launch(workdir, config='configs/invariances_cnn10.py:smoke')
+  assert again.returncode == 0, again.stderr
+  without = [{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (path.read_text().splitlines()[-1], lines[-1])]
+  assert without[0] == without[1]
+  assert path.read_text().splitlines(keepends=True)[:-1] == lines[:-1]
+
+
+def test_real_images_are_denoised(analysed, tmp_path, capsys):
+  workdir, _ = analysed
+  images = np.random.default_rng(0).normal(-500, 200, (2, 40, 48)).astype(np.float32)
+  (tmp_path / 'in').mkdir()
+  for i, image in enumerate(images):
+    np.save(tmp_path / 'in' / f'{i}.npy', image)
+  (tmp_path / 'in' / 'bad.npy').write_bytes(b'nothing')
+  assert denoise.main([str(workdir / 'denoiser'), str(tmp_path / 'in'), str(tmp_path / 'out')]) == 2
+  assert 'bad.npy: cannot be read as an image' in capsys.readouterr().out
+  made = [np.load(tmp_path / 'out' / f'{i}.npy') for i in range(2)]
+  assert all(m.shape == (40, 48) and np.isfinite(m).all() for m in made)
+  assert denoise.main([str(tmp_path), str(tmp_path / 'in'), str(tmp_path / 'out')]) == 2
+  assert 'is no run folder' in capsys.readouterr().err
+
+
+def test_ct_data_are_verified(tmp_path, capsys):
+  for dose in ('low', 'full'):
+    (tmp_path / 'val' / dose).mkdir(parents=True)
+  np.save(tmp_path / 'val/low/a.npy', np.full((16, 16), -1000.0))
+  np.save(tmp_path / 'val/full/a.npy', np.full((16, 16), -1000.0))
+  np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), -1000.0))
+  assert verify_data.main([str(tmp_path)]) == 2
+  out = capsys.readouterr().out
+  assert 'b.npy: has no full-dose pair' in out and '1 slices, 1 with full-dose pairs, 1 bad' in out
+  np.save(tmp_path / 'val/full/b.npy', np.full((16, 16), 500.0))
+  np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), 500.0))
+  assert verify_data.main([str(tmp_path)]) == 2
+  assert 'these are no HU, set data.offset' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_wganvgg, invariances_mr_unet])
+@pytest.mark.parametrize('profile', ['', 'demo', 'smoke'])
+def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
+  """Every option of every run is one that its factory takes."""
+  monkeypatch.setenv('LDCT_ROOT', '')
+  config = experiments.get_config(profile)
+  for name, run in config.experiments.items():
+    module, _ = factory.network(run)
+    load = lambda other: (factory.network(config.experiments[other])[0], {})
+    if name == 'vae' and profile == '':
+      assert run.model.size[0] in (128, 320)
+    factory.task(run, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, None, load)
+  assert set(config.invariances.flows) <= set(config.experiments)
+
+
+def test_mr_cases_put_a_structure_into_the_measurement():
+  scan = synthetic.scan(0, rows=48, cols=48, coils=3, acceleration=2, center_fraction=0.2)
+  plan = cases.Plan('a-000-0', 'a', None, 0, cases.Structure(0, -1.0, -1.0, 4.0, 0.4), True)
+  case = cases.read_mr(plan, scan, repeats=5, seed=0)
+  row, col = (int(c) for c in case.centre)
+  np.testing.assert_allclose((case.target - scan.target / scan.scale)[row, col], 0.4, rtol=1e-5)
+  full = cases.insert_mr(scan, [plan.structure._replace(row=case.centre[0], col=case.centre[1])])
+  # Fully sampled, the measured structure is that of the target.
+  images = cases.centred_images(full.kspace)
+  rss = np.sqrt((np.abs(images) ** 2).sum(0))
+  assert np.corrcoef(rss.ravel(), full.target.ravel())[0, 1] > 0.99
+  assert (case.image - case.twin)[row, col] > 0.1
+  assert case.fresh.shape[0] == 5 and case.fresh.std(0).mean() > 0
+
+
+def test_mistakes_in_the_analysis_are_named(tmp_path):
+  config = invariances_cnn10.get_config('smoke')
+  config.stages = ('invariances',)
+  single = config.experiments.denoiser
+  single.stages = ('invariances',)
+  from jaxrec.workflows.run import run
+
+  with pytest.raises(ValueError, match='invariances needs the experiments'):
+    run(single, tmp_path / 'x')
+  config.data.layout = 'films'
+  with pytest.raises(ValueError, match="data.layout: 'films' is unknown"):
+    factory.is_ct(config)
+  assert invariances.rows(tmp_path) == []
+  with pytest.raises(ldct.DataError, match='is no folder'):
+    ldct.index(tmp_path / 'nothing', 'train')
