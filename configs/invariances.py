@@ -24,8 +24,9 @@ def autoencoder(config: ml_collections.ConfigDict, network: str, *, size: int, p
       latent=64 if demo else 12, width=12 if demo else 4, blocks=3 if demo else 2, chunk=8 if demo else 2, classes=32 if demo else 3,
       class_hidden=64 if demo else 4, embedding=16 if demo else 2, encoder_width=8 if demo else 2, stages=(1,) * (4 if demo else 2),
     )  # fmt: skip
-    # Weights of a likelihood: Laplacian with the deviation of the noise, in the units of the images.
-    task |= dict(l1_weight=3.0, kl_weight=1.0, perceptual_weight=3000.0, adversarial_weight=1.0, critic_learning_rate=1e-3)
+    # Small networks cannot code the noise of low-dose images: they model the anatomy, in the high-dose domain.
+    # Weights of a likelihood, Laplacian with the deviation of the full-dose noise.
+    task |= dict(image='target', l1_weight=8.0, kl_weight=0.5, perceptual_weight=1000.0, adversarial_weight=0.3, critic_learning_rate=1e-3)
     task['critic'] |= dict(chans=8 if demo else 2, depth=3 if demo else 1)
     config.train.update(num_epochs=0.0, learning_rate=2e-3, num_steps=800 if demo else 2, batch_size=16 if demo else 4)
     config.train.update(validate_every=400 if demo else 2)
@@ -36,13 +37,15 @@ def autoencoder(config: ml_collections.ConfigDict, network: str, *, size: int, p
 def flow(config: ml_collections.ConfigDict, network: str, autoencoder: str, layer: int = 0) -> ml_collections.ConfigDict:
   """Adds the conditional flow from codes to noise, given a layer of the network (0: its output)."""
   config.model.update(name='cinn')
-  config.train.task = ml_collections.ConfigDict(dict(name='flow', network=network, autoencoder=autoencoder, layer=layer, image='low_dose'))
+  config.train.task = ml_collections.ConfigDict(dict(
+    name='flow', network=network, autoencoder=autoencoder, layer=layer, image='low_dose' if config.profile == 'paper' else 'target',
+  ))  # fmt: skip
   config.train.update(best='loss', learning_rate=1e-5, batch_size=128, num_steps=0, num_epochs=500.0)
   if config.profile != 'paper':
     demo = config.profile == 'demo'
     config.model.update(blocks=6 if demo else 2, hidden=128 if demo else 4, chans=12 if demo else 2, depth=3 if demo else 1, embedding=32 if demo else 3)
-    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=800 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
-    config.train.update(validate_every=400 if demo else 2)
+    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=600 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
+    config.train.update(validate_every=300 if demo else 2)
   return config
 
 
@@ -58,12 +61,12 @@ def analysis(config: ml_collections.ConfigDict, network: str, autoencoder: str, 
   """
   demo = profile == 'demo'
   config.invariances = ml_collections.ConfigDict(dict(
-    network=network, autoencoder=autoencoder, flows=ml_collections.ConfigDict(flows, sort_keys=False), num_samples=250, chunk=25,
+    network=network, autoencoder=autoencoder, domain=config.experiments[autoencoder].train.task.image, flows=ml_collections.ConfigDict(flows, sort_keys=False), num_samples=250, chunk=25,
     repeats=24, others=8, corrections=10, alpha=0.05, scales=(1.0,), max_cases=0, per_slice=4,
     diameters=(2.0, 3.0, 4.0, 6.0, 8.0, 10.0), contrasts=(200.0, 400.0, 800.0), pictures=4, shown=6, max_moments=1000,
   ))  # fmt: skip
   if demo:
-    config.invariances.update(num_samples=50, max_cases=60, max_moments=192)
+    config.invariances.update(num_samples=40, max_cases=80, corrections=1, others=4, max_moments=192)
   if profile == 'smoke':
     config.invariances.update(num_samples=6, chunk=3, repeats=4, corrections=1, others=2, alpha=0.25, max_cases=3, pictures=1, max_moments=4)
   return config

@@ -15,7 +15,7 @@ from configs import ct, invariances
 
 def get_config(arg: str = ''):
   """Denoiser, a second one for features, VAE, flows, and the analysis; `arg` is the profile."""
-  return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=() if arg == 'smoke' else (1,))
+  return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=(1,) if (arg or 'paper') == 'paper' else ())
 
 
 def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[int, ...]) -> ml_collections.ConfigDict:

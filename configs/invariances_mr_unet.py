@@ -26,6 +26,9 @@ def get_config(arg: str = ''):
   runs.independent.seed = 1
   runs.denoiser = _network(arg, 'MR U-Net')
   runs.vae = invariances.autoencoder(_images(arg), 'denoiser', size=size, perceptual='independent')
+  if profile != 'paper':
+    # Images lie between 0 and 1 and their noise is a few hundredths.
+    runs.vae.train.task.update(l1_weight=20.0, perceptual_weight=2e4)
   runs.flow_output = invariances.flow(_images(arg), 'denoiser', 'vae')
   for run in runs.values():
     run.stages = ('train',)

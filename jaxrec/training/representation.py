@@ -106,7 +106,8 @@ def cvae(
     critic: `models.CVAECritic`.
     critic_optimizer: an Optax transformation.
     observe: `images -> y`, the network whose invariances are asked for.
-    image: what is modelled; `target` of the batch for the high-dose domain.
+    image: what is modelled; `target` of the batch for the high-dose domain. The
+      condition is what the network makes of the low-dose image in either.
     perceptual: distance of two batches of images per example; off if `None`.
     l1_weight: a.
     kl_weight: b, with the divergence summed over the code.
@@ -130,7 +131,7 @@ def cvae(
     def make(key, batch):
       keys = jax.random.split(key, 3)
       x = image(batch)
-      y = observe(x)
+      y = observe(batch.low_dose)
       return VAEState(
         start(optimizer, module.init(keys[0], x, y, keys[1])),
         start(critic_optimizer, critic.init(keys[2], x, y)),
@@ -147,7 +148,7 @@ def cvae(
 
   def step(state, batch, key):
     x = image(batch)
-    y = jax.lax.stop_gradient(observe(x))
+    y = jax.lax.stop_gradient(observe(batch.low_dose))
     draw, mix = jax.random.split(key)
 
     def vae_loss(params):
@@ -171,7 +172,7 @@ def cvae(
 
   def evaluate(state, batch):
     x = image(batch)
-    y = observe(x)
+    y = observe(batch.low_dose)
     # Every example meets the same noise, whatever its place in a batch.
     output = jax.vmap(lambda x, y: jax.tree.map(lambda t: t[0], module.apply(state.vae.variables, x[None], y[None], jax.random.key(0))))(x, y)
     own, _ = terms(x, y, output)

@@ -271,15 +271,14 @@ def perceptual(options: dict[str, Any], load: Load) -> Callable | None:
 
 
 def codes(load: Load, network: str, autoencoder: str, layer: int | None, domain: str) -> Callable:
-  """`(key, batch) -> (z, y)`: posterior samples of an autoencoder and what a layer of a network makes of the images."""
+  """`(key, batch) -> (z, y)`: posterior samples of an autoencoder of `domain`, and what a layer of a network makes of the input."""
   module, variables = load(network)
   vae, weights = load(autoencoder)
   output, tap = models.observer(module), models.observer(module, layer)
 
   def draw(key, batch):
-    x = getattr(batch, domain)
-    mean, logvar = vae.apply(weights, x, output(variables, x), method='encode')
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype), tap(variables, x)
+    mean, logvar = vae.apply(weights, getattr(batch, domain), output(variables, batch.low_dose), method='encode')
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype), tap(variables, batch.low_dose)
 
   return draw
 

@@ -34,6 +34,8 @@ VIEWS = ('samples', 'input', 'reconstruction', 'output')
 def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel) -> None:
   """Samples, calibrates and analyses; finished cases are not computed again."""
   options = config.invariances
+  if options.domain not in ('low_dose', 'target'):
+    raise ValueError(f'invariances.domain: {options.domain!r} is unknown; choose one of low_dose, target')
   plans = cases_lib.plan(
     data.val.volumes, diameters=options.diameters, contrasts=options.contrasts, per_slice=options.per_slice, seed=config.seed
   )
@@ -117,13 +119,13 @@ class Tap:
       return {'output': output(v['network'], image), 'tap': tap(v['network'], image)}
 
     def encode(v, key, image, y):
-      mean, logvar = vae.apply(v['vae'], image[None], y['output'][None], method='encode')
+      mean, logvar = vae.apply(v['vae'], (image - v['noise'])[None], y['output'][None], method='encode')
       return (mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype))[0]
 
     self.sampler = invariances.Sampler(
       observe=observe,
       encode=encode,
-      decode=lambda v, z, y: vae.apply(v['vae'], z[None], y['output'][None], method='decode')[0],
+      decode=lambda v, z, y: vae.apply(v['vae'], z[None], y['output'][None], method='decode')[0] + v['noise'],
       forward=lambda v, z, y: flow.apply(v['flow'], z[None], y['tap'][None])[0][0],
       inverse=lambda v, noise, y: flow.apply(v['flow'], noise[None], y['tap'][None], reverse=True)[0][0],
       latent=vae.latent,
@@ -157,16 +159,25 @@ class Tap:
       lambda v, key, x: self.sampler.forward(v, encode(v, key, x, observe(v, x)), observe(v, x))
     )
 
-  def __call__(self, config, name, image, fresh, others):
-    """All arrays of one image; the same case has the same noise at every layer and in every network."""
+  def __call__(self, config, name, image, target, fresh, others):
+    """All arrays of one image; the same case has the same noise v at every layer and in every network.
+
+    An autoencoder of the high-dose domain gives anatomies: the input's own noise is put on them.
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-    return jax.device_get(self.everything(self.variables, key, image, fresh, others))
+    noise = image - target if config.invariances.domain == 'target' else np.zeros_like(image)
+    return jax.device_get(self.everything(self.variables | {'noise': noise}, key, image, fresh, others))
 
   def moments(self, config, data) -> dict[str, float]:
     """Whether the flow's noise is standard normal on held-out images."""
     examples = factory.training_examples(config, data.val.volumes)[: config.invariances.max_moments]
     keys = jax.random.split(jax.random.key(config.seed), len(examples))
-    v = np.stack([self.forward(self.variables, k, getattr(data.read(e, 0), 'low_dose')) for k, e in zip(keys, examples)])
+    v = []
+    for k, example in zip(keys, examples):
+      sample = data.read(example, 0)
+      noise = sample.low_dose - sample.target if config.invariances.domain == 'target' else np.zeros_like(sample.target)
+      v.append(self.forward(self.variables | {'noise': noise}, k, sample.low_dose))
+    v = np.stack(v)
     found = invariances.noise_moments(jnp.asarray(v))
     return {
       'examples': len(examples),
@@ -210,7 +221,7 @@ def _calibrate(config, run_folder, taps, plans, read, sizes, parallel, bad, bar)
       except DataError as error:
         bad[plan.name] = str(error)
         break
-      found = tap(config, plan.name, case.twin, _without(case), case.fresh)
+      found = tap(config, plan.name, case.twin, case.target + (case.twin - case.image), _without(case), case.fresh[: config.invariances.others])
       views = _views(case.twin, found)
       row = {'layer': tap.name, 'case': plan.name, 'maxima': [float(m) for m in found['maxima']]}
       for view in VIEWS:
@@ -264,7 +275,8 @@ def _analyse(config, run_folder, taps, plans, read, thresholds, parallel, bad, b
       for structure in wanted:
         start = time.perf_counter()
         image, fresh, changed = (case.image, case.fresh, case.twin) if structure else (case.twin, _without(case), case.image)
-        found = tap(config, plan.name, image, fresh, np.stack(other))
+        target = case.target if structure else case.target + (case.twin - case.image)
+        found = tap(config, plan.name, image, target, fresh, np.stack(other))
         row = _row(config, plan, case, tap, structure, image, changed, found, thresholds[tap.name])
         results.append_jsonl(path, [{**row, 'seconds': time.perf_counter() - start}])
         if structure and plan.name in pictured:

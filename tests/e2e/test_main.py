@@ -21,7 +21,7 @@ TIMING = ('seconds',)
 
 
 def environment(**extra):
-  env = {k: v for k, v in os.environ.items() if k not in ('FASTMRI_ROOT', 'LDCT_ROOT', 'XLA_FLAGS')}
+  env = {k: v for k, v in os.environ.items() if k not in ('FASTMRI_ROOT', 'LDCT_ROOT')}
   return {**env, 'PYTHONPATH': str(ROOT), **extra}
 
 
@@ -274,7 +274,7 @@ def test_two_processes_share_the_work(finished, tmp_path):
   ]
   # Two devices of one process add gradients in the same order as two processes, so all steps agree.
   pair = tmp_path / 'runs' / 'pair'
-  devices = '--xla_force_host_platform_device_count=2'
+  devices = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=2'
   assert launch(pair, '--config.stages=("train",)', XLA_FLAGS=devices).returncode == 0
   ours, pair, alone = (
     [json.loads(line) for line in (w / 'metrics.jsonl').read_text().splitlines()] for w in (workdir, pair, finished[0])

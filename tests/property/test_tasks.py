@@ -308,7 +308,7 @@ def test_eight_devices_equal_one():
       np.testing.assert_allclose(*(loss for _, loss in results), rtol=1e-5)
     print('devices', len(jax.devices()))
   """)
-  env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  env = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'}
   done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip() == 'devices 8'
