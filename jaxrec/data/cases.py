@@ -33,13 +33,15 @@ class Plan(NamedTuple):
 class Case(NamedTuple):
   """A case in the networks' units.
 
-  `image` and `twin` (the same noise, no structure), `target` `[row, col]` and
-  `fresh` `[repeat, row, col]` float32; the structure's `centre` and `diameter`
+  `image`, `twin` (the same noise, no structures), `removed` (the same noise,
+  without this structure alone), `target` `[row, col]` and `fresh`
+  `[repeat, row, col]` float32; the structure's `centre` and `diameter`
   in pixels, its `contrast` in the units of the images.
   """
 
   image: np.ndarray
   twin: np.ndarray
+  removed: np.ndarray
   target: np.ndarray
   fresh: np.ndarray
   centre: tuple[float, float]
@@ -108,6 +110,9 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
     else:
       fresh = full + np.stack([_other_noise(rng, volume, case.slice) for _ in range(repeats)])
     diameter = structure.diameter / volume.pixel
+  rows, cols = np.ogrid[: low.shape[0], : low.shape[1]]
+  around = np.hypot(rows - structure.row, cols - structure.col) <= diameter / 2 + 4
+  removed = np.where(around, twin, low)
   # Not always in the middle of the patch: networks with a sense of place must not profit.
   corner = [
     int(np.clip(round(at) - c // 2 + rng.integers(-c // 8, c // 8 + 1), 0, n - c))
@@ -115,7 +120,7 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
   ]
   cut = tuple(slice(a, a + c) for a, c in zip(corner, volume.crop))
   centre = structure.row - corner[0], structure.col - corner[1]
-  images = [ldct.normalise(x[(..., *cut)]) for x in (low, twin, full, fresh)]
+  images = [ldct.normalise(x[(..., *cut)]) for x in (low, twin, removed, full, fresh)]
   return Case(*images, centre, diameter, structure.contrast / ldct.STD)
 
 
@@ -178,7 +183,8 @@ def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int) -> Case:
 
   fresh = np.stack([seen(k) for k in drawn])
   target = with_it.target / scan.scale
-  return Case(seen(with_it.kspace), seen(scan.kspace), target, fresh, (structure.row, structure.col), structure.diameter, structure.contrast)
+  twin = seen(scan.kspace)
+  return Case(seen(with_it.kspace), twin, twin, target, fresh, (structure.row, structure.col), structure.diameter, structure.contrast)
 
 
 def place_mr(rng: np.random.Generator, scan: Scan, structure: Structure) -> Structure:

@@ -36,8 +36,8 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   page.table(
     'By size and contrast. Present: share of cases (or samples) whose contrast exceeds the threshold that 5% of nodule-free twins '
     'exceed, in the input, in the network\'s output and in the samples. A: share of cases where the samples vary significantly beyond noise at the structure, and '
-    'at the same place of the twin. Control: move of the output when all structures of the slice are put in or taken out, over the move under new '
-    'noise, as in the gap; and the same near the structure alone. Ignored: B finds it (most samples lack a structure that is there), A finds it (changes there '
+    'at the same place of the twin. Control: move of the output when the structure is taken out, over the move under new '
+    'noise, in the whole image as in the gap, and near the structure. Ignored: B finds it (most samples lack a structure that is there), A finds it (changes there '
     'more often than in twins) and the control is below 1; each with 95% bootstrap intervals over patients.',
     *classes(runs, draws), name='classes',
   )  # fmt: skip
@@ -89,6 +89,8 @@ class _Source:
     self.slug = results.safe_name(self.label)
     self.layers = list(self.config.get('invariances', {}).get('flows', {}))
     self.ct = self.config.get('data', {}).get('layout', 'fastmri') == 'ldct'
+    target = self.config.get('invariances', {}).get('domain') == 'target'
+    self.domain = ' Samples are anatomies: with the noise of x they are inputs with nearly the same output.' if target else ''
     self.unit = 'mm' if self.ct else 'pixels'
     task = self.config.get('experiments', {}).get('vae', {}).get('train', {}).get('task', {}).get('perceptual', {})
     self.perceptual = task.get('vgg') or (f'features of the run {task["network"]}' if task.get('network') else 'off')
@@ -223,7 +225,7 @@ def _pictures(page, source):
     if rows:
       page.figure(
         f'samples-{source.slug}-{case}', figures.sample_panel(rows, source.ct),
-        f'{case}: input x, full-dose image y, output f(x), samples (the same noise v in every row) and their standard deviation. The circle is the structure.',
+        f'{case}: input x, full-dose image y, output f(x), samples (the same noise v in every row) and their standard deviation. The circle is the structure.' + source.domain,
       )  # fmt: skip
       page.figure(
         f'changes-{source.slug}-{case}', figures.change_panel(rows[-1][1], source.ct),

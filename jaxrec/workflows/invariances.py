@@ -50,7 +50,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
       f'invariances: {options.num_samples} samples x {len(taps)} layers for {len(for_calibration)} twins to calibrate, and for '
       f'{len(for_results)} structures and their twins: {(len(for_calibration) + 2 * len(for_results)) * len(taps) * options.num_samples} images'
     )
-  read = functools_cache(lambda plan: _read(config, plan))
+  read = _last(lambda plan: _read(config, plan))
   sizes = sorted({p.structure.diameter for p in plans})
   with tqdm(total=(len(for_calibration) + len(for_results)) * len(taps), desc='invariances', unit='case', disable=parallel.part > 0) as bar:
     calibrations = _calibrate(config, run_folder, taps, for_calibration, read, sizes, parallel, bad, bar)
@@ -71,7 +71,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
       print(f'invariances: left out {len(bad)} files or slices, listed in the report; the first: {next(iter(bad.values()))}')
 
 
-def functools_cache(function):
+def _last(function):
   """Keeps the last case: both twins and all layers look at it in turn."""
   kept: dict[str, Any] = {}
 
@@ -147,8 +147,8 @@ class Tap:
         output=found.output['output'],
         outputs_fresh=jax.lax.map(lambda x: output(v['network'], x), fresh, batch_size=options.chunk),
         reconstruction=self.sampler.decode(v, z, found.output),
-        deviations=invariances.deviations(found.images, fresh, scales=scales),
-        excess=invariances.excess_variation(found.images, fresh, scales=scales),
+        deviations=invariances.deviations(found.images - v['noise'], fresh, scales=scales),
+        excess=invariances.excess_variation(found.images - v['noise'], fresh, scales=scales),
         maxima=invariances.noise_maxima(second, fresh, scales=scales),
         away=check(v, key, image, found, fresh, others),
       )
@@ -274,13 +274,13 @@ def _analyse(config, run_folder, taps, plans, read, thresholds, parallel, bad, b
         break
       for structure in wanted:
         start = time.perf_counter()
-        image, fresh, changed = (case.image, case.fresh, case.twin) if structure else (case.twin, _without(case), case.image)
+        image, fresh, changed = (case.image, case.fresh, case.removed) if structure else (case.twin, _without(case), case.image)
         target = case.target if structure else case.target + (case.twin - case.image)
         found = tap(config, plan.name, image, target, fresh, np.stack(other))
         row = _row(config, plan, case, tap, structure, image, changed, found, thresholds[tap.name])
         results.append_jsonl(path, [{**row, 'seconds': time.perf_counter() - start}])
         if structure and plan.name in pictured:
-          _save(run_folder, plan, case, tap, found, thresholds[tap.name], config.invariances.shown)
+          _save(run_folder, plan, case, tap, found, thresholds[tap.name], config.invariances)
 
 
 def _row(config, plan, case, tap, structure, image, changed, found, thresholds):
@@ -335,16 +335,21 @@ def _row(config, plan, case, tap, structure, image, changed, found, thresholds):
   }
 
 
-def _save(run_folder, plan, case, tap, found, thresholds, shown):
-  """Pictures of one case: samples in order, those that A ranks first, and those that differ most everywhere."""
+def _save(run_folder, plan, case, tap, found, thresholds, options):
+  """Pictures of one case: samples in order, those that A ranks first, and those that differ most everywhere.
+
+  Samples of the high-dose domain are shown without the input's noise.
+  """
+  shown = options.shown
+  samples, reference = (found['images'], case.image) if options.domain == 'low_dose' else (found['images'] - (case.image - case.target), case.target)
   within = found['excess'] > thresholds.family
   ranked = invariances.rank_by_component(found['deviations'], thresholds.family, within)[:shown]
   order = [i for i, _ in ranked]
   boxes = np.array([c.box if c else (0, 0, 0, 0) for _, c in ranked], np.int32)
-  different = np.asarray(invariances.rank(jnp.asarray(found['images']), jnp.asarray(case.image)))[:shown]
+  different = np.asarray(invariances.rank(jnp.asarray(samples), jnp.asarray(reference)))[:shown]
   run_folder.save_arrays(f'{plan.name}.{tap.name}', {
-    'input': case.image, 'target': case.target, 'output': found['output'], 'samples': found['images'][:shown],
+    'input': case.image, 'target': case.target, 'output': found['output'], 'samples': samples[:shown],
     'deviation': np.asarray(invariances.diversity(found['images'])), 'excess': found['excess'], 'threshold': np.float32(thresholds.family),
-    'altered': found['images'][order], 'boxes': boxes, 'different': found['images'][different],
+    'altered': samples[order], 'boxes': boxes, 'different': samples[different],
     'centre': np.array(case.centre, np.float32), 'diameter': np.float32(case.diameter), 'contrast': np.float32(case.contrast),
   })  # fmt: skip

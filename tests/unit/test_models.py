@@ -74,7 +74,7 @@ def test_second_derivatives_inside_scan_are_those_of_the_plain_convolution():
 
     return jax.jit(jax.grad(after_descent))(x)
 
-  np.testing.assert_allclose(second(layers.conv2d), second(plain), atol=1e-4)
+  np.testing.assert_allclose(second(layers.conv2d), second(plain), rtol=1e-4, atol=1e-4)
 
 
 def test_fractional_convolution_spreads_each_input_over_its_window():
