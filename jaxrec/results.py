@@ -281,6 +281,12 @@ def _end_of_last_line(stream):
   return 0
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+  """Contents of a JSON file, or nothing if there is none."""
+  path = Path(path)
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
   """Whole lines of a file; a last line without an end is left out."""
   path = Path(path)

@@ -15,7 +15,7 @@ from scipy import ndimage
 from jaxrec import noise
 from jaxrec.data import fastmri, ldct
 from jaxrec.data.chest import Structure
-from jaxrec.data.singlecoil import centred_images, zero_filled
+from jaxrec.data.singlecoil import centred_images, centred_kspace, zero_filled
 from jaxrec.types import Scan
 
 
@@ -215,20 +215,10 @@ def insert_mr(scan: Scan, structures: Sequence[Structure]) -> Scan:
     s.contrast * scan.scale * soft_disc(images.shape[1:], (s.row + top, s.col + left), s.diameter) for s in structures
   )
   total = np.sqrt((np.abs(images) ** 2).sum(0))
-  changed = scan.kspace + _fft(images * added / np.where(total > 0, total, 1))
+  changed = scan.kspace + centred_kspace(images * added / np.where(total > 0, total, 1))
   kspace = np.where(scan.acquired, changed, 0).astype(scan.kspace.dtype)
   inside = added[top : top + scan.target.shape[0], left : left + scan.target.shape[1]]
   return scan.replace(kspace=kspace, target=(scan.target + inside).astype(np.float32))
-
-
-def _fft(images):
-  shifted = np.fft.fftn(np.fft.ifftshift(images, (-2, -1)), axes=(-2, -1), norm='ortho')
-  return np.fft.fftshift(shifted, (-2, -1))
-
-
-def spread(cases: Sequence[Plan], limit: int) -> list[Plan]:
-  """At most `limit` cases, evenly spread."""
-  return [cases[i * len(cases) // limit] for i in range(limit)] if limit and len(cases) > limit else list(cases)
 
 
 def halves(cases: Sequence[Plan]) -> Iterator[list[Plan]]:

@@ -175,15 +175,20 @@ def _nodules(rng, lungs, count):
   for _ in range(40 * count):
     if len(found) == count:
       break
-    row, col, half_row, half_col, turn, _ = lungs[rng.integers(len(lungs))]
-    across, along = rng.uniform(-0.8, 0.8, 2)
-    if across**2 + along**2 > 0.64:
-      continue
-    down, right = along * half_row, across * half_col
-    at = row + down * np.cos(turn) + right * np.sin(turn), col + right * np.cos(turn) - down * np.sin(turn)
-    if all(np.hypot(at[0] - r, at[1] - c) > 24 for r, c, *_ in found):
+    at = _place(rng, lungs[rng.integers(len(lungs))], 0.8, 0.64)
+    if at is not None and all(np.hypot(at[0] - r, at[1] - c) > 24 for r, c, *_ in found):
       found.append((*at, rng.choice(DIAMETERS) / 2, rng.choice(CONTRASTS)))
   return found
+
+
+def _place(rng, lung, reach, limit):
+  """A random point of a lung, mm; `None` if it falls outside the share `limit` of its half axes, squared."""
+  row, col, half_row, half_col, turn, _ = lung
+  across, along = rng.uniform(-reach, reach, 2)
+  if across**2 + along**2 > limit:
+    return None
+  down, right = along * half_row, across * half_col
+  return row + down * np.cos(turn) + right * np.sin(turn), col + right * np.cos(turn) - down * np.sin(turn)
 
 
 class _Body:
@@ -200,10 +205,8 @@ class _Body:
   def draw(self, height, rng):
     soft, lung = 1.04 * WATER, rng.uniform(-0.9, -0.84) * WATER
     swell = 1 - 0.002 * height
-    shapes = [(0, 0, *self.half, 0, soft), (0, 0, self.half[0] - 9, self.half[1] - 9, 0, 0.1 * WATER), (0, 0, self.half[0] - 9, self.half[1] - 9, 0, -0.1 * WATER)]
-    shapes[0] = (0, 0, *self.half, 0, 0.92 * WATER)
-    shapes[1] = (0, 0, self.half[0] - 10, self.half[1] - 10, 0, soft - 0.92 * WATER)
-    shapes.pop()
+    fat = 0.92 * WATER
+    shapes = [(0, 0, *self.half, 0, fat), (0, 0, self.half[0] - 10, self.half[1] - 10, 0, soft - fat)]
     lungs = [(r, c, a * swell, b * swell, t, lung) for r, c, a, b, t in self.lungs]
     shapes += lungs
     # The heart covers part of a lung: it fills what the lung took away.
@@ -221,14 +224,11 @@ class _Body:
 
   def _vessels(self, rng, lung):
     """Cross-sections and lengths of vessels, thicker towards the middle of the chest."""
-    row, col, half_row, half_col, turn, _ = lung
     vessels = []
     for _ in range(45):
-      across, along = rng.uniform(-0.88, 0.88, 2)
-      if across**2 + along**2 > 0.74:
+      at = _place(rng, lung, 0.88, 0.74)
+      if at is None:
         continue
-      down, right = along * half_row, across * half_col
-      at = row + down * np.cos(turn) + right * np.sin(turn), col + right * np.cos(turn) - down * np.sin(turn)
       inward = 1 - np.abs(at[1]) / 125
       diameter = np.clip(0.8 + 3.2 * inward * rng.uniform(0.4, 1.6), 0.8, 4.0)
       length = diameter * (1 + rng.exponential(3.0))

@@ -149,9 +149,8 @@ def _crop(series, patch):
 def _describe_h5(path, offset, bad):
   del offset, bad
   with _open(path) as file:
-    for name in ('low_dose', 'full_dose'):
-      if name not in file and not (name == 'full_dose'):
-        raise DataError(f'{path}: has no data set {name}; it has {", ".join(file) or "nothing"}')
+    if 'low_dose' not in file:
+      raise DataError(f'{path}: has no data set low_dose; it has {", ".join(file) or "nothing"}')
     low = _dataset(path, file, 'low_dose')
     if low.ndim != 3 or not all(low.shape):
       raise DataError(f'{path}: low_dose has shape {low.shape}; expected [slice, row, col]')
@@ -300,7 +299,7 @@ def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]
   for path, image in zip(paths, images):
     if image.shape != series.shape[1:]:
       raise DataError(f'{path}: has {image.shape[0]} x {image.shape[1]} pixels, the series {series.shape[1]} x {series.shape[2]}')
-    if not np.isfinite(image).all():
+    if not series.pairs and not np.isfinite(image).all():
       raise DataError(f'{path}: slice {number} holds values that are not finite')
   return images[0], images[1] if len(images) > 1 else None
 
@@ -315,13 +314,12 @@ def hounsfield(normalised: np.ndarray) -> np.ndarray:
   return normalised * STD + MEAN - OFFSET
 
 
-def read_slice(series: Series, number: int, *, corner: tuple[int, int] | None = None, region: Region | None = None) -> Slice:
-  """A slice, or a patch of the series' `crop`, in the networks' units.
+def read_slice(series: Series, number: int, *, region: Region | None = None) -> Slice:
+  """A slice, or its centre of the series' `crop`, in the networks' units.
 
   Args:
     series: of the index.
     number: of the slice.
-    corner: first row and column of the patch; centred if `None`.
     region: box to look at.
 
   Returns:
@@ -331,9 +329,11 @@ def read_slice(series: Series, number: int, *, corner: tuple[int, int] | None = 
     DataError: see `read_hu`.
   """
   low, full = read_hu(series, number)
-  rows, cols = series.crop
-  top, left = corner if corner is not None else ((low.shape[0] - rows) // 2, (low.shape[1] - cols) // 2)
-  cut = slice(top, top + rows), slice(left, left + cols)
+  return _sample(low, full, tuple((n - c) // 2 for n, c in zip(low.shape, series.crop)), series.crop, region)
+
+
+def _sample(low, full, corner, crop, region=None):
+  cut = tuple(slice(a, a + c) for a, c in zip(corner, crop))
   low = normalise(low[cut])
   target = normalise(full[cut]) if full is not None else low
   return Slice(low, target, region_mask(region, target.shape), np.float32(RANGE / STD))
@@ -361,8 +361,8 @@ def read_patch(series: Series, seed: Sequence[int], centre_hu: tuple[float, floa
       corner = tuple(int(rng.integers(n - c + 1)) for n, c in zip(series.shape[1:], series.crop))
       row, col = (a + c // 2 for a, c in zip(corner, series.crop))
       if not centre_hu or centre_hu[0] <= seen[max(row - 4, 0) : row + 5, max(col - 4, 0) : col + 5].mean() <= centre_hu[1]:
-        return read_slice(series, number, corner=corner)
-  return read_slice(series, number, corner=corner)
+        return _sample(low, full, corner, series.crop)
+  return _sample(low, full, corner, series.crop)
 
 
 class Recorded(NamedTuple):

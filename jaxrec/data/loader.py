@@ -76,6 +76,13 @@ def annotated(
   return examples, dict(skipped)
 
 
+def spread(examples: Sequence[Any], limit: int) -> list[Any]:
+  """At most `limit` examples, evenly spread so that a short run sees all volumes; all if 0."""
+  if not limit or len(examples) <= limit:
+    return list(examples)
+  return [examples[i * len(examples) // limit] for i in range(limit)]
+
+
 def plan(shapes: Sequence[tuple[int, ...]], batch_size: int, *, epoch: int, seed: int) -> list[list[int]]:
   """Batches of one epoch: within a bucket shuffled, then all batches shuffled.
 

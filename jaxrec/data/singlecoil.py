@@ -64,6 +64,12 @@ def centred_images(kspace: np.ndarray) -> np.ndarray:
   return np.fft.fftshift(centred, (-2, -1))
 
 
+def centred_kspace(images: np.ndarray) -> np.ndarray:
+  """The inverse of `centred_images`, `[..., row, col]` complex."""
+  centred = np.fft.fftn(np.fft.ifftshift(images, (-2, -1)), axes=(-2, -1), norm='ortho')
+  return np.fft.fftshift(centred, (-2, -1))
+
+
 def centre_of(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
   """The central `shape` of an image `[row, col]`."""
   top, left = ((n - c) // 2 for n, c in zip(image.shape, shape))

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from jaxrec import masks
 from jaxrec.data.annotations import COLUMNS, Region, region_mask
+from jaxrec.data.singlecoil import centred_images, centred_kspace
 from jaxrec.types import Scan
 
 # Raw fastMRI k-space has magnitudes of this order.
@@ -79,7 +80,7 @@ def volume(
     z = 0.0 if slices == 1 else 1.6 * s / (slices - 1) - 0.8
     image, found = anatomy.draw(y, x, z, crop, rng)
     regions.append(found)
-    k = _fft(image * phase * coil_maps)
+    k = centred_kspace(image * phase * coil_maps)
     sigma = np.abs(image * coil_maps[0]).mean() / snr * np.sqrt(2)
     k += sigma / np.sqrt(2) * (rng.standard_normal(k.shape) + 1j * rng.standard_normal(k.shape))
     k[..., : acquired[0]] = 0
@@ -216,14 +217,8 @@ _HEADER = """<?xml version="1.0" encoding="utf-8"?>
 """
 
 
-def _fft(images):
-  shifted = np.fft.ifftshift(images, (-2, -1))
-  return np.fft.fftshift(np.fft.fft2(shifted, norm='ortho'), (-2, -1))
-
-
 def _target(kspace, crop):
-  images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, (-2, -1)), norm='ortho'), (-2, -1))
-  combined = np.sqrt((np.abs(images) ** 2).sum(1)).astype(np.float32)
+  combined = np.sqrt((np.abs(centred_images(kspace)) ** 2).sum(1)).astype(np.float32)
   top, left = ((n - c) // 2 for n, c in zip(combined.shape[1:], crop))
   return combined[:, top : top + crop[0], left : left + crop[1]]
 

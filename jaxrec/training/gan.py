@@ -83,13 +83,6 @@ def wgan_vgg(
   """
   forward = bind_training(module)
 
-  def init(key, batch):
-    def start(key, batch):
-      first, second = jax.random.split(key)
-      return GANState(first_state(module, optimizer, first, batch), {'image': _start(critic, critic_optimizer, second, batch.target)})
-
-    return jax.jit(start)(hardware_key(key), jax.tree.map(jnp.asarray, batch))
-
   def step(state, batch, key):
     made, _ = forward(state.generator.variables, batch)
     share = jax.random.uniform(key, (batch.target.shape[0], 1, 1), made.dtype)
@@ -114,12 +107,22 @@ def wgan_vgg(
     return GANState(generator, {'image': judge}), shown
 
   evaluate = scoring(module, loss)
-  return Task(init, step, lambda state, batch: evaluate(state.generator, batch), lambda state: state.generator.variables, (2, 1))
+  return Task(_starter(module, optimizer, critic, critic_optimizer, ('image',)), step, lambda state, batch: evaluate(state.generator, batch), lambda state: state.generator.variables, (2, 1))
 
 
-def _start(critic, rule, key, images):
-  variables = critic.init(key, images[:1])
-  return TrainState(jnp.int32(0), variables, rule.init(variables['params']))
+def _starter(module, optimizer, critic, rule, names):
+  """The `init` of a denoiser and its critics."""
+
+  def judge(key, images):
+    variables = critic.init(key, images[:1])
+    return TrainState(jnp.int32(0), variables, rule.init(variables['params']))
+
+  def start(key, batch):
+    first, *keys = jax.random.split(key, 1 + len(names))
+    critics = {name: judge(k, batch.target) for name, k in zip(names, keys)}
+    return GANState(first_state(module, optimizer, first, batch), critics)
+
+  return lambda key, batch: jax.jit(start)(hardware_key(key), jax.tree.map(jnp.asarray, batch))
 
 
 def sobel(images: Image) -> Image:
@@ -215,14 +218,6 @@ def du_gan(
   forward = bind_training(module)
   views = {'image': (lambda x: x, image_steps), 'gradient': (sobel, gradient_steps)}
 
-  def init(key, batch):
-    def start(key, batch):
-      keys = jax.random.split(key, 3)
-      critics = {name: _start(critic, critic_optimizer, k, batch.target) for name, k in zip(views, keys[1:])}
-      return GANState(first_state(module, optimizer, keys[0], batch), critics)
-
-    return jax.jit(start)(hardware_key(key), jax.tree.map(jnp.asarray, batch))
-
   def square(output, target):
     return sum(jnp.mean((part - target) ** 2) for part in output)
 
@@ -270,4 +265,4 @@ def du_gan(
     return GANState(generator, critics), {'loss': value, 'gradient_norm': optax.tree.norm(gradient), 'mse': error, **shown}
 
   evaluate = scoring(module, loss)
-  return Task(init, step, lambda state, batch: evaluate(state.generator, batch), lambda state: state.generator.variables, (2, 1))
+  return Task(_starter(module, optimizer, critic, critic_optimizer, tuple(views)), step, lambda state, batch: evaluate(state.generator, batch), lambda state: state.generator.variables, (2, 1))

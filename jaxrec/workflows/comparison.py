@@ -1,11 +1,10 @@
 """Networks side by side: what robust training gains and costs."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrec import figures
+from jaxrec import figures, results
 
 METRICS = ('nmse_image_adv', 'psnr_image_adv', 'ssim_image_adv', 'nmse_region_adv', 'psnr_region_adv', 'ssim_region_adv')
 _GROUP = ('network', 'split', 'perturbation', 'attacked', 'strength', 'unit')
@@ -118,5 +117,4 @@ def training_scores(runs: Sequence) -> tuple[list[str], list[list[str]]]:
 
 def cost_of(folder) -> dict:
   """Contents of `cost.json`, or nothing."""
-  path = folder / 'cost.json'
-  return json.loads(path.read_text()) if path.exists() else {}
+  return results.read_json(folder / 'cost.json')

@@ -241,7 +241,8 @@ def task(
     del common['loss']
     network, layer = options.pop('network'), options.pop('layer', 0) or None
     if name == 'cvae':
-      observe, variables = models.observer(load(network)[0]), load(network)[1]
+      judged, variables = load(network)
+      observe = models.observer(judged)
       domain = options.pop('image', 'low_dose')
       parts |= dict(observe=lambda x: observe(variables, x), image=lambda batch: getattr(batch, domain))
     else:
@@ -472,11 +473,7 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
       skipped |= {k: skipped.get(k, 0) + n for k, n in reasons.items()}
     if len(every) > len(volumes):
       skipped['volume without full sampling'] = skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
-    limit = config.attack.max_examples
-    if limit and len(mine) > limit:
-      # Evenly spread, so that a short run sees all volumes.
-      mine = [mine[i * len(mine) // limit] for i in range(limit)]
-    chosen += mine
+    chosen += loader.spread(mine, config.attack.max_examples)
   if not chosen:
     raise DataError('data.annotations: no box belongs to a usable volume; check data.root and data.annotations')
   return chosen, skipped

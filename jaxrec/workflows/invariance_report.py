@@ -82,9 +82,9 @@ class _Source:
   def __init__(self, folder):
     self.folder = folder
     self.rows = invariances.rows(folder)
-    self.config = self._json('config.json')
-    self.provenance = self._json('provenance.json')
-    self.thresholds = self._json('thresholds.json')
+    self.config = results.read_json(folder / 'config.json')
+    self.provenance = results.read_json(folder / 'provenance.json')
+    self.thresholds = results.read_json(folder / 'thresholds.json')
     self.label = self.config.get('label') or folder.name
     self.slug = results.safe_name(self.label)
     self.layers = list(self.config.get('invariances', {}).get('flows', {}))
@@ -94,10 +94,6 @@ class _Source:
     self.unit = 'mm' if self.ct else 'pixels'
     task = self.config.get('experiments', {}).get('vae', {}).get('train', {}).get('task', {}).get('perceptual', {})
     self.perceptual = task.get('vgg') or (f'features of the run {task["network"]}' if task.get('network') else 'off')
-
-  def _json(self, name):
-    path = self.folder / name
-    return json.loads(path.read_text()) if path.exists() else {}
 
   def pictures(self):
     """Arrays by `case.layer`."""

@@ -21,7 +21,6 @@ from jaxrec.data import loader
 from jaxrec.data.errors import DataError
 from jaxrec.models import observer
 from jaxrec.training import Parallel
-from jaxrec.types import Scan
 from jaxrec.workflows import factory
 from jaxrec.workflows.train import loader_of
 
@@ -39,7 +38,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   plans = cases_lib.plan(
     data.val.volumes, diameters=options.diameters, contrasts=options.contrasts, per_slice=options.per_slice, seed=config.seed
   )
-  for_calibration, for_results = (cases_lib.spread(part, options.max_cases) for part in cases_lib.halves(plans))
+  for_calibration, for_results = (loader.spread(part, options.max_cases) for part in cases_lib.halves(plans))
   if not for_calibration or not for_results:
     raise DataError('invariances: needs cases of at least two held-out patients; add patients to the validation split')
   load = loader_of(run_folder.folder / 'stage', data, parallel)
@@ -86,10 +85,14 @@ def _last(function):
 
 def rows(folder) -> list[dict[str, Any]]:
   """Finished rows of a run folder, each once, ordered."""
+  return _finished(folder, ROWS, KEY)
+
+
+def _finished(folder, suffix, key):
   found = {}
-  for path in sorted((folder / 'rows').glob(f'*.{ROWS}')):
+  for path in sorted((folder / 'rows').glob(f'*.{suffix}')):
     for row in results.read_jsonl(path):
-      found.setdefault(tuple(row[k] for k in KEY), row)
+      found.setdefault(tuple(row[k] for k in key), row)
   return [found[k] for k in sorted(found, key=str)]
 
 
@@ -98,7 +101,6 @@ def _read(config, plan) -> cases_lib.Case:
   if factory.is_ct(config):
     return cases_lib.read_ct(plan, repeats=options.repeats, centre_hu=config.data.centre_hu, seed=config.seed)
   scan = factory.reader(config, form='kspace')(loader.Example(plan.volume, plan.slice, None), 0)
-  assert isinstance(scan, Scan)
   return cases_lib.read_mr(plan, scan, repeats=options.repeats, seed=config.seed)
 
 
@@ -236,11 +238,7 @@ def _calibrate(config, run_folder, taps, plans, read, sizes, parallel, bad, bar)
 
 
 def _calibrations(folder):
-  found = {}
-  for path in sorted((folder / 'rows').glob(f'*.{CALIBRATION}')):
-    for row in results.read_jsonl(path):
-      found.setdefault((row['layer'], row['case']), row)
-  return [found[k] for k in sorted(found)]
+  return _finished(folder, CALIBRATION, ('layer', 'case'))
 
 
 def _pixel(plan):

@@ -84,16 +84,12 @@ class _Source:
     self.rows = [r for path in sorted((folder / 'rows').glob('*.jsonl')) for r in results.read_jsonl(path)]
     self.rows = list({results.key_of(r): r for r in reversed(self.rows)}.values())[::-1]
     self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
-    self.provenance = self._json('provenance.json')
-    self.config = self._json('config.json')
+    self.provenance = results.read_json(folder / 'provenance.json')
+    self.config = results.read_json(folder / 'config.json')
     trained = self.config.get('model', {}).get('checkpoint', '')
     origin = sibling(folder, trained) if trained else folder
     self.cost = comparison.cost_of(origin)
     self.metrics = results.read_jsonl(origin / 'metrics.jsonl')
-
-  def _json(self, name):
-    path = self.folder / name
-    return json.loads(path.read_text()) if path.exists() else {}
 
   def examples(self, perturbation, aim):
     """Names of the examples whose pictures are kept."""

@@ -80,10 +80,7 @@ def _write_cost(path, task, config, steps, seconds):
 
 def validation(config, data: factory.Data, task, parallel: Parallel):
   """Scores by volume: the mean over volumes of the mean over their slices."""
-  examples = factory.training_examples(config, data.val.volumes)
-  limit = config.train.max_validation
-  if limit and len(examples) > limit:
-    examples = [examples[i * len(examples) // limit] for i in range(limit)]
+  examples = loader.spread(factory.training_examples(config, data.val.volumes), config.train.max_validation)
   batch_size = parallel.devices * max(config.train.batch_size // (parallel.devices * parallel.parts), 1)
   mine = examples[parallel.part :: parallel.parts]
   evaluate = parallel.map_batch(task.evaluate)
@@ -203,6 +200,4 @@ def generator_of(config, folder: Path, data: factory.Data, parallel: Parallel):
     raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={own.train.task.name}')
   module, _ = factory.network(own)
   state, _ = restored(own, module, folder, data, parallel)
-  volumes = [v for v in data.val.volumes if v.fully_sampled]
-  sample = data.read(Example(volumes[0], 0, None), 0)
-  return factory.adversary(own.train.task.generator, sample, own.train.task.perturbation.relative_radius), state.generator.variables
+  return factory.adversary(own.train.task.generator, _training_sample(own, data), own.train.task.perturbation.relative_radius), state.generator.variables
