@@ -68,8 +68,13 @@ def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = ''
   sizes = {'demo': dict(chans=16, depth=3), 'smoke': dict(chans=2, depth=1)}.get(config.profile, {})
   if network == 'wganvgg':
     config.train.task = ml_collections.ConfigDict(dict(
-      name='wgan_vgg', perceptual=dict(vgg='', kind='vgg19', sha256='', network=perceptual), perceptual_weight=0.6893, penalty=10.0,
+      name='wgan_vgg', critic=dict(name='wganvgg_critic'), perceptual=dict(vgg='', kind='vgg19', sha256='', network=perceptual),
+      perceptual_weight=0.6893, penalty=10.0,
     ))  # fmt: skip
+    if small:
+      config.train.task.critic.update(chans=8 if config.profile == 'demo' else 2, hidden=64 if config.profile == 'demo' else 4)
+      # Outputs of a denoiser differ by hundredths where features of VGG differ by ones.
+      config.train.task.perceptual_weight = 300.0
   if network == 'dugan':
     config.train.task = ml_collections.ConfigDict(dict(name='du_gan', critic=dict(name='dugan_discriminator', **sizes), mix_steps=7615 if not small else 100))
   return config

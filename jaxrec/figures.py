@@ -285,7 +285,7 @@ def contrast_curve(rows: Sequence[Mapping[str, Any]], unit: str, *, draws: int =
 
 
 def sample_panel(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], ct: bool) -> Figure:
-  """Input, target, output, samples and their standard deviation; one row per layer.
+  """Input, target, output, samples and their standard deviation, and the output of every sample; per layer.
 
   Args:
     rows: `(layer, arrays of one case)`; all rows have the same noise v.
@@ -296,18 +296,25 @@ def sample_panel(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], ct: bool)
   """
   count = rows[0][1]['samples'].shape[0]
   titles = ('x', 'y', 'f(x)', *(f'sample {i + 1}' for i in range(count)), 'deviation')
-  figure = Figure(figsize=(1.55 * len(titles), 1.75 * len(rows) + 0.3), layout='constrained')
-  grid = figure.subplots(len(rows), len(titles), squeeze=False)
+  figure = Figure(figsize=(1.55 * len(titles), 3.5 * len(rows) + 0.3), layout='constrained')
+  grid = figure.subplots(2 * len(rows), len(titles), squeeze=False)
   for line, (layer, arrays) in enumerate(rows):
-    images = [arrays['input'], arrays['target'], arrays['output'], *arrays['samples'], arrays['deviation']]
-    for column, image in enumerate(images):
-      axes = grid[line, column]
-      _show(axes, image, ct, arrays, deviation=column == len(images) - 1)
-      if column < 3:
-        _circle(axes, arrays)
-      if line == 0:
-        axes.set_title(titles[column], fontsize=9)
-    grid[line, 0].set_ylabel(layer, fontsize=9)
+    above = [arrays['input'], arrays['target'], arrays['output'], *arrays['samples'], arrays['deviation']]
+    below = [None, None, None, *arrays['outputs'], None]
+    for row, images in enumerate((above, below)):
+      for column, image in enumerate(images):
+        axes = grid[2 * line + row, column]
+        if image is None:
+          axes.axis('off')
+          continue
+        deviation = column == len(images) - 1
+        _show(axes, image, ct, arrays, deviation=deviation)
+        if not deviation:
+          _circle(axes, arrays)
+        if line == row == 0:
+          axes.set_title(titles[column], fontsize=9)
+    grid[2 * line, 0].set_ylabel(layer, fontsize=9)
+    grid[2 * line + 1, 3].set_ylabel('f of it', fontsize=9)
   return figure
 
 

@@ -6,7 +6,7 @@ the twin, and noise is taken from other slices (CT) or drawn thermally (MR).
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ class Case(NamedTuple):
   """A case in the networks' units.
 
   `image`, `twin` (the same noise, no structures), `removed` (the same noise,
-  without this structure alone), `target` `[row, col]` and `fresh`
+  without this structure alone), `target`, `twin_target` `[row, col]` and `fresh`
   `[repeat, row, col]` float32; the structure's `centre` and `diameter`
   in pixels, its `contrast` in the units of the images.
   """
@@ -43,6 +43,7 @@ class Case(NamedTuple):
   twin: np.ndarray
   removed: np.ndarray
   target: np.ndarray
+  twin_target: np.ndarray
   fresh: np.ndarray
   centre: tuple[float, float]
   diameter: float
@@ -101,10 +102,12 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
     added = structure.contrast * soft_disc(low.shape, (structure.row, structure.col), diameter)
     twin, low = low, low + added
     fresh = full + added + np.stack([_other_noise(rng, volume, case.slice) for _ in range(repeats)])
-    full = full + added
+    twin_full, full = full, full + added
   else:
     recorded = ldct.read_recorded(volume, case.slice)
     twin = recorded.twin
+    # Doses and twins share their noise: what the structures add to one dose, they add to the other.
+    twin_full = full + (twin - low)
     if recorded.repeats is not None and len(recorded.repeats) >= repeats:
       fresh = recorded.repeats[:repeats]
     else:
@@ -120,7 +123,7 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
   ]
   cut = tuple(slice(a, a + c) for a, c in zip(corner, volume.crop))
   centre = structure.row - corner[0], structure.col - corner[1]
-  images = [ldct.normalise(x[(..., *cut)]) for x in (low, twin, removed, full, fresh)]
+  images = [ldct.normalise(x[(..., *cut)]) for x in (low, twin, removed, full, twin_full, fresh)]
   return Case(*images, centre, diameter, structure.contrast / ldct.STD)
 
 
@@ -182,9 +185,9 @@ def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int) -> Case:
     return zero_filled(scan.replace(kspace=kspace.astype(scan.kspace.dtype))).low_dose / scan.scale
 
   fresh = np.stack([seen(k) for k in drawn])
-  target = with_it.target / scan.scale
+  target, twin_target = with_it.target / scan.scale, scan.target / scan.scale
   twin = seen(scan.kspace)
-  return Case(seen(with_it.kspace), twin, twin, target, fresh, (structure.row, structure.col), structure.diameter, structure.contrast)
+  return Case(seen(with_it.kspace), twin, twin, target, twin_target, fresh, (structure.row, structure.col), structure.diameter, structure.contrast)
 
 
 def place_mr(rng: np.random.Generator, scan: Scan, structure: Structure) -> Structure:
@@ -219,10 +222,3 @@ def insert_mr(scan: Scan, structures: Sequence[Structure]) -> Scan:
   kspace = np.where(scan.acquired, changed, 0).astype(scan.kspace.dtype)
   inside = added[top : top + scan.target.shape[0], left : left + scan.target.shape[1]]
   return scan.replace(kspace=kspace, target=(scan.target + inside).astype(np.float32))
-
-
-def halves(cases: Sequence[Plan]) -> Iterator[list[Plan]]:
-  """Two lists of cases that share no patient: for calibration and for results."""
-  patients = sorted({c.patient for c in cases})
-  for part in (patients[::2], patients[1::2]):
-    yield [c for c in cases if c.patient in set(part)]

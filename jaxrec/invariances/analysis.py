@@ -54,8 +54,8 @@ def deviations(images: Array, reference: Array, *, scales: Sequence[float] = SCA
   """Band-passed deviations from the mean of a reference, in its standard deviations.
 
   `z = (B x' - mean_j B r_j) / s`, with the variance `s^2` over the reference
-  averaged over a neighbourhood of four times the scale, since few repeats tell
-  little about one pixel.
+  averaged over a neighbourhood of twice the scale: few repeats tell little about
+  one pixel, and noise changes quickly near edges.
 
   Args:
     images: `[sample, row, col]`.
@@ -69,7 +69,7 @@ def deviations(images: Array, reference: Array, *, scales: Sequence[float] = SCA
   def at(scale):
     seen = jax.vmap(lambda x: band_pass(x, scale))
     base = seen(reference)
-    level = jnp.sqrt(jnp.maximum(_smooth(jnp.var(base, 0, ddof=1), 4 * scale), 1e-20))
+    level = jnp.sqrt(jnp.maximum(_smooth(jnp.var(base, 0, ddof=1), 2 * scale), 1e-20))
     return (seen(images) - jnp.mean(base, 0)) / level
 
   return jnp.stack([at(s) for s in scales], 1)

@@ -40,6 +40,7 @@ class Invariances:
 
   Attributes:
     images: `[sample, row, col]`.
+    drawn: `[sample, row, col]`, the same before any correction.
     noise: `[sample, latent]`, the v of every image.
     output: y of the input.
     outputs: `[sample, ...]`, y of every image.
@@ -47,6 +48,7 @@ class Invariances:
   """
 
   images: Array
+  drawn: Array
   noise: Array
   output: Any
   outputs: Any
@@ -85,8 +87,8 @@ def sample(
   def run(variables, key, image):
     output = sampler.observe(variables, image)
     noise = jax.random.normal(key, (num_samples, sampler.latent), image.dtype)
-    images, outputs, decoded = lax.map(lambda v: draw(variables, v, output), noise, batch_size=chunk)
-    return Invariances(images, noise, output, outputs, decoded)
+    images, drawn, outputs, decoded = lax.map(lambda v: draw(variables, v, output), noise, batch_size=chunk)
+    return Invariances(images, drawn, noise, output, outputs, decoded)
 
   return run
 
@@ -96,7 +98,7 @@ def _drawer(sampler, corrections):
     raise ValueError(f'corrections: {corrections} is negative, or the sampler has no correct')
 
   def draw(variables, v, output):
-    image = sampler.decode(variables, sampler.inverse(variables, v, output), output)
+    image = drawn = sampler.decode(variables, sampler.inverse(variables, v, output), output)
     seen = sampler.observe(variables, image)
     decoded = distance(output, seen)
 
@@ -110,7 +112,7 @@ def _drawer(sampler, corrections):
 
     if corrections:
       (_, (image, seen, _)), _ = lax.scan(closer, (image, (image, seen, decoded)), length=corrections)
-    return image, seen, decoded
+    return image, drawn, seen, decoded
 
   return draw
 
@@ -166,7 +168,7 @@ def consistency(
 
     def mismatched(pair):
       v, x = pair
-      return distance(found.output, draw(variables, v, sampler.observe(variables, x))[1])
+      return distance(found.output, draw(variables, v, sampler.observe(variables, x))[2])
 
     noise = found.noise[jnp.arange(others.shape[0]) % found.noise.shape[0]]
     z = sampler.encode(variables, key, image, found.output)

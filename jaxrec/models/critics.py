@@ -74,18 +74,25 @@ class WGANVGGCritic(nn.Module):
 
   13,991,361 parameters at 77x77 pixels, 45,448,641 at 128x128.
 
+  Attributes:
+    chans: channels of the first two convolutions, doubled for the next two and again for the last.
+    hidden: width of the first dense layer.
+
   Reference:
     Yang et al. 2018, WGAN-VGG.
   """
+
+  chans: int = 64
+  hidden: int = 1024
 
   @nn.compact
   def __call__(self, image: Array) -> Array:
     """`[batch, row, col]` to scores `[batch]`."""
     x = image[..., None]
-    for i, features in enumerate((64, 64, 128, 128, 256, 256)):
-      x = layers.StridedConv(features, 3, 1 + i % 2, use_bias=True, name=f'conv_{i + 1}')(x)
+    for i in range(6):
+      x = layers.StridedConv(self.chans * 2 ** (i // 2), 3, 1 + i % 2, use_bias=True, name=f'conv_{i + 1}')(x)
       x = nn.leaky_relu(x, 0.01)
-    x = nn.leaky_relu(layers.Dense(1024, name='dense_1')(x.reshape(x.shape[0], -1)), 0.01)
+    x = nn.leaky_relu(layers.Dense(self.hidden, name='dense_1')(x.reshape(x.shape[0], -1)), 0.01)
     return layers.Dense(1, name='dense_2')(x)[..., 0]
 
 

@@ -21,19 +21,19 @@ from jaxrec.geometry import center_crop
 from jaxrec.models import bind
 from jaxrec.training import Parallel
 from jaxrec.types import Scan, Slice
-from jaxrec.workflows import factory
+from jaxrec.workflows import datasets, factory
 from jaxrec.workflows.train import generator_of, sibling, trained
 
 AIMS = ('region', 'image')
 
 
-def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel) -> None:
+def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Attacks the trained network; finished rows are not computed again."""
   for aim in config.attack.attacked:
     if aim not in AIMS:
       raise ValueError(f'attack.attacked: {aim!r} is unknown; choose among {", ".join(AIMS)}')
   plans = [_plan(config, name, run_folder.folder, data, parallel) for name in config.perturbation]
-  examples, skipped = factory.examples(config, data)
+  examples, skipped = datasets.examples(config, data)
   for plan in plans:
     plan['pictured'] = {_name(e) for e in examples[: config.attack.pictures]}
     plan['split_of'] = {v.name: split for split in ('train', 'val') for v in getattr(data, split).volumes}
@@ -51,7 +51,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
   bad: dict[str, str] = dict(data.val.bad)
   reconstruct, surrogate = factory.defended(config, module)
   programs = {plan['name']: parallel.map_batch(_program(bind(module), reconstruct, surrogate, plan, config)) for plan in plans}
-  if parallel.part == 0 and not factory.is_ct(config):
+  if parallel.part == 0 and not datasets.is_ct(config):
     _save_sampling(config, run_folder, examples[0])
   mine = work[parallel.part :: parallel.parts]
   with tqdm(total=len(mine) * len(plans) * len(config.attack.attacked), desc='attack', unit='batch', disable=parallel.part > 0) as bar:
@@ -285,7 +285,7 @@ def _attack_batch(config, run_folder, plan, program, variables, examples, scans,
 
 def _save_sampling(config, run_folder, example):
   """Full and undersampled k-space of the first coil and their images, for the report."""
-  scan = factory.reader(config, form='kspace')(example, 0)
+  scan = datasets.reader(config, form='kspace')(example, 0)
   sampled = np.where(scan.mask, scan.kspace, 0)
   run_folder.save_arrays('sampling', {
     'kspace': np.abs(scan.kspace[0]), 'sampled': np.abs(sampled[0]),

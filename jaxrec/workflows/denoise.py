@@ -18,7 +18,7 @@ from jaxrec.data.errors import DataError
 from jaxrec.models import observer
 from jaxrec.training import data_parallel
 from jaxrec.types import Slice
-from jaxrec.workflows import factory
+from jaxrec.workflows import datasets
 from jaxrec.workflows.train import loader_of
 
 
@@ -71,7 +71,7 @@ def _network(run):
   zero = np.zeros((512, 512), np.float32)
   series = ldct.Series('', '', (1, 512, 512), (512, 512), '', (), 0.0, 1.0, True)
   found = ldct.Index([series], {})
-  data = factory.Data(found, found, None, lambda example, epoch: Slice(zero, zero, zero, np.float32(1)))
+  data = datasets.Data(found, found, None, lambda example, epoch: Slice(zero, zero, zero, np.float32(1)))
   return loader_of(run.absolute(), data, data_parallel(1))(str(run.absolute()))
 
 

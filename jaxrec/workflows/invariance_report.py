@@ -34,16 +34,17 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   page.text(_summary(runs))
   page.heading('Which structures are ignored')
   page.table(
-    'By size and contrast. Present: share of cases (or samples) whose contrast exceeds the threshold that 5% of nodule-free twins '
-    'exceed, in the input, in the network\'s output and in the samples. A: share of cases where the samples vary significantly beyond noise at the structure, and '
-    'at the same place of the twin. Control: move of the output when the structure is taken out, over the move under new '
-    'noise, in the whole image as in the gap, and near the structure. Ignored: B finds it (most samples lack a structure that is there), A finds it (changes there '
-    'more often than in twins) and the control is below 1; each with 95% bootstrap intervals over patients.',
+    'By size and contrast. Present: share of cases (or samples) whose contrast to the anatomy without the structure exceeds the threshold that 5% of '
+    'the other patients\' twins exceed, in the input, in the network\'s output and in the samples. Lost: share of samples that do not show the structure and whose noise near it is '
+    'no larger than 95% of scans have. A: share of cases where the samples vary significantly beyond noise at the structure, and at the same place of the twin. Control: '
+    'move of the output when the structure is taken out, over the move under new noise, in the whole image as in the gap, and near the structure. Ignored: B finds it '
+    '(most samples lost it), A finds it (changes there more often than in twins), the control is below 1, and the samples do share the output (their distance is below that of fresh noise, '
+    'and that of samples for other images above); each with 95% bootstrap intervals over patients.',
     *classes(runs, draws), name='classes',
   )  # fmt: skip
   if len(runs) > 1 or len({r['layer'] for s in runs for r in s.rows}) > 1:
     page.table(
-      'Networks and layers by the share of samples that lack a structure which is there',
+      'Networks and layers by the share of samples that lost a structure which is there',
       *ranking(runs, draws), name='ranking',
     )  # fmt: skip
   for source in runs:
@@ -60,7 +61,7 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
     'more alike than two scans. Mismatched: samples made for other images.',
     *consistency(runs, draws), name='consistency',
   )  # fmt: skip
-  page.table('Errors of the analyses on held-out twins without structures, and the flow\'s noise on held-out images', *calibration(runs, draws), name='calibration')
+  page.table('Errors of the analyses on twins without structures, judged by other patients, and the flow\'s noise on held-out images', *calibration(runs, draws), name='calibration')
   for source in runs:
     _pictures(page, source)
   page.heading('Where the numbers come from')
@@ -90,7 +91,7 @@ class _Source:
     self.layers = list(self.config.get('invariances', {}).get('flows', {}))
     self.ct = self.config.get('data', {}).get('layout', 'fastmri') == 'ldct'
     target = self.config.get('invariances', {}).get('domain') == 'target'
-    self.domain = ' Samples are anatomies: with the noise of x they are inputs with nearly the same output.' if target else ''
+    self.domain = ' Samples are anatomies: with noise near that of x they are inputs with nearly the same output, shown below each.' if target else ''
     self.unit = 'mm' if self.ct else 'pixels'
     task = self.config.get('experiments', {}).get('vae', {}).get('train', {}).get('task', {}).get('perceptual', {})
     self.perceptual = task.get('vgg') or (f'features of the run {task["network"]}' if task.get('network') else 'off')
@@ -122,12 +123,6 @@ def _cell(stat, form='.2f'):
   return f'{stat[0]:{form}} ({stat[1]:{form}} to {stat[2]:{form}})'
 
 
-def bands(sizes: Sequence[float]) -> dict[float, str]:
-  """Every size with the name of its third: small, medium or large."""
-  ordered = sorted(set(sizes))
-  return {size: ('small', 'medium', 'large')[3 * i // len(ordered)] for i, size in enumerate(ordered)}
-
-
 def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   """Both analyses and the control by network, layer, size and contrast.
 
@@ -138,32 +133,37 @@ def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   Returns:
     Head and lines.
   """
-  head = ['network', 'layer', 'size', 'contrast', 'n', 'in input', 'in output', 'in samples', 'B', 'changed there', 'in twin', 'A', 'control', 'confirmed', 'control, near', 'ignored']
+  head = ['network', 'layer', 'size', 'contrast', 'n', 'in input', 'in output', 'in samples', 'lost', 'B', 'changed there', 'in twin', 'A', 'control', 'confirmed', 'control, near', 'ignored']
   lines = []
   for s in runs:
-    band = bands([r['diameter'] for r in s.rows])
     for layer in s.layers:
       mine = [r for r in s.rows if r['layer'] == layer]
       twins = {r['case']: r for r in mine if not r['structure']}
       groups: dict[tuple, list[dict]] = {}
       for r in mine:
         if r['structure'] and r['case'] in twins:
-          groups.setdefault((band[r['diameter']], r['contrast']), []).append(r)
-      for size, contrast in sorted(groups, key=lambda k: (('small', 'medium', 'large').index(k[0]), k[1])):
+          groups.setdefault((r['diameter'], r['contrast']), []).append(r)
+      for size, contrast in sorted(groups):
         at = groups[size, contrast]
-        present = _stat(at, lambda r: r['present_samples'], draws)
+        lost = _stat(at, lambda r: r['lost'], draws)
         changed = _stat(at, lambda r: r['altered'] - twins[r['case']]['altered'], draws)
         moved = _stat(at, lambda r: r['moved'], draws)
-        found = (present[2] < 0.5, changed[1] > 0, moved[2] < 1)
-        diameters = sorted({r['diameter'] for r in at})
+        found = (lost[1] > 0.5, changed[1] > 0, moved[2] < 1)
+        shared = _shared(at, draws)
         lines.append([
-          s.label, layer, f'{size}, {diameters[0]:g} to {diameters[-1]:g} {s.unit}', f'{contrast:g} HU' if s.ct else f'{100 * contrast:g}%', str(len(at)),
-          *(f'{np.mean([r[f"present_{view}"] for r in at]):.2f}' for view in ('input', 'output')),
-          _cell(present), _word(found[0]),
+          s.label, layer, f'{size:g} {s.unit}', f'{contrast:g} HU' if s.ct else f'{100 * contrast:g}%', str(len(at)),
+          *(f'{np.mean([r[f"present_{view}"] for r in at]):.2f}' for view in ('input', 'output', 'samples')),
+          _cell(lost), _word(found[0]),
           f'{np.mean([r["altered"] for r in at]):.2f}', f'{np.mean([twins[r["case"]]["altered"] for r in at]):.2f}', _word(found[1]),
-          _cell(moved), _word(found[2]), f'{np.mean([r["moved_near"] for r in at]):.2f}', _word(all(found)),
+          _cell(moved), _word(found[2]), f'{np.mean([r["moved_near"] for r in at]):.2f}', _word(all(found) and shared),
         ])  # fmt: skip
   return head, lines
+
+
+def _shared(rows, draws):
+  """Whether samples have the output of their input, and samples for other images do not."""
+  gap, other = _stat(rows, lambda r: r['gap'], draws), _stat(rows, lambda r: r['distance_mismatched'] / r['distance_fresh'], draws)
+  return gap[2] < 1 < other[1]
 
 
 def _word(truth):
@@ -171,12 +171,12 @@ def _word(truth):
 
 
 def ranking(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
-  """Networks and layers, the blindest first, by how often samples lack a structure that is there."""
+  """Networks and layers, the blindest first, by how often samples lost a structure that is there."""
   found = []
   for s in runs:
     for layer in s.layers:
       at = [r for r in s.rows if r['structure'] and r['layer'] == layer]
-      stat = _stat(at, lambda r: 1 - r['present_samples'], draws)
+      stat = _stat(at, lambda r: r['lost'], draws)
       gap = _stat(at, lambda r: r['gap'], draws)
       found.append((stat[0], [s.label, layer, _cell(stat), _cell(gap), str(len(at))]))
   return ['network', 'layer', 'structures lost', 'gap', 'n'], [line for _, line in sorted(found, key=lambda f: -f[0])]
@@ -195,7 +195,7 @@ def consistency(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]
 
 
 def calibration(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
-  """What the thresholds, set on some patients, do on the others; moments of the flow."""
+  """What the thresholds that other patients set do on twins; moments of the flow."""
   lines = []
   for s in runs:
     for layer in s.layers:
@@ -203,11 +203,11 @@ def calibration(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]
       moments = s.thresholds.get(layer, {}).get('moments', {})
       lines.append([
         s.label, layer, f'{s.thresholds[layer]["alpha"]:.2f}', _cell(_stat(twins, lambda r: r['present_samples'], draws), '.3f'),
-        _cell(_stat(twins, lambda r: r['present_input'], draws), '.3f'), _cell(_stat(twins, lambda r: r['noise_crosses'], draws), '.3f'),
+        *(_cell(_stat(twins, value, draws), '.3f') for value in (lambda r: r['present_input'], lambda r: r['noise_crosses'], lambda r: 1 - r['noise_plausible_input'], lambda r: 1 - r['noise_plausible'])),
         f'{moments.get("mean_rms", np.nan):.3f}', f'{moments.get("std_mean", np.nan):.3f}',
         f'{moments.get("correlation", np.nan):.3f} ({moments.get("correlation_expected", np.nan):.3f})',
       ])  # fmt: skip
-  return ['network', 'layer', 'intended', 'B: structure in samples of twins', 'structure in twins', 'A: noise crosses', 'mean of v (rms)', 'deviation of v', 'correlation of v (if independent)'], lines
+  return ['network', 'layer', 'intended', 'B: structure in samples of twins', 'structure in twins', 'A: noise crosses', 'noise of scans called unlikely', 'noise of samples called unlikely', 'mean of v (rms)', 'deviation of v', 'correlation of v (if independent)'], lines
 
 
 def _pictures(page, source):
@@ -221,7 +221,7 @@ def _pictures(page, source):
     if rows:
       page.figure(
         f'samples-{source.slug}-{case}', figures.sample_panel(rows, source.ct),
-        f'{case}: input x, full-dose image y, output f(x), samples (the same noise v in every row) and their standard deviation. The circle is the structure.' + source.domain,
+        f'{case}: input x, full-dose image y, output f(x), samples (the same noise v for every layer) and their standard deviation; below, f of every sample. The circle is the structure. Shown are cases whose samples most often lack a structure that the input shows.' + source.domain,
       )  # fmt: skip
       page.figure(
         f'changes-{source.slug}-{case}', figures.change_panel(rows[-1][1], source.ct),

@@ -1,8 +1,7 @@
 """The invariances stage: samples that a network cannot tell apart, and what of them is anatomy.
 
-Cases of one half of the held-out patients calibrate the thresholds of both
-analyses; the other half gives the rows. Every finished case is on the disk, so
-the same command goes on where it stopped.
+Every case and its twin are measured; `judgement` makes rows of the measurements.
+Every finished case is on the disk, so the same command goes on where it stopped.
 """
 
 import json
@@ -21,87 +20,71 @@ from jaxrec.data import loader
 from jaxrec.data.errors import DataError
 from jaxrec.models import observer
 from jaxrec.training import Parallel
-from jaxrec.workflows import factory
+from jaxrec.workflows import datasets, judgement
 from jaxrec.workflows.train import loader_of
 
-ROWS, CALIBRATION = 'invariances.jsonl', 'calibration.jsonl'
-KEY = ('case', 'layer', 'structure')
-# What is looked at for a structure: samples, the input, the autoencoder's image of the input, the network's output.
-VIEWS = ('samples', 'input', 'reconstruction', 'output')
 
-
-def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel) -> None:
-  """Samples, calibrates and analyses; finished cases are not computed again."""
+def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
+  """Samples, measures and judges; finished cases are not computed again."""
   options = config.invariances
   if options.domain not in ('low_dose', 'target'):
     raise ValueError(f'invariances.domain: {options.domain!r} is unknown; choose one of low_dose, target')
   plans = cases_lib.plan(
     data.val.volumes, diameters=options.diameters, contrasts=options.contrasts, per_slice=options.per_slice, seed=config.seed
   )
-  for_calibration, for_results = (loader.spread(part, options.max_cases) for part in cases_lib.halves(plans))
-  if not for_calibration or not for_results:
+  plans = loader.spread(plans, options.max_cases)
+  if len({p.patient for p in plans}) < 2:
     raise DataError('invariances: needs cases of at least two held-out patients; add patients to the validation split')
   load = loader_of(run_folder.folder / 'stage', data, parallel)
   bad: dict[str, str] = dict(data.val.bad)
   taps = [Tap(config, load, name, options.flows[name]) for name in options.flows]
   if parallel.part == 0:
     print(
-      f'invariances: {options.num_samples} samples x {len(taps)} layers for {len(for_calibration)} twins to calibrate, and for '
-      f'{len(for_results)} structures and their twins: {(len(for_calibration) + 2 * len(for_results)) * len(taps) * options.num_samples} images'
+      f'invariances: {options.num_samples} samples x {len(taps)} layers for {len(plans)} structures and their twins: '
+      f'{2 * len(plans) * len(taps) * options.num_samples} images'
     )
-  read = _last(lambda plan: _read(config, plan))
-  sizes = sorted({p.structure.diameter for p in plans})
-  with tqdm(total=(len(for_calibration) + len(for_results)) * len(taps), desc='invariances', unit='case', disable=parallel.part > 0) as bar:
-    calibrations = _calibrate(config, run_folder, taps, for_calibration, read, sizes, parallel, bad, bar)
-    parallel.barrier('calibration')
-    thresholds = {tap.name: Thresholds(calibrations[tap.name], sizes, options.alpha) for tap in taps}
-    _analyse(config, run_folder, taps, for_results, read, thresholds, parallel, bad, bar)
+  _measure(config, run_folder, taps, plans, parallel, bad)
   results.write_text(run_folder.folder / f'skipped-{parallel.part:05d}.json', json.dumps({'files': bad, 'boxes': {}}, indent=2))
   parallel.barrier('invariances')
   if parallel.part == 0:
-    found = rows(run_folder.folder)
-    head = list(found[0]) if found else []
-    results.write_csv(run_folder.folder / 'invariances.csv', head, [[row.get(c) for c in head] for row in found])
+    found = judgement.measured(run_folder.folder)
+    table = judgement.by_patient(found, options.alpha)
+    rows = judgement.judge(found, options.alpha)
+    head = list(rows[0]) if rows else []
+    results.write_csv(run_folder.folder / 'invariances.csv', head, [[row.get(c) for c in head] for row in rows])
+    pictured = judgement.telling(rows, options.pictures)
+    for plan in (p for p in plans if p.name in pictured):
+      for tap in taps:
+        _picture(config, run_folder, tap, plan, plans, table[tap.name, plan.patient])
     run_folder.compact_arrays()
-    moments = {tap.name: tap.moments(config, data) for tap in taps}
-    stored = {t: {**thresholds[t].as_json(), 'moments': moments[t]} for t in thresholds}
+    stored = {
+      tap.name: {
+        'alpha': options.alpha, 'moments': tap.moments(config, data),
+        'by_patient': {patient: limits._asdict() for (layer, patient), limits in table.items() if layer == tap.name},
+      }
+      for tap in taps
+    }  # fmt: skip
     results.write_text(run_folder.folder / 'thresholds.json', json.dumps(stored, indent=2))
     if bad:
       print(f'invariances: left out {len(bad)} files or slices, listed in the report; the first: {next(iter(bad.values()))}')
 
 
-def _last(function):
-  """Keeps the last case: both twins and all layers look at it in turn."""
-  kept: dict[str, Any] = {}
-
-  def call(plan):
-    if plan.name not in kept:
-      kept.clear()
-      kept[plan.name] = function(plan)
-    return kept[plan.name]
-
-  return call
-
-
 def rows(folder) -> list[dict[str, Any]]:
-  """Finished rows of a run folder, each once, ordered."""
-  return _finished(folder, ROWS, KEY)
-
-
-def _finished(folder, suffix, key):
-  found = {}
-  for path in sorted((folder / 'rows').glob(f'*.{suffix}')):
-    for row in results.read_jsonl(path):
-      found.setdefault(tuple(row[k] for k in key), row)
-  return [found[k] for k in sorted(found, key=str)]
+  """Rows of a run folder, judged by its own `invariances.alpha`."""
+  return judgement.judge(judgement.measured(folder), results.read_json(folder / 'config.json').get('invariances', {}).get('alpha', 0.05))
 
 
 def _read(config, plan) -> cases_lib.Case:
   options = config.invariances
-  if factory.is_ct(config):
+  if datasets.is_ct(config):
     return cases_lib.read_ct(plan, repeats=options.repeats, centre_hu=config.data.centre_hu, seed=config.seed)
-  scan = factory.reader(config, form='kspace')(loader.Example(plan.volume, plan.slice, None), 0)
+  scan = datasets.reader(config, form='kspace')(loader.Example(plan.volume, plan.slice, None), 0)
   return cases_lib.read_mr(plan, scan, repeats=options.repeats, seed=config.seed)
+
+
+def _others(config, plans, number):
+  """Inputs of other anatomy, for mismatched conditions."""
+  return np.stack([_read(config, plans[(number + i + 1) % len(plans)]).image for i in range(config.invariances.others)])
 
 
 class Tap:
@@ -139,18 +122,30 @@ class Tap:
     check = invariances.consistency(self.sampler, chunk=options.chunk, corrections=options.corrections)
     scales = tuple(options.scales)
 
-    def everything(v, key, image, fresh, others):
+    # Samples of the high-dose domain are anatomies; what the corrections change of their images is noise.
+    apart = options.domain == 'target'
+
+    def everything(v, key, image, fresh, others, near):
       found = draw(v, key, image)
       first, second = jax.random.split(jax.random.fold_in(key, 1))
       z = encode(v, first, image, found.output)
+      anatomies = found.drawn - v['noise'] if apart else found.images
+
+      def largest(noise):
+        z = invariances.deviations(noise + v['target'], fresh, scales=scales)
+        return jnp.max(jnp.abs(z) * near, (1, 2, 3))
+
       return dict(
-        images=found.images,
+        anatomies=anatomies,
+        outputs=found.outputs['output'],
         decoded=found.decoded,
+        noise_near=largest(found.images - anatomies) if apart else (),
+        noise_near_input=largest((image - v['target'])[None])[0],
         output=found.output['output'],
         outputs_fresh=jax.lax.map(lambda x: output(v['network'], x), fresh, batch_size=options.chunk),
-        reconstruction=self.sampler.decode(v, z, found.output),
-        deviations=invariances.deviations(found.images - v['noise'], fresh, scales=scales),
-        excess=invariances.excess_variation(found.images - v['noise'], fresh, scales=scales),
+        reconstruction=self.sampler.decode(v, z, found.output) - v['noise'],
+        deviations=invariances.deviations(anatomies, fresh, scales=scales),
+        excess=invariances.excess_variation(anatomies, fresh, scales=scales),
         maxima=invariances.noise_maxima(second, fresh, scales=scales),
         away=check(v, key, image, found, fresh, others),
       )
@@ -161,18 +156,20 @@ class Tap:
       lambda v, key, x: self.sampler.forward(v, encode(v, key, x, observe(v, x)), observe(v, x))
     )
 
-  def __call__(self, config, name, image, target, fresh, others):
-    """All arrays of one image; the same case has the same noise v at every layer and in every network.
+  def __call__(self, config, name, case, structure, others):
+    """All arrays of a case or of its twin; the same case has the same noise v at every layer and in every network.
 
     An autoencoder of the high-dose domain gives anatomies: the input's own noise is put on them.
     """
+    image, target, fresh, _ = _side(case, structure)
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
     noise = image - target if config.invariances.domain == 'target' else np.zeros_like(image)
-    return jax.device_get(self.everything(self.variables | {'noise': noise}, key, image, fresh, others))
+    variables = self.variables | {'noise': noise, 'target': target}
+    return jax.device_get(self.everything(variables, key, image, fresh, others, _near(case)))
 
   def moments(self, config, data) -> dict[str, float]:
     """Whether the flow's noise is standard normal on held-out images."""
-    examples = factory.training_examples(config, data.val.volumes)[: config.invariances.max_moments]
+    examples = datasets.training_examples(config, data.val.volumes)[: config.invariances.max_moments]
     keys = jax.random.split(jax.random.key(config.seed), len(examples))
     v = []
     for k, example in zip(keys, examples):
@@ -190,109 +187,48 @@ class Tap:
     }
 
 
-class Thresholds:
-  """Presence thresholds per size and view, and the family-wise threshold, from nodule-free twins."""
-
-  def __init__(self, calibration: list[dict], sizes, alpha):
-    self.alpha = alpha
-    self.family = invariances.family_threshold([m for row in calibration for m in row['maxima']], alpha=alpha)
-    self.presence = {
-      view: {
-        size: invariances.presence_threshold(np.concatenate([np.ravel(row[view][str(size)]) for row in calibration]), alpha=alpha)
-        for size in sizes
-      }
-      for view in VIEWS
-    }
-
-  def as_json(self) -> dict[str, Any]:
-    presence = {view: {str(size): t for size, t in table.items()} for view, table in self.presence.items()}
-    return {'alpha': self.alpha, 'family': self.family, 'presence': presence}
+def _side(case, structure):
+  """`(image, target, fresh, changed)` of a case or of its twin; `changed` is what the control compares with."""
+  if structure:
+    return case.image, case.target, case.fresh, case.removed
+  # Fresh noise on the anatomy of the twin: the structure's own part is taken away again.
+  return case.twin, case.twin_target, case.fresh + (case.twin - case.image), case.image
 
 
-def _calibrate(config, run_folder, taps, plans, read, sizes, parallel, bad, bar):
-  """Contrasts at the places of structures in twins that have none, and maxima under noise alone."""
-  path = run_folder.folder / 'rows' / f'{run_folder.part:05d}.{CALIBRATION}'
-  done = {(row['layer'], row['case']) for row in _calibrations(run_folder.folder)}
-  for plan in plans[parallel.part :: parallel.parts]:
-    for tap in taps:
-      bar.update()
-      if (tap.name, plan.name) in done:
-        continue
-      try:
-        case = read(plan)
-      except DataError as error:
-        bad[plan.name] = str(error)
-        break
-      found = tap(config, plan.name, case.twin, case.target + (case.twin - case.image), _without(case), case.fresh[: config.invariances.others])
-      views = _views(case.twin, found)
-      row = {'layer': tap.name, 'case': plan.name, 'maxima': [float(m) for m in found['maxima']]}
-      for view in VIEWS:
-        row[view] = {}
-        for size in sizes:
-          inside, around = invariances.disc(case.image.shape, case.centre, size / _pixel(plan))
-          row[view][str(size)] = [float(c) for c in np.atleast_1d(invariances.contrast(views[view], inside, around))]
-      results.append_jsonl(path, [row])
-  parallel.barrier('calibrated')
-  table = _calibrations(run_folder.folder)
-  return {tap.name: [r for r in table if r['layer'] == tap.name] for tap in taps}
+def _near(case):
+  return invariances.disc(case.image.shape, case.centre, case.diameter + 4)[0]
 
 
-def _calibrations(folder):
-  return _finished(folder, CALIBRATION, ('layer', 'case'))
+def _measure(config, run_folder, taps, plans, parallel, bad):
+  path = run_folder.folder / 'rows' / f'{run_folder.part:05d}.{judgement.MEASURED}'
+  done = {tuple(row[k] for k in judgement.KEY) for row in judgement.measured(run_folder.folder)}
+  sizes = sorted({p.structure.diameter for p in plans})
+  mine = list(enumerate(plans))[parallel.part :: parallel.parts]
+  for number, plan in tqdm(mine, desc='invariances', unit='case', disable=parallel.part > 0):
+    wanted = [(tap, s) for tap in taps for s in (1, 0) if (plan.name, tap.name, s) not in done]
+    if not wanted:
+      continue
+    try:
+      case, others = _read(config, plan), _others(config, plans, number)
+    except DataError as error:
+      bad[plan.name] = str(error)
+      continue
+    for tap, structure in wanted:
+      start = time.perf_counter()
+      row = _row(config, plan, case, tap, structure, tap(config, plan.name, case, structure, others), sizes)
+      results.append_jsonl(path, [{**row, 'seconds': time.perf_counter() - start}])
 
 
-def _pixel(plan):
-  return getattr(plan.volume, 'pixel', 1.0)
-
-
-def _without(case):
-  """Fresh noise on the anatomy of the twin: the structure's own part is taken away again."""
-  return case.fresh + (case.twin - case.image)
-
-
-def _views(image, found):
-  return {'samples': found['images'], 'input': image, 'reconstruction': found['reconstruction'], 'output': found['output']}
-
-
-def _analyse(config, run_folder, taps, plans, read, thresholds, parallel, bad, bar):
-  path = run_folder.folder / 'rows' / f'{run_folder.part:05d}.{ROWS}'
-  done = {tuple(row[k] for k in KEY) for row in rows(run_folder.folder)}
-  pictured = {p.name for p in plans[: config.invariances.pictures]}
-  for number, plan in list(enumerate(plans))[parallel.part :: parallel.parts]:
-    for tap in taps:
-      bar.update()
-      wanted = [s for s in (1, 0) if (plan.name, tap.name, s) not in done]
-      if not wanted:
-        continue
-      try:
-        case = read(plan)
-        other = [_read(config, plans[(number + i + 1) % len(plans)]).image for i in range(config.invariances.others)]
-      except DataError as error:
-        bad[plan.name] = str(error)
-        break
-      for structure in wanted:
-        start = time.perf_counter()
-        image, fresh, changed = (case.image, case.fresh, case.removed) if structure else (case.twin, _without(case), case.image)
-        target = case.target if structure else case.target + (case.twin - case.image)
-        found = tap(config, plan.name, image, target, fresh, np.stack(other))
-        row = _row(config, plan, case, tap, structure, image, changed, found, thresholds[tap.name])
-        results.append_jsonl(path, [{**row, 'seconds': time.perf_counter() - start}])
-        if structure and plan.name in pictured:
-          _save(run_folder, plan, case, tap, found, thresholds[tap.name], config.invariances)
-
-
-def _row(config, plan, case, tap, structure, image, changed, found, thresholds):
-  """One row: both analyses, the control, and the yardsticks of one image at one layer."""
-  inside, around = invariances.disc(image.shape, case.centre, case.diameter)
-  near, _ = invariances.disc(image.shape, case.centre, case.diameter + 4)
+def _row(config, plan, case, tap, structure, found, sizes):
+  """What both analyses, the control and the yardsticks measure on one image at one layer."""
+  image, target, _, changed = _side(case, structure)
+  near, away = _near(case), found['away']
   size = plan.structure.diameter
-  views = _views(image, found)
-  contrasts = {view: np.asarray(invariances.contrast(x, inside, around)) for view, x in views.items()}
-  low, high = invariances.contrast_interval(contrasts['samples'])
-  regions = invariances.components(found['excess'], thresholds.family)
-  away = found['away']
+  # A twin tells what is seen of any size where there is nothing.
+  contrasts = _contrasts(plan, case, [size] if structure else sizes, dict(
+    samples=found['anatomies'], input=image, reconstruction=found['reconstruction'], output=found['output'], true=target,
+  ))  # fmt: skip
   moved = tap.observe(tap.variables, changed)
-  outputs = found['outputs_fresh']
   return {
     'case': plan.name,
     'layer': tap.name,
@@ -310,44 +246,45 @@ def _row(config, plan, case, tap, structure, image, changed, found, thresholds):
     'distance_fresh': float(np.median(away.fresh)),
     'distance_mismatched': float(np.median(away.mismatched)),
     'distance_reconstruction': float(away.reconstruction),
-    'diversity': float(np.mean(invariances.diversity(found['images']))),
-    'noise': float(np.mean(np.abs(image - case.target + (0 if structure else case.image - case.twin)))),
-    'contrast_input': float(contrasts['input']),
-    'contrast_output': float(contrasts['output']),
-    'contrast_reconstruction': float(contrasts['reconstruction']),
-    'contrast_samples': float(np.mean(contrasts['samples'])),
-    'contrast_low': low,
-    'contrast_high': high,
-    'contrast_true': case.contrast if structure else 0.0,
-    **{
-      f'present_{view}': float(np.mean(contrasts[view] > thresholds.presence[view][size])) for view in VIEWS
-    },
-    'altered': int(any((c.mask & near).any() for c in regions)),
-    'altered_share': float(np.mean(found['excess'] > thresholds.family)),
-    'largest_component': regions[0].size if regions else 0,
-    'noise_crosses': float(np.mean(found['maxima'] > thresholds.family)),
+    'diversity': float(np.mean(invariances.diversity(found['anatomies']))),
+    'noise': float(np.mean(np.abs(image - target))),
+    'contrast_true': contrasts.pop('true')[str(size)][0],
+    'contrasts': contrasts,
+    'noise_near': [round(float(z), 4) for z in found['noise_near']],
+    'noise_near_input': float(found['noise_near_input']),
+    'maxima': [float(m) for m in found['maxima']],
     'excess_near': float(np.max(found['excess'][near])),
     'excess': float(np.mean(found['excess'])),
-    'moved_near': float(invariances.displacement(found['output'], moved, outputs, near)),
-    'moved': float(invariances.displacement(found['output'], moved, outputs)),
+    'moved_near': float(invariances.displacement(found['output'], moved, found['outputs_fresh'], near)),
+    'moved': float(invariances.displacement(found['output'], moved, found['outputs_fresh'])),
   }
 
 
-def _save(run_folder, plan, case, tap, found, thresholds, options):
-  """Pictures of one case: samples in order, those that A ranks first, and those that differ most everywhere.
+def _contrasts(plan, case, sizes, views):
+  """Contrasts by view and diameter, against the anatomy without the structure."""
+  contrasts = {view: {} for view in views}
+  for size in sizes:
+    inside, around = invariances.disc(case.image.shape, case.centre, size / getattr(plan.volume, 'pixel', 1.0))
+    nothing = float(invariances.contrast(case.twin_target, inside, around))
+    for view, images in views.items():
+      found = np.atleast_1d(invariances.contrast(images, inside, around))
+      contrasts[view][str(size)] = [round(float(c) - nothing, 5) for c in found]
+  return contrasts
 
-  Samples of the high-dose domain are shown without the input's noise.
-  """
-  shown = options.shown
-  samples, reference = (found['images'], case.image) if options.domain == 'low_dose' else (found['images'] - (case.image - case.target), case.target)
-  within = found['excess'] > thresholds.family
-  ranked = invariances.rank_by_component(found['deviations'], thresholds.family, within)[:shown]
+
+def _picture(config, run_folder, tap, plan, plans, limits):
+  """Pictures of one case: samples in order, those that A ranks first, and those that differ most everywhere."""
+  case, shown = _read(config, plan), config.invariances.shown
+  found = tap(config, plan.name, case, 1, _others(config, plans, plans.index(plan)))
+  samples, reference = found['anatomies'], case.image if config.invariances.domain == 'low_dose' else case.target
+  within = found['excess'] > limits.family
+  ranked = invariances.rank_by_component(found['deviations'], limits.family, within)[:shown]
   order = [i for i, _ in ranked]
   boxes = np.array([c.box if c else (0, 0, 0, 0) for _, c in ranked], np.int32)
   different = np.asarray(invariances.rank(jnp.asarray(samples), jnp.asarray(reference)))[:shown]
   run_folder.save_arrays(f'{plan.name}.{tap.name}', {
-    'input': case.image, 'target': case.target, 'output': found['output'], 'samples': samples[:shown],
-    'deviation': np.asarray(invariances.diversity(found['images'])), 'excess': found['excess'], 'threshold': np.float32(thresholds.family),
+    'input': case.image, 'target': case.target, 'output': found['output'], 'samples': samples[:shown], 'outputs': found['outputs'][:shown],
+    'deviation': np.asarray(invariances.diversity(samples)), 'excess': found['excess'], 'threshold': np.float32(limits.family),
     'altered': samples[order], 'boxes': boxes, 'different': samples[different],
     'centre': np.array(case.centre, np.float32), 'diameter': np.float32(case.diameter), 'contrast': np.float32(case.contrast),
   })  # fmt: skip

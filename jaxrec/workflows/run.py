@@ -7,7 +7,7 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, factory, invariance_report, invariances, report, train
+from jaxrec.workflows import attack, datasets, invariance_report, invariances, report, train
 
 STAGES = ('train', 'attack', 'invariances', 'report')
 
@@ -55,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   folder = results.Run(workdir, part=parallel.part)
   folder.check_config(config.to_dict())
   if 'train' in config.stages or 'attack' in config.stages:
-    data = factory.data(config, workdir, part=parallel.part)
+    data = datasets.data(config, workdir, part=parallel.part)
     parallel.barrier('data')
     volumes = [*data.train.volumes, *data.val.volumes]
     folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(volumes), data=str(data.val.volumes[0].path))
@@ -73,7 +73,7 @@ def _sample(config, workdir):
   folder = results.Run(workdir, part=parallel.part)
   folder.check_config(config.to_dict())
   # Beside the networks' runs, so that all share one phantom.
-  data = factory.data(config, workdir / 'stage', part=parallel.part)
+  data = datasets.data(config, workdir / 'stage', part=parallel.part)
   parallel.barrier('data')
   folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path))
   invariances.run(config, folder, data, parallel)

@@ -15,17 +15,17 @@ from jaxrec import results
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.training import Checkpointer, Parallel, fit
-from jaxrec.workflows import factory
+from jaxrec.workflows import datasets, factory
 
 
-def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel) -> None:
+def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Trains the config's network, or goes on; nothing to do for published weights."""
   module, _ = factory.network(config)
   source = config.model.weights or config.model.checkpoint
   if source:
     print(f'train: nothing to do, the network comes from {source}')
     return
-  examples = factory.training_examples(config, data.train.volumes)
+  examples = datasets.training_examples(config, data.train.volumes)
   steps_per_epoch = loader.steps_per_epoch(examples, config.train.batch_size)
   num_steps = factory.num_steps(config, steps_per_epoch)
   task = factory.task(config, module, parallel, num_steps, data.read(examples[0], 0), loader_of(run_folder.folder, data, parallel))
@@ -39,7 +39,7 @@ def run(config, run_folder: results.Run, data: factory.Data, parallel: Parallel)
     )
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
   start = time.perf_counter()
-  read = factory.reader(config, redraw=True)
+  read = datasets.reader(config, redraw=True)
   validate = validation(config, data, task, parallel)
   tensorboard = _tensorboard(config, run_folder, parallel)
 
@@ -78,9 +78,9 @@ def _write_cost(path, task, config, steps, seconds):
   results.write_text(path, json.dumps(cost | {'forward_per_step': forward, 'backward_per_step': backward}) + '\n')
 
 
-def validation(config, data: factory.Data, task, parallel: Parallel):
+def validation(config, data: datasets.Data, task, parallel: Parallel):
   """Scores by volume: the mean over volumes of the mean over their slices."""
-  examples = loader.spread(factory.training_examples(config, data.val.volumes), config.train.max_validation)
+  examples = loader.spread(datasets.training_examples(config, data.val.volumes), config.train.max_validation)
   batch_size = parallel.devices * max(config.train.batch_size // (parallel.devices * parallel.parts), 1)
   mine = examples[parallel.part :: parallel.parts]
   evaluate = parallel.map_batch(task.evaluate)
@@ -129,7 +129,7 @@ def sibling(folder: Path, run: str) -> Path:
   return folder.parent / run if (folder.parent / run).is_dir() else Path(run)
 
 
-def loader_of(folder: Path, data: factory.Data, parallel: Parallel) -> factory.Load:
+def loader_of(folder: Path, data: datasets.Data, parallel: Parallel) -> factory.Load:
   """Networks of other runs by name, each read once."""
 
   @functools.cache
@@ -144,7 +144,7 @@ def loader_of(folder: Path, data: factory.Data, parallel: Parallel) -> factory.L
   return load
 
 
-def trained(config, folder: Path, data: factory.Data, parallel: Parallel):
+def trained(config, folder: Path, data: datasets.Data, parallel: Parallel):
   """Network and variables to attack: the best checkpoint, of another run if asked for, or published weights."""
   module, variables = factory.network(config)
   if variables is not None:
@@ -157,7 +157,7 @@ def _best(config, module, folder, data, parallel):
   return restored(config, module, folder, data, parallel)[1]
 
 
-def restored(config, module, folder: Path, data: factory.Data, parallel: Parallel):
+def restored(config, module, folder: Path, data: datasets.Data, parallel: Parallel):
   """Best state of a run, and the variables of its reconstructor.
 
   The run may have been trained by another task: its own config tells which.
@@ -184,13 +184,13 @@ def _training_sample(config, data):
   """A sample of the shapes that a run was trained on: critics may know their size."""
   volumes = [v for v in data.val.volumes if v.fully_sampled] or data.val.volumes
   sample = data.read(Example(volumes[0], 0, None), 0)
-  if not factory.is_ct(config):
+  if not datasets.is_ct(config):
     return sample
   side = config.data.patch or max(sample.target.shape)
   return jax.tree.map(lambda x: x[:side, :side] if x.ndim else x, sample)
 
 
-def generator_of(config, folder: Path, data: factory.Data, parallel: Parallel):
+def generator_of(config, folder: Path, data: datasets.Data, parallel: Parallel):
   """The generator of an adversarially trained run: its adversary and variables."""
   stored = folder / 'config.json'
   if not stored.exists():

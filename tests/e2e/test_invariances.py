@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from configs import invariances_cnn10, invariances_mr_unet, invariances_wganvgg
+from configs import cnn10, dugan, invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg, redcnn, wganvgg
 from jaxrec import training
 from jaxrec.data import cases, ldct, synthetic
-from jaxrec.workflows import denoise, factory, invariances, verify_data
+from jaxrec.workflows import datasets, denoise, factory, invariances, verify_data
 from tests.e2e.test_main import launch
 
 
@@ -29,13 +29,12 @@ def test_samples_are_analysed_and_reported(analysed):
   found = {(r['case'], r['layer'], r['structure']) for r in rows}
   assert len(rows) == len(found) == 2 * 3 and {r['structure'] for r in rows} == {'0', '1'}
   for r in rows:
-    assert float(r['gap']) <= float(r['gap_decoded']) + 1e-6 and 0 <= float(r['present_samples']) <= 1
+    assert float(r['gap']) <= float(r['gap_decoded']) + 1e-6
+    assert 0 <= float(r['lost']) <= 1 - float(r['present_samples']) and 0 <= float(r['noise_plausible']) <= 1
     assert float(r['contrast_low']) <= float(r['contrast_samples']) <= float(r['contrast_high'])
   thresholds = json.loads((workdir / 'thresholds.json').read_text())['flow_output']
   assert thresholds['alpha'] == 0.25 and thresholds['moments']['examples'] == 4
-  # Patients that set the thresholds give no rows.
-  calibration = {json.loads(line)['case'] for p in (workdir / 'rows').glob('*.calibration.jsonl') for line in p.read_text().splitlines()}
-  assert calibration and not {c.split('-')[0] for c in calibration} & {r['patient'] for r in rows}
+  assert set(thresholds['by_patient']) == {r['patient'] for r in rows}
   text = (workdir / 'report.html').read_text()
   assert text.count('<img') >= 3 and 'built-in phantom' in text and 'features of the run independent' in text
   assert {'classes.csv', 'consistency.csv', 'calibration.csv'} <= {p.name for p in workdir.iterdir()}
@@ -43,7 +42,7 @@ def test_samples_are_analysed_and_reported(analysed):
 
 def test_a_lost_row_is_computed_again_and_equal(analysed):
   workdir, _ = analysed
-  path = workdir / 'rows' / '00000.invariances.jsonl'
+  path = workdir / 'rows' / '00000.measured.jsonl'
   lines = path.read_text().splitlines(keepends=True)
   path.write_text(''.join(lines[:-1]) + lines[-1][:40])
   again = launch(workdir, config='configs/invariances_cnn10.py:smoke')
@@ -83,19 +82,25 @@ def test_ct_data_are_verified(tmp_path, capsys):
   assert 'these are no HU, set data.offset' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_wganvgg, invariances_mr_unet])
+@pytest.mark.parametrize('experiments', [
+  invariances_cnn10, invariances_wganvgg, invariances_mr_unet, invariances_networks, cnn10, redcnn, wganvgg, dugan,
+])  # fmt: skip
 @pytest.mark.parametrize('profile', ['', 'demo', 'smoke'])
 def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
   """Every option of every run is one that its factory takes."""
   monkeypatch.setenv('LDCT_ROOT', '')
   config = experiments.get_config(profile)
-  for name, run in config.experiments.items():
-    module, _ = factory.network(run)
-    load = lambda other: (factory.network(config.experiments[other])[0], {})
-    if name == 'vae' and profile == '':
-      assert run.model.size[0] in (128, 320)
-    factory.task(run, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, None, load)
-  assert set(config.invariances.flows) <= set(config.experiments)
+  nested = config.experiments.values() if experiments is invariances_networks else [config]
+  for part in nested:
+    runs = part.experiments if 'experiments' in part else {'': part}
+    for name, run in runs.items():
+      module, _ = factory.network(run)
+      load = lambda other: (factory.network(runs[other])[0], {})
+      if name == 'vae' and profile == '':
+        assert run.model.size[0] in (128, 320)
+      factory.task(run, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, None, load)
+    if 'invariances' in part:
+      assert set(part.invariances.flows) <= set(runs)
 
 
 def test_mr_cases_put_a_structure_into_the_measurement():
@@ -124,7 +129,7 @@ def test_mistakes_in_the_analysis_are_named(tmp_path):
     run(single, tmp_path / 'x')
   config.data.layout = 'films'
   with pytest.raises(ValueError, match="data.layout: 'films' is unknown"):
-    factory.is_ct(config)
+    datasets.is_ct(config)
   assert invariances.rows(tmp_path) == []
   with pytest.raises(ldct.DataError, match='is no folder'):
     ldct.index(tmp_path / 'nothing', 'train')

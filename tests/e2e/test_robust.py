@@ -10,7 +10,7 @@ import pytest
 from configs import adversarial_unet, common, defences
 from jaxrec import models, training
 from jaxrec.data import singlecoil, synthetic
-from jaxrec.workflows import factory, train
+from jaxrec.workflows import datasets, factory, train
 from tests.e2e.test_main import launch
 
 
@@ -44,7 +44,7 @@ def test_a_frozen_network_is_the_trained_one(compared):
   workdir, _ = compared
   frozen, standard = (training.Checkpointer(workdir / name / 'checkpoints') for name in ('generator_standard', 'standard'))
   config = adversarial_unet.get_config('smoke').experiments.standard
-  data = factory.data(config, workdir / 'standard')
+  data = datasets.data(config, workdir / 'standard')
   module, _ = factory.network(config)
   variables = [
     train.restored(config, module, workdir / name, data, training.data_parallel(1))[1] for name in ('generator_standard', 'standard')
@@ -113,6 +113,6 @@ def test_mistakes_are_named(mistake):
       config[section][key] = value
   module = models.build('unet_recon', chans=2, pools=1)
   with pytest.raises(ValueError, match=words):
-    factory.reader(config)
+    datasets.reader(config)
     factory.defended(config, module)
     factory.task(config, module, training.data_parallel(1), 10, synthetic.scan(0, rows=32, cols=32, coils=2))

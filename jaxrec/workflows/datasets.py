@@ -1,0 +1,216 @@
+"""From a config to data: indices of the splits, a reader of examples, and what to train on and attack."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from jaxrec.data import annotations as annotations_lib
+from jaxrec.data import cases, chest, fastmri, ldct, loader, singlecoil, synthetic
+from jaxrec.data.annotations import Region
+from jaxrec.data.chest import Structure
+from jaxrec.data.errors import DataError
+from jaxrec.data.fastmri import Example
+from jaxrec.types import Sample
+
+
+class Data(NamedTuple):
+  """Indexed data of a run, and a reader of examples as samples."""
+
+  train: fastmri.Index | ldct.Index
+  val: fastmri.Index | ldct.Index
+  annotations: annotations_lib.Annotations | None
+  read: Callable[[Example, int], Sample]
+
+
+class _Read:
+  """Reads an example; picklable for worker processes."""
+
+  def __init__(self, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None):
+    self.options, self.redraw, self.inserted = options, redraw, inserted
+    self.form, self.emulate_single_coil, self.relative = form, emulate_single_coil, relative
+
+  def __call__(self, example: fastmri.Example, epoch: int) -> Sample:
+    options = dict(self.options)
+    if self.redraw and epoch >= 0:
+      # Training sees a fresh mask every epoch, the same one after a resume.
+      options['seed'] = 1 + epoch * 1_000_003 + example.slice + options['seed']
+    scan = fastmri.read_scan(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
+    if self.emulate_single_coil:
+      scan = singlecoil.emulate(scan)
+    if self.inserted:
+      scan = self._insert(scan, (zlib.crc32(example.volume.name.encode()), example.slice, options['seed']))
+    return singlecoil.zero_filled(scan, relative=self.relative) if self.form == 'image' else scan
+
+  def _insert(self, scan, seed):
+    rng = np.random.default_rng(seed)
+    drawn = [Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts'])) for _ in range(self.inserted['count'])]
+    return cases.insert_mr(scan, [cases.place_mr(rng, scan, s) for s in drawn])
+
+
+def reader(
+  config: ml_collections.ConfigDict, *, redraw: bool = False, form: str | None = None
+) -> Callable[[fastmri.Example, int], Sample]:
+  """Reads examples with the config's masks.
+
+  Args:
+    config: the experiment.
+    redraw: give new masks every epoch.
+    form: `kspace` for scans, `image` for zero-filled images; the config's if `None`.
+  """
+  if is_ct(config):
+    return _ReadCT(config.seed, redraw, tuple(config.data.centre_hu))
+  form = form or config.data.form
+  if form not in ('kspace', 'image'):
+    raise ValueError(f'data.form: {form!r} is unknown; choose one of kspace, image')
+  options = dict(form=form, emulate_single_coil=config.data.emulate_single_coil, relative=config.data.get('relative', False))
+  if config.data.get('inserted', None) and form == 'image':
+    options['inserted'] = dict(config.data.inserted)
+  return _Read(_mask_options(config), redraw, **options)
+
+
+def is_ct(config: ml_collections.ConfigDict) -> bool:
+  """Whether the data are CT slices.
+
+  Raises:
+    ValueError: for an unknown layout.
+  """
+  layout = config.data.get('layout', 'fastmri')
+  if layout not in ('fastmri', 'ldct'):
+    raise ValueError(f'data.layout: {layout!r} is unknown; choose one of fastmri, ldct')
+  return layout == 'ldct'
+
+
+class _ReadCT:
+  """Reads a CT example: a whole slice, or a patch drawn by its number; picklable for worker processes."""
+
+  def __init__(self, seed, redraw, centre_hu):
+    self.seed, self.redraw, self.centre_hu = seed, redraw, centre_hu
+
+  def __call__(self, example: Example, epoch: int) -> Sample:
+    if example.volume.crop == example.volume.shape[1:]:
+      return ldct.read_slice(example.volume, example.slice, region=example.region)
+    epoch = epoch + 1 if self.redraw else 0
+    return ldct.read_patch(example.volume, (self.seed, epoch, example.slice), self.centre_hu)
+
+
+def _mask_options(config):
+  c = config.data
+  return dict(
+    kind=c.mask, center_fractions=tuple(c.center_fractions), accelerations=tuple(c.accelerations), seed=config.seed
+  )
+
+
+def data(config: ml_collections.ConfigDict, workdir: Path, *, part: int = 0) -> Data:
+  """Indexes the data of a config; without a root it writes the phantom first.
+
+  Raises:
+    DataError: if there are no usable volumes.
+  """
+  if is_ct(config):
+    return _ct_data(config, workdir, part)
+  c = config.data
+  root, annotations = c.root, c.annotations
+  if not root:
+    root, annotations = _phantom(dict(c.phantom), workdir, part)
+  indices = []
+  for split in ('train', 'val'):
+    path = fastmri.folder(root, split, c.challenge)
+    found = fastmri.index(path, cache=workdir / f'index-{split}.json' if part == 0 else None)
+    if not found.volumes:
+      reason = next(iter(found.bad.values()), 'the folder is empty')
+      raise DataError(f'{path}: no usable volume; the first problem: {reason}')
+    indices.append(found)
+  # Options of the mask are checked here, not at the first slice of a long run.
+  fastmri.mask_drawer(**_mask_options(config))(found.volumes[0])
+  if annotations:
+    annotations = annotations_lib.read(annotations)
+  return Data(*indices, annotations or None, reader(config))
+
+
+def _ct_data(config, workdir, part):
+  c = config.data
+  root = c.root
+  if not root:
+    options = dict(c.phantom)
+    root = phantom_folder(options, workdir)
+    if part == 0:
+      chest.write_dataset(root, **options)
+  indices = []
+  for split, patch in (('train', c.patch), ('val', c.evaluate_patch)):
+    found = ldct.index(root, split, patients=c.patients or None, offset=c.offset, patch=patch)
+    if not found.volumes:
+      reason = next(iter(found.bad.values()), 'no patient belongs to it')
+      raise DataError(f'{root}: no usable series in {split}; the first problem: {reason}')
+    indices.append(found)
+  return Data(*indices, None, reader(config))
+
+
+def training_examples(config: ml_collections.ConfigDict, volumes) -> list[Example]:
+  """What an epoch sees: every slice, or as many patches of every patient."""
+  usable = [v for v in volumes if v.fully_sampled]
+  if is_ct(config) and usable and usable[0].crop != usable[0].shape[1:]:
+    return [Example(v, i, None) for i in range(config.data.patches_per_patient) for v in usable]
+  return loader.slices_of(usable, keep=config.data.keep_slices)
+
+
+def phantom_folder(options: dict[str, Any], workdir: Path) -> Path:
+  """Folder of the phantom, beside the run folder and shared by runs of the same phantom."""
+  digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+  size = f'{options["rows"]}x{options["cols"]}x{options["coils"]}' if 'rows' in options else f'chest-{options["pixels"]}'
+  return workdir.parent / f'phantom-{size}-{digest}'
+
+
+def _phantom(options, workdir, part):
+  folder = phantom_folder(options, workdir)
+  done = folder / 'annotations.csv'
+  if not done.exists():
+    if part == 0:
+      print(f'phantom: writing {options["train"]} + {options["val"]} volumes to {folder}')
+    synthetic.write_dataset(folder, **options)
+  return folder, done
+
+
+def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastmri.Example], dict[str, int]]:
+  """Examples to attack: every box of the splits, or every slice without annotations."""
+  chosen, skipped = [], {}
+  for split in config.attack.splits:
+    if split not in ('train', 'val'):
+      raise ValueError(f'attack.splits: {split!r} is unknown; choose among train, val')
+    every = getattr(found, split).volumes
+    volumes = [v for v in every if v.fully_sampled]
+    if is_ct(config):
+      mine = _ct_examples(volumes)
+    elif found.annotations is None:
+      mine = loader.slices_of(volumes, keep=config.data.keep_slices)
+    else:
+      mine, reasons = loader.annotated(volumes, found.annotations, policy=config.data.boxes, seed=config.seed)
+      skipped |= {k: skipped.get(k, 0) + n for k, n in reasons.items()}
+    if len(every) > len(volumes):
+      skipped['volume without full sampling'] = skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
+    chosen += loader.spread(mine, config.attack.max_examples)
+  if not chosen:
+    raise DataError('data.annotations: no box belongs to a usable volume; check data.root and data.annotations')
+  return chosen, skipped
+
+
+def _ct_examples(volumes):
+  """Every known structure with a box around it, or whole slices where none is known."""
+  found = []
+  for v in volumes:
+    v = v._replace(crop=v.shape[1:])
+    for s in range(v.shape[0]):
+      listed = ldct.read_recorded(v, s).structures
+      for i, structure in enumerate(listed):
+        half = max(int(np.ceil(structure.diameter / v.pixel)), 6)
+        row, col = (int(np.clip(round(at) - half, 0, n - 2 * half)) for at, n in zip((structure.row, structure.col), v.shape[1:]))
+        label = f'nodule {structure.diameter:g} mm, {structure.contrast:g} HU'
+        found.append(Example(v, s, Region(row, col, 2 * half, 2 * half, label, i + 1)))
+      if not listed:
+        found.append(Example(v, s, None))
+  return found

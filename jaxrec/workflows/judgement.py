@@ -1,0 +1,126 @@
+"""From what was measured on cases to rows: both analyses judged by thresholds that other patients set.
+
+Every patient is judged by the nodule-free twins of all others, so that no
+threshold has seen the patient and none is wasted on a group set aside.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrec import invariances, results
+
+MEASURED = 'measured.jsonl'
+KEY = ('case', 'layer', 'structure')
+# What is looked at for a structure: samples, the input, the autoencoder's image of the input, the network's output.
+VIEWS = ('samples', 'input', 'reconstruction', 'output')
+_LISTS = ('contrasts', 'maxima', 'noise_near')
+
+
+class Thresholds(NamedTuple):
+  """What twins without structures show.
+
+  `family` of analysis A; `presence` by view and diameter, of analysis B, in the
+  units of the images; `noise`, of the largest deviation of noise near a place.
+  """
+
+  family: float
+  presence: dict[str, dict[str, float]]
+  noise: float
+
+
+def measured(folder: Path) -> list[dict[str, Any]]:
+  """Finished measurements of a run folder, each once, ordered."""
+  found = {}
+  for path in sorted((folder / 'rows').glob(f'*.{MEASURED}')):
+    for row in results.read_jsonl(path):
+      found.setdefault(tuple(row[k] for k in KEY), row)
+  return [found[k] for k in sorted(found, key=str)]
+
+
+def thresholds(twins: Sequence[dict[str, Any]], alpha: float) -> Thresholds:
+  """Thresholds that a share `alpha` of the twins cross.
+
+  Args:
+    twins: measurements of one layer, without structures.
+    alpha: share.
+
+  Returns:
+    The thresholds.
+
+  Raises:
+    ValueError: if there are too few twins for this `alpha`.
+  """
+  sizes = twins[0]['contrasts']['input'] if twins else ()
+  return Thresholds(
+    family=invariances.family_threshold([m for row in twins for m in row['maxima']], alpha=alpha),
+    presence={
+      view: {
+        size: invariances.presence_threshold(np.concatenate([row['contrasts'][view][size] for row in twins]), alpha=alpha) for size in sizes
+      }
+      for view in VIEWS
+    },
+    noise=invariances.presence_threshold([row['noise_near_input'] for row in twins], alpha=alpha),
+  )
+
+
+def by_patient(found: Sequence[dict[str, Any]], alpha: float) -> dict[tuple[str, str], Thresholds]:
+  """Thresholds of every layer and patient, from the twins of the other patients."""
+  layers = sorted({row['layer'] for row in found})
+  patients = sorted({row['patient'] for row in found})
+  twins = [row for row in found if not row['structure']]
+  return {
+    (layer, patient): thresholds([t for t in twins if t['layer'] == layer and t['patient'] != patient], alpha)
+    for layer in layers
+    for patient in patients
+  }
+
+
+def judge(found: Sequence[dict[str, Any]], alpha: float) -> list[dict[str, Any]]:
+  """One row per case, layer and twin.
+
+  Contrasts are against the anatomy without the structure, so that vessels do not
+  count. A sample has lost the structure if it does not show it and its noise is
+  one that scans have: what it lacks as anatomy it must not have as noise.
+
+  Args:
+    found: of `measured`.
+    alpha: share of twins that cross each threshold.
+
+  Returns:
+    Rows of scalars.
+  """
+  table = by_patient(found, alpha)
+  rows = []
+  for row in found:
+    limits, size = table[row['layer'], row['patient']], str(row['diameter'])
+    contrasts = {view: np.asarray(row['contrasts'][view][size]) for view in VIEWS}
+    low, high = invariances.contrast_interval(contrasts['samples'])
+    present = {view: contrasts[view] > limits.presence[view][size] for view in VIEWS}
+    # Without noise of their own, samples cannot have an unlikely one.
+    plausible = np.less_equal(row['noise_near'], limits.noise) if row['noise_near'] else np.ones_like(present['samples'])
+    rows.append({
+      **{k: v for k, v in row.items() if k not in _LISTS},
+      **{f'contrast_{view}': float(np.mean(contrasts[view])) for view in VIEWS},
+      'contrast_low': low,
+      'contrast_high': high,
+      **{f'present_{view}': float(np.mean(present[view])) for view in VIEWS},
+      'noise_plausible': float(np.mean(plausible)),
+      'noise_plausible_input': float(row['noise_near_input'] <= limits.noise),
+      'lost': float(np.mean(plausible & ~present['samples'])),
+      'altered': int(row['excess_near'] > limits.family),
+      'noise_crosses': float(np.mean(np.asarray(row['maxima']) > limits.family)),
+    })  # fmt: skip
+  return rows
+
+
+def telling(rows: Sequence[dict[str, Any]], count: int) -> list[str]:
+  """The cases whose samples most often lack a structure that the input shows; of equals, the strongest contrast."""
+  scores: dict[str, tuple] = {}
+  for row in rows:
+    if row['structure']:
+      score = (row['present_input'] * row['lost'], row['contrast'], row['diameter'])
+      scores[row['case']] = max(scores.get(row['case'], score), score)
+  return sorted(scores, key=lambda case: (scores[case], case), reverse=True)[:count]

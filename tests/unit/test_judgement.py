@@ -1,0 +1,67 @@
+"""Rows from measurements: thresholds by other patients, presence, noise, and what counts as lost."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxrec.workflows import judgement
+
+
+def measurement(patient, case, structure, *, contrast=0.0, noise=1.0, excess=0.5, rng=None, samples=20):
+  """Contrasts and maxima of a made-up case: standard normal where there is nothing."""
+  rng = rng or np.random.default_rng([patient, case, structure])
+  return {
+    'case': f'{patient}-{case}', 'layer': 'output', 'structure': structure, 'patient': f'p{patient}', 'diameter': 2.0, 'contrast': 400.0,
+    'contrasts': {view: {'2.0': list(contrast + rng.standard_normal(samples if view == 'samples' else 1))} for view in judgement.VIEWS},
+    'noise_near': [noise] * samples, 'noise_near_input': float(abs(rng.standard_normal())), 'maxima': list(1 + rng.random(4)), 'excess_near': excess,
+  }  # fmt: skip
+
+
+def twins(patients=10, cases=12):
+  return [measurement(p, c, 0) for p in range(patients) for c in range(cases)]
+
+
+def test_twins_cross_as_often_as_intended():
+  rows = judgement.judge(twins(), 0.05)
+  for name, tolerance in (('present_samples', 0.01), ('present_input', 0.05), ('noise_crosses', 0.03)):
+    assert abs(np.mean([r[name] for r in rows]) - 0.05) < tolerance, name
+  assert abs(np.mean([r['noise_plausible_input'] for r in rows]) - 0.95) < 0.04
+  assert all(r['lost'] == pytest.approx(1 - r['present_samples']) for r in rows)
+
+
+def test_no_patient_judges_itself():
+  found = twins()
+  before = judgement.by_patient(found, 0.05)
+  for row in found:
+    if row['patient'] == 'p3':
+      row['contrasts'] = {view: {'2.0': [100.0]} for view in judgement.VIEWS}
+      row['maxima'], row['noise_near_input'] = [100.0] * 4, 100.0
+  after = judgement.by_patient(found, 0.05)
+  assert after['output', 'p3'] == before['output', 'p3']
+  assert after['output', 'p4'].presence['input']['2.0'] == 100 and after['output', 'p4'].family == 100
+
+
+def test_lost_needs_no_contrast_and_plausible_noise():
+  cases = [
+    measurement(0, 100, 1, contrast=9.0), measurement(0, 101, 1, contrast=-9.0), measurement(0, 102, 1, contrast=-9.0, noise=50.0, excess=9.0)
+  ]  # fmt: skip
+  there, gone, absorbed = [r for r in judgement.judge([*twins(), *cases], 0.05) if r['structure']]
+  assert (there['present_samples'], there['lost'], there['altered']) == (1, 0, 0)
+  assert (gone['present_samples'], gone['lost'], gone['noise_plausible']) == (0, 1, 1)
+  assert (absorbed['present_samples'], absorbed['lost'], absorbed['noise_plausible'], absorbed['altered']) == (0, 0, 0, 1)
+  assert gone['contrast_low'] <= gone['contrast_samples'] <= gone['contrast_high']
+  assert judgement.telling([there | {'present_input': 1}, gone | {'present_input': 1}], 1) == [gone['case']]
+  # Samples that carry their own noise are not asked for another.
+  (alone,) = [r for r in judgement.judge([*twins(), cases[1] | {'noise_near': []}], 0.05) if r['structure']]
+  assert alone['lost'] == 1
+
+
+def test_measurements_are_read_once_and_too_few_are_named(tmp_path):
+  (tmp_path / 'rows').mkdir()
+  found = twins(2, 1)
+  text = '\n'.join(json.dumps(r) for r in (*found, found[0] | {'excess_near': 7.0}))
+  (tmp_path / 'rows' / '00000.measured.jsonl').write_text(text + '\n')
+  assert judgement.measured(tmp_path) == found
+  with pytest.raises(ValueError, match='needs at least 20 images under noise, there are 4'):
+    judgement.judge(found, 0.05)
