@@ -13,6 +13,5 @@ for ((i = 0; i < processes; i++)); do
   "$python" -m jaxrec.main --coordinator="localhost:$port" --num_processes="$processes" --process_id="$i" "$@" &
   pids+=("$!")
 done
-status=0
-for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-exit "$status"
+# The first that fails ends the others, which would wait for it.
+for _ in "${pids[@]}"; do wait -n || exit; done

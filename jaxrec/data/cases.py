@@ -34,9 +34,10 @@ class Case(NamedTuple):
   """A case in the networks' units.
 
   `image`, `twin` (the same noise, no structures), `removed` (the same noise,
-  without this structure alone), `target`, `twin_target` `[row, col]` and `fresh`
-  `[repeat, row, col]` float32; the structure's `centre` and `diameter`
-  in pixels, its `contrast` in the units of the images.
+  without this structure alone), `target`, `twin_target` `[row, col]`, `fresh`
+  `[repeat, row, col]`, and `noisy`, the same noise on the anatomy without what
+  undersampling adds, float32; the structure's `centre` and `diameter` in pixels,
+  its `contrast` in the units of the images.
   """
 
   image: np.ndarray
@@ -45,6 +46,7 @@ class Case(NamedTuple):
   target: np.ndarray
   twin_target: np.ndarray
   fresh: np.ndarray
+  noisy: np.ndarray
   centre: tuple[float, float]
   diameter: float
   contrast: float
@@ -123,7 +125,7 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
   ]
   cut = tuple(slice(a, a + c) for a, c in zip(corner, volume.crop))
   centre = structure.row - corner[0], structure.col - corner[1]
-  images = [ldct.normalise(x[(..., *cut)]) for x in (low, twin, removed, full, twin_full, fresh)]
+  images = [ldct.normalise(x[(..., *cut)]) for x in (low, twin, removed, full, twin_full, fresh, fresh)]
   return Case(*images, centre, diameter, structure.contrast / ldct.STD)
 
 
@@ -186,8 +188,8 @@ def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int) -> Case:
 
   fresh = np.stack([seen(k) for k in drawn])
   target, twin_target = with_it.target / scan.scale, scan.target / scan.scale
-  twin = seen(scan.kspace)
-  return Case(seen(with_it.kspace), twin, twin, target, twin_target, fresh, (structure.row, structure.col), structure.diameter, structure.contrast)
+  image, twin = seen(with_it.kspace), seen(scan.kspace)
+  return Case(image, twin, twin, target, twin_target, fresh, fresh - (image - target), (structure.row, structure.col), structure.diameter, structure.contrast)
 
 
 def place_mr(rng: np.random.Generator, scan: Scan, structure: Structure) -> Structure:

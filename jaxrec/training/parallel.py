@@ -108,6 +108,8 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(name)
 
+  # Processes have 30 seconds to find each other, and then any time: they meet before one of them writes a phantom.
+  barrier('connected')
   return Parallel(
     devices=count,
     average=lambda tree: lax.pmean(tree, _AXIS),

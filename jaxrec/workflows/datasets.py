@@ -16,6 +16,7 @@ from jaxrec.data.annotations import Region
 from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
 from jaxrec.data.fastmri import Example
+from jaxrec.training import Parallel
 from jaxrec.types import Sample
 
 
@@ -106,22 +107,27 @@ def _mask_options(config):
   )
 
 
-def data(config: ml_collections.ConfigDict, workdir: Path, *, part: int = 0) -> Data:
-  """Indexes the data of a config; without a root it writes the phantom first.
+def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | None = None) -> Data:
+  """Indexes the data of a config; without a root the first process writes the phantom, for which the others wait.
+
+  Args:
+    config: the experiment.
+    workdir: the run folder; a phantom goes beside it.
+    parallel: the processes, if there may be several.
 
   Raises:
     DataError: if there are no usable volumes.
   """
   if is_ct(config):
-    return _ct_data(config, workdir, part)
+    return _ct_data(config, workdir, parallel)
   c = config.data
   root, annotations = c.root, c.annotations
   if not root:
-    root, annotations = _phantom(dict(c.phantom), workdir, part)
+    root, annotations = _phantom(dict(c.phantom), workdir, parallel)
   indices = []
   for split in ('train', 'val'):
     path = fastmri.folder(root, split, c.challenge)
-    found = fastmri.index(path, cache=workdir / f'index-{split}.json' if part == 0 else None)
+    found = fastmri.index(path, cache=workdir / f'index-{split}.json' if _first(parallel) else None)
     if not found.volumes:
       reason = next(iter(found.bad.values()), 'the folder is empty')
       raise DataError(f'{path}: no usable volume; the first problem: {reason}')
@@ -133,14 +139,16 @@ def data(config: ml_collections.ConfigDict, workdir: Path, *, part: int = 0) -> 
   return Data(*indices, annotations or None, reader(config))
 
 
-def _ct_data(config, workdir, part):
+def _ct_data(config, workdir, parallel):
   c = config.data
   root = c.root
   if not root:
     options = dict(c.phantom)
     root = phantom_folder(options, workdir)
-    if part == 0:
+    if _first(parallel):
       chest.write_dataset(root, **options)
+    if parallel:
+      parallel.barrier('phantom')
   indices = []
   for split, patch in (('train', c.patch), ('val', c.evaluate_patch)):
     found = ldct.index(root, split, patients=c.patients or None, offset=c.offset, patch=patch)
@@ -166,13 +174,18 @@ def phantom_folder(options: dict[str, Any], workdir: Path) -> Path:
   return workdir.parent / f'phantom-{size}-{digest}'
 
 
-def _phantom(options, workdir, part):
+def _first(parallel):
+  return parallel is None or parallel.part == 0
+
+
+def _phantom(options, workdir, parallel):
   folder = phantom_folder(options, workdir)
   done = folder / 'annotations.csv'
-  if not done.exists():
-    if part == 0:
-      print(f'phantom: writing {options["train"]} + {options["val"]} volumes to {folder}')
+  if _first(parallel) and not done.exists():
+    print(f'phantom: writing {options["train"]} + {options["val"]} volumes to {folder}')
     synthetic.write_dataset(folder, **options)
+  if parallel:
+    parallel.barrier('phantom')
   return folder, done
 
 

@@ -31,7 +31,8 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
     raise results.RunError(f'{folder}: has no rows to report; run the invariances stage first')
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
   draws, page = config.report.draws, Page(folder)
-  page.text(_summary(runs))
+  found = classes(runs, draws)
+  page.text(_summary(runs, found[1]))
   page.heading('Which structures are ignored')
   page.table(
     'By size and contrast. Present: share of cases (or samples) whose contrast to the anatomy without the structure exceeds the threshold that 5% of '
@@ -39,8 +40,8 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
     'no larger than 95% of scans have. A: share of cases where the samples vary significantly beyond noise at the structure, and at the same place of the twin. Control: '
     'move of the output when the structure is taken out, over the move under new noise, in the whole image as in the gap, and near the structure. Ignored: B finds it '
     '(most samples lost it), A finds it (changes there more often than in twins), the control is below 1, and the samples do share the output (their distance is below that of fresh noise, '
-    'and that of samples for other images above); each with 95% bootstrap intervals over patients.',
-    *classes(runs, draws), name='classes',
+    'and that of samples for other images above); each with 95% bootstrap intervals over patients, without correction for the number of classes.',
+    *found, name='classes',
   )  # fmt: skip
   if len(runs) > 1 or len({r['layer'] for s in runs for r in s.rows}) > 1:
     page.table(
@@ -105,11 +106,13 @@ class _Source:
       return {name: {k: v[()] for k, v in group.items()} for name, group in file.items()}
 
 
-def _summary(runs):
+def _summary(runs, found):
   lines = []
   for s in runs:
     structures = [r for r in s.rows if r['structure'] and r['layer'] == s.layers[0]]
     lines.append(f'{s.label}: {len(structures)} structures of {len({r["patient"] for r in structures})} patients, each with its twin without the structure; {s.config["invariances"]["num_samples"]} samples per image and layer. Perceptual term of the autoencoder: {s.perceptual}.')
+    ignored = [f'{size} at {contrast} ({layer})' for network, layer, size, contrast, word, *_ in found if network == s.label and word == 'yes']
+    lines.append(f'Ignored by {s.label}, by both analyses and the control: {", ".join(ignored) or "no class of structures"}.')
   if any(not s.config['data']['root'] for s in runs):
     lines.append('<b>These numbers come from the built-in phantom</b>, not from patients: small networks, trained for minutes. They show that the method works, not how a clinical network behaves.')
   return lines
@@ -133,7 +136,7 @@ def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   Returns:
     Head and lines.
   """
-  head = ['network', 'layer', 'size', 'contrast', 'n', 'in input', 'in output', 'in samples', 'lost', 'B', 'changed there', 'in twin', 'A', 'control', 'confirmed', 'control, near', 'ignored']
+  head = ['network', 'layer', 'size', 'contrast', 'ignored', 'n', 'in input', 'in output', 'in samples', 'lost', 'B', 'changed there', 'in twin', 'A', 'control', 'confirmed', 'control, near']
   lines = []
   for s in runs:
     for layer in s.layers:
@@ -151,11 +154,11 @@ def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
         found = (lost[1] > 0.5, changed[1] > 0, moved[2] < 1)
         shared = _shared(at, draws)
         lines.append([
-          s.label, layer, f'{size:g} {s.unit}', f'{contrast:g} HU' if s.ct else f'{100 * contrast:g}%', str(len(at)),
+          s.label, layer, f'{size:g} {s.unit}', f'{contrast:g} HU' if s.ct else f'{100 * contrast:g}%', _word(all(found) and shared), str(len(at)),
           *(f'{np.mean([r[f"present_{view}"] for r in at]):.2f}' for view in ('input', 'output', 'samples')),
           _cell(lost), _word(found[0]),
           f'{np.mean([r["altered"] for r in at]):.2f}', f'{np.mean([twins[r["case"]]["altered"] for r in at]):.2f}', _word(found[1]),
-          _cell(moved), _word(found[2]), f'{np.mean([r["moved_near"] for r in at]):.2f}', _word(all(found) and shared),
+          _cell(moved), _word(found[2]), f'{np.mean([r["moved_near"] for r in at]):.2f}',
         ])  # fmt: skip
   return head, lines
 

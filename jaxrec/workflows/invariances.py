@@ -125,11 +125,11 @@ class Tap:
     # Samples of the high-dose domain are anatomies; what the corrections change of their images is noise.
     apart = options.domain == 'target'
 
-    def everything(v, key, image, fresh, others, near):
+    def everything(v, key, image, fresh, noisy, others, near):
       found = draw(v, key, image)
       first, second = jax.random.split(jax.random.fold_in(key, 1))
       z = encode(v, first, image, found.output)
-      anatomies = found.drawn - v['noise'] if apart else found.images
+      anatomies, reference = (found.drawn - v['noise'], noisy) if apart else (found.images, fresh)
 
       def largest(noise):
         z = invariances.deviations(noise + v['target'], fresh, scales=scales)
@@ -144,9 +144,9 @@ class Tap:
         output=found.output['output'],
         outputs_fresh=jax.lax.map(lambda x: output(v['network'], x), fresh, batch_size=options.chunk),
         reconstruction=self.sampler.decode(v, z, found.output) - v['noise'],
-        deviations=invariances.deviations(anatomies, fresh, scales=scales),
-        excess=invariances.excess_variation(anatomies, fresh, scales=scales),
-        maxima=invariances.noise_maxima(second, fresh, scales=scales),
+        deviations=invariances.deviations(anatomies, reference, scales=scales),
+        excess=invariances.excess_variation(anatomies, reference, scales=scales),
+        maxima=invariances.noise_maxima(second, reference, scales=scales),
         away=check(v, key, image, found, fresh, others),
       )
 
@@ -161,11 +161,11 @@ class Tap:
 
     An autoencoder of the high-dose domain gives anatomies: the input's own noise is put on them.
     """
-    image, target, fresh, _ = _side(case, structure)
+    image, target, fresh, noisy, _ = _side(case, structure)
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
     noise = image - target if config.invariances.domain == 'target' else np.zeros_like(image)
     variables = self.variables | {'noise': noise, 'target': target}
-    return jax.device_get(self.everything(variables, key, image, fresh, others, _near(case)))
+    return jax.device_get(self.everything(variables, key, image, fresh, noisy, others, _near(case)))
 
   def moments(self, config, data) -> dict[str, float]:
     """Whether the flow's noise is standard normal on held-out images."""
@@ -188,11 +188,12 @@ class Tap:
 
 
 def _side(case, structure):
-  """`(image, target, fresh, changed)` of a case or of its twin; `changed` is what the control compares with."""
+  """`(image, target, fresh, noisy, changed)` of a case or of its twin; `changed` is what the control compares with."""
   if structure:
-    return case.image, case.target, case.fresh, case.removed
+    return case.image, case.target, case.fresh, case.noisy, case.removed
   # Fresh noise on the anatomy of the twin: the structure's own part is taken away again.
-  return case.twin, case.twin_target, case.fresh + (case.twin - case.image), case.image
+  fresh, noisy = case.fresh + (case.twin - case.image), case.noisy + (case.twin_target - case.target)
+  return case.twin, case.twin_target, fresh, noisy, case.image
 
 
 def _near(case):
@@ -221,7 +222,7 @@ def _measure(config, run_folder, taps, plans, parallel, bad):
 
 def _row(config, plan, case, tap, structure, found, sizes):
   """What both analyses, the control and the yardsticks measure on one image at one layer."""
-  image, target, _, changed = _side(case, structure)
+  image, target, *_, changed = _side(case, structure)
   near, away = _near(case), found['away']
   size = plan.structure.diameter
   # A twin tells what is seen of any size where there is nothing.

@@ -38,7 +38,7 @@ class Page:
       results.write_csv(self.folder / f'{name}.csv', head, lines)
     cells = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
     body = ''.join('<tr>' + ''.join(f'<td>{html.escape(c)}</td>' for c in line) + '</tr>' for line in lines)
-    self.parts.append(f'<div class="wide"><table><caption>{html.escape(caption)}</caption><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>')
+    self.parts.append(f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div></figure>')
 
   def write(self, title):
     path = self.folder / 'report.html'
@@ -53,8 +53,7 @@ _HTML = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }}
 figure {{ margin: 1.2rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #555; font-size: 0.85rem; }}
-.wide {{ overflow-x: auto; margin: 1.2rem 0; }} table {{ border-collapse: collapse; font-size: 0.8rem; }}
-caption {{ text-align: left; color: #555; padding-bottom: 0.3rem; }}
+.wide {{ overflow-x: auto; margin: 0.4rem 0; }} table {{ border-collapse: collapse; font-size: 0.8rem; }}
 th, td {{ padding: 0.25rem 0.6rem; border-bottom: 1px solid #e5e5e5; text-align: left; white-space: nowrap; }}
 </style></head><body>
 <h1>{title}</h1>

@@ -116,6 +116,8 @@ def test_mr_cases_put_a_structure_into_the_measurement():
   assert np.corrcoef(rss.ravel(), full.target.ravel())[0, 1] > 0.99
   assert (case.image - case.twin)[row, col] > 0.1
   assert case.fresh.shape[0] == 5 and case.fresh.std(0).mean() > 0
+  # Thermal noise alone separates `noisy` from the anatomy; the aliasing of `fresh` is far larger.
+  assert np.abs(case.noisy - case.target).mean() < 0.5 * np.abs(case.fresh - case.target).mean()
 
 
 def test_mistakes_in_the_analysis_are_named(tmp_path):
