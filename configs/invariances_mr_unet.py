@@ -21,7 +21,7 @@ def get_config(arg: str = ''):
     dict(name='invariances_mr_unet', profile=profile, label='MR U-Net', seed=0, stages=('invariances', 'report'))
   )
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
-  size = {'demo': 64, 'smoke': 32}.get(profile, 320)
+  size = {'demo': 48, 'smoke': 32}.get(profile, 320)
   runs.independent = _network(arg, 'independent')
   runs.independent.seed = 1
   runs.denoiser = _network(arg, 'MR U-Net')
@@ -30,6 +30,10 @@ def get_config(arg: str = ''):
     # Images lie between 0 and 1 and their noise is a few hundredths.
     runs.vae.train.task.update(l1_weight=20.0, perceptual_weight=2e4)
   runs.flow_output = invariances.flow(_images(arg), 'denoiser', 'vae')
+  if profile == 'demo':
+    # Reading scans takes longer than training on them.
+    runs.vae.train.update(num_steps=600, validate_every=300)
+    runs.flow_output.train.batch_size = 16
   for run in runs.values():
     run.stages = ('train',)
   config.data = runs.vae.data
@@ -37,6 +41,8 @@ def get_config(arg: str = ''):
   config.report = ml_collections.ConfigDict(dict(draws=runs.vae.report.draws, runs=(), generators=()))
   config = invariances.analysis(config, 'denoiser', 'vae', {'flow_output': 0}, profile)
   config.invariances.update(diameters=DIAMETERS, contrasts=CONTRASTS)
+  if profile == 'demo':
+    config.invariances.max_cases = 192
   return config
 
 
@@ -47,7 +53,7 @@ def _images(arg):
   config.train.update(loss='l1', best='loss', drop_at=0.0)
   config.train.b1 = 0.9
   if config.profile == 'demo':
-    config.data.phantom = ml_collections.ConfigDict(dict(train=60, val=16, slices=4, rows=64, cols=64, coils=4, snr=8.0, seed=0))
+    config.data.phantom = ml_collections.ConfigDict(dict(train=60, val=16, slices=4, rows=48, cols=48, coils=4, snr=8.0, seed=0))
   if config.profile == 'smoke':
     config.data.phantom = ml_collections.ConfigDict(dict(train=2, val=2, slices=2, rows=32, cols=32, coils=2, snr=8.0, seed=0))
   return config
@@ -60,7 +66,7 @@ def _network(arg, label):
   config.model.update(name='unet_image', **small.get(config.profile, dict(chans=32, pools=4)))
   config.train.update(learning_rate=1e-3, num_epochs=50.0)
   if config.profile == 'demo':
-    config.train.update(batch_size=16, num_epochs=0.0, num_steps=600, validate_every=200, max_validation=32)
+    config.train.update(batch_size=8, num_epochs=0.0, num_steps=500, validate_every=250, max_validation=32)
   if config.profile == 'smoke':
     config.train.update(batch_size=2, num_epochs=0.0, num_steps=2, validate_every=2, max_validation=2)
   return config

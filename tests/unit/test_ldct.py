@@ -109,6 +109,16 @@ def test_cases_have_twins_and_fresh_noise(phantom):
   assert case.fresh.std(0).mean() > 0
 
 
+@pytest.mark.parametrize('centre', [(15.0, 20.0), (14.3, 20.7), (0.0, 20.0), (31.0, 0.0), (-30.0, 5.0), (60.0, 60.0)])
+@pytest.mark.parametrize('diameter', [0.8, 4.0, 13.0])
+def test_discs_cover_their_share_of_every_pixel(centre, diameter):
+  disc = cases.soft_disc((32, 40), centre, diameter)
+  rows, cols = (np.arange(20 * n).reshape(n, 20) / 20 + 0.025 - 0.5 - c for n, c in zip((32, 40), centre))
+  inside = rows[:, :, None, None] ** 2 + cols[None, None] ** 2 <= (diameter / 2) ** 2
+  np.testing.assert_allclose(disc, inside.mean((1, 3)), atol=0.15)
+  assert disc.sum() == pytest.approx(inside.mean((1, 3)).sum(), abs=0.05 + 0.1 * diameter)
+
+
 def dicom(path, pixels, **changes):
   pydicom = pytest.importorskip('pydicom', reason='the extra ct is not installed')
   meta = pydicom.dataset.FileMetaDataset()
