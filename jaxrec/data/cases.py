@@ -163,19 +163,21 @@ def soft_disc(shape: tuple[int, int], centre: tuple[float, float], diameter: flo
   return disc
 
 
-def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int) -> Case:
+def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int, added_noise: float = 0.0) -> Case:
   """An MR case: zero-filled images in units of `scan.scale`.
 
   The structure is added to every coil's image along the local phase, so that it
   adds its contrast to the root sum of squares, and goes through the sampling with
-  the rest. Fresh noise is thermal noise added to the measured k-space, which
-  already has its own: outputs move by less than between two scans.
+  the rest. Fresh noise is what `add_noise` adds; without it, thermal noise is added
+  to the measured k-space, which already has its own: outputs move by less than
+  between two scans.
 
   Args:
     case: of `plan`, in pixels and shares of the scan's maximum.
     scan: the slice, NumPy arrays.
     repeats: fresh noise realisations.
     seed: of places and noise.
+    added_noise: see `add_noise`; the case and its twin have the same.
 
   Returns:
     The case.
@@ -183,17 +185,44 @@ def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int) -> Case:
   rng = np.random.default_rng([zlib.crc32(case.name.encode()), seed])
   structure = place_mr(rng, scan, case.structure)
   with_it = insert_mr(scan, [structure])
-  sigma = np.asarray(noise.sigma_from_kspace(scan))
-  draws = rng.standard_normal((repeats, 2, *scan.kspace.shape)).astype(np.float32)
-  drawn = [with_it.kspace + np.where(scan.acquired, sigma[:, None, None] * (a + 1j * b), 0) for a, b in draws]
-
-  def seen(kspace):
-    return zero_filled(scan.replace(kspace=kspace.astype(scan.kspace.dtype))).low_dose / scan.scale
-
-  fresh = np.stack([seen(k) for k in drawn])
+  if added_noise:
+    own, *fresh = rng.integers(2**32, size=1 + repeats)
+    image, twin = (_seen(add_noise(np.random.default_rng(own), s, added_noise)) for s in (with_it, scan))
+    noisy = [add_noise(np.random.default_rng(k), with_it, added_noise) for k in fresh]
+  else:
+    image, twin = _seen(with_it), _seen(scan)
+    sigma = np.asarray(noise.sigma_from_kspace(scan))[:, None, None]
+    noisy = [with_it.replace(kspace=with_it.kspace + _complex_normal(rng, scan) * sigma) for _ in range(repeats)]
+  fresh = np.stack([_seen(s) for s in noisy])
   target, twin_target = with_it.target / scan.scale, scan.target / scan.scale
-  image, twin = seen(with_it.kspace), seen(scan.kspace)
-  return Case(image, twin, twin, target, twin_target, fresh, fresh - (image - target), (structure.row, structure.col), structure.diameter, structure.contrast)
+  # What noise does to the anatomy itself: the mean over the repeats is what undersampling and rectified noise add.
+  systematic = fresh.mean(0) - target if added_noise else image - target
+  return Case(image, twin, twin, target, twin_target, fresh, fresh - systematic, (structure.row, structure.col), structure.diameter, structure.contrast)
+
+
+def _seen(scan):
+  return zero_filled(scan).low_dose / scan.scale
+
+
+def _complex_normal(rng, scan):
+  """Complex noise of unit deviation in both parts where the scan was acquired, in its precision."""
+  drawn = rng.standard_normal((2, *scan.kspace.shape))
+  return np.where(scan.acquired, drawn[0] + 1j * drawn[1], 0).astype(scan.kspace.dtype)
+
+
+def add_noise(rng: np.random.Generator, scan: Scan, level: float) -> Scan:
+  """A scan of lower quality, as from a shorter or low-field examination: noise added to the measured k-space.
+
+  Args:
+    rng: of the noise.
+    scan: NumPy arrays.
+    level: deviation of the real and of the imaginary part in a fully sampled
+      coil image, as a share of `scan.scale`.
+
+  Returns:
+    The scan with its old target.
+  """
+  return scan.replace(kspace=scan.kspace + (level * float(scan.scale)) * _complex_normal(rng, scan))
 
 
 def place_mr(rng: np.random.Generator, scan: Scan, structure: Structure) -> Structure:

@@ -32,8 +32,8 @@ class Data(NamedTuple):
 class _Read:
   """Reads an example; picklable for worker processes."""
 
-  def __init__(self, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None):
-    self.options, self.redraw, self.inserted = options, redraw, inserted
+  def __init__(self, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None, added_noise=0.0):
+    self.options, self.redraw, self.inserted, self.added_noise = options, redraw, inserted, added_noise
     self.form, self.emulate_single_coil, self.relative = form, emulate_single_coil, relative
 
   def __call__(self, example: fastmri.Example, epoch: int) -> Sample:
@@ -44,12 +44,14 @@ class _Read:
     scan = fastmri.read_scan(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
     if self.emulate_single_coil:
       scan = singlecoil.emulate(scan)
+    rng = np.random.default_rng((zlib.crc32(example.volume.name.encode()), example.slice, options['seed']))
     if self.inserted:
-      scan = self._insert(scan, (zlib.crc32(example.volume.name.encode()), example.slice, options['seed']))
+      scan = self._insert(scan, rng)
+    if self.added_noise:
+      scan = cases.add_noise(rng, scan, self.added_noise)
     return singlecoil.zero_filled(scan, relative=self.relative) if self.form == 'image' else scan
 
-  def _insert(self, scan, seed):
-    rng = np.random.default_rng(seed)
+  def _insert(self, scan, rng):
     drawn = [Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts'])) for _ in range(self.inserted['count'])]
     return cases.insert_mr(scan, [cases.place_mr(rng, scan, s) for s in drawn])
 
@@ -70,8 +72,9 @@ def reader(
   if form not in ('kspace', 'image'):
     raise ValueError(f'data.form: {form!r} is unknown; choose one of kspace, image')
   options = dict(form=form, emulate_single_coil=config.data.emulate_single_coil, relative=config.data.get('relative', False))
-  if config.data.get('inserted', None) and form == 'image':
-    options['inserted'] = dict(config.data.inserted)
+  if form == 'image':
+    options['added_noise'] = config.data.get('added_noise', 0.0)
+    options['inserted'] = dict(config.data.get('inserted', {}))
   return _Read(_mask_options(config), redraw, **options)
 
 

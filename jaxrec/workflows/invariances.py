@@ -4,6 +4,7 @@ Every case and its twin are measured; `judgement` makes rows of the measurements
 Every finished case is on the disk, so the same command goes on where it stopped.
 """
 
+import functools
 import json
 import time
 import zlib
@@ -43,7 +44,8 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       f'invariances: {options.num_samples} samples x {len(taps)} layers for {len(plans)} structures and their twins: '
       f'{2 * len(plans) * len(taps) * options.num_samples} images'
     )
-  _measure(config, run_folder, taps, plans, parallel, bad)
+  read = _reader(config, plans)
+  _measure(config, run_folder, taps, plans, read, parallel, bad)
   results.write_text(run_folder.folder / f'skipped-{parallel.part:05d}.json', json.dumps({'files': bad, 'boxes': {}}, indent=2))
   parallel.barrier('invariances')
   if parallel.part == 0:
@@ -55,7 +57,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     pictured = judgement.telling(rows, options.pictures)
     for plan in (p for p in plans if p.name in pictured):
       for tap in taps:
-        _picture(config, run_folder, tap, plan, plans, table[tap.name, plan.patient])
+        _picture(config, run_folder, tap, plan, *read(plans.index(plan)), table[tap.name, plan.patient])
     run_folder.compact_arrays()
     stored = {
       tap.name: {
@@ -79,12 +81,14 @@ def _read(config, plan) -> cases_lib.Case:
   if datasets.is_ct(config):
     return cases_lib.read_ct(plan, repeats=options.repeats, centre_hu=config.data.centre_hu, seed=config.seed)
   scan = datasets.reader(config, form='kspace')(loader.Example(plan.volume, plan.slice, None), 0)
-  return cases_lib.read_mr(plan, scan, repeats=options.repeats, seed=config.seed)
+  return cases_lib.read_mr(plan, scan, repeats=options.repeats, seed=config.seed, added_noise=config.data.get('added_noise', 0.0))
 
 
-def _others(config, plans, number):
-  """Inputs of other anatomy, for mismatched conditions."""
-  return np.stack([_read(config, plans[(number + i + 1) % len(plans)]).image for i in range(config.invariances.others)])
+def _reader(config, plans):
+  """`number -> (case, inputs of other anatomy)`; cases that serve their neighbours are read once."""
+  count = config.invariances.others
+  read = functools.lru_cache(maxsize=count + 1)(lambda number: _read(config, plans[number % len(plans)]))
+  return lambda number: (read(number), np.stack([read(number + i + 1).image for i in range(count)]))
 
 
 class Tap:
@@ -200,7 +204,7 @@ def _near(case):
   return invariances.disc(case.image.shape, case.centre, case.diameter + 4)[0]
 
 
-def _measure(config, run_folder, taps, plans, parallel, bad):
+def _measure(config, run_folder, taps, plans, read, parallel, bad):
   path = run_folder.folder / 'rows' / f'{run_folder.part:05d}.{judgement.MEASURED}'
   done = {tuple(row[k] for k in judgement.KEY) for row in judgement.measured(run_folder.folder)}
   sizes = sorted({p.structure.diameter for p in plans})
@@ -210,7 +214,7 @@ def _measure(config, run_folder, taps, plans, parallel, bad):
     if not wanted:
       continue
     try:
-      case, others = _read(config, plan), _others(config, plans, number)
+      case, others = read(number)
     except DataError as error:
       bad[plan.name] = str(error)
       continue
@@ -273,10 +277,10 @@ def _contrasts(plan, case, sizes, views):
   return contrasts
 
 
-def _picture(config, run_folder, tap, plan, plans, limits):
+def _picture(config, run_folder, tap, plan, case, others, limits):
   """Pictures of one case: samples in order, those that A ranks first, and those that differ most everywhere."""
-  case, shown = _read(config, plan), config.invariances.shown
-  found = tap(config, plan.name, case, 1, _others(config, plans, plans.index(plan)))
+  shown = config.invariances.shown
+  found = tap(config, plan.name, case, 1, others)
   samples, reference = found['anatomies'], case.image if config.invariances.domain == 'low_dose' else case.target
   within = found['excess'] > limits.family
   ranked = invariances.rank_by_component(found['deviations'], limits.family, within)[:shown]

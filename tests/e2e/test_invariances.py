@@ -120,6 +120,21 @@ def test_mr_cases_put_a_structure_into_the_measurement():
   assert np.abs(case.noisy - case.target).mean() < 0.5 * np.abs(case.fresh - case.target).mean()
 
 
+def test_added_noise_is_that_of_a_worse_scan():
+  scan = synthetic.scan(0, rows=48, cols=48, coils=3, acceleration=2, center_fraction=0.2)
+  added = cases.add_noise(np.random.default_rng(1), scan, 0.1).kspace - scan.kspace
+  everywhere = np.broadcast_to(scan.acquired, added.shape)
+  assert not added[~everywhere].any()
+  for part in (added[everywhere].real, added[everywhere].imag):
+    assert part.std() == pytest.approx(0.1 * float(scan.scale), rel=0.05)
+  plan = cases.Plan('a-000-0', 'a', None, 0, cases.Structure(0, -1.0, -1.0, 4.0, 0.4), True)
+  case = cases.read_mr(plan, scan, repeats=16, seed=0, added_noise=0.1)
+  # Both twins have the same noise, repeats have another of the same size.
+  assert np.abs(case.image - case.twin).mean() < 0.2 * np.abs(case.image - case.fresh[0]).mean()
+  assert np.abs(case.fresh[1] - case.fresh[0]).mean() == pytest.approx(np.abs(case.image - case.fresh[0]).mean(), rel=0.2)
+  np.testing.assert_allclose(case.noisy.mean(0), case.target, atol=1e-5)
+
+
 def test_mistakes_in_the_analysis_are_named(tmp_path):
   config = invariances_cnn10.get_config('smoke')
   config.stages = ('invariances',)
