@@ -224,7 +224,7 @@ def _pictures(page, source):
     if rows:
       page.figure(
         f'samples-{source.slug}-{case}', figures.sample_panel(rows, source.ct),
-        f'{case}: input x, full-dose image y, output f(x), samples (the same noise v for every layer) and their standard deviation; below, f of every sample. The circle is the structure. Shown are cases whose samples most often lack a structure that the input shows.' + source.domain,
+        f'{case}: input x, target y (full dose, or fully sampled), output f(x), samples (the same noise v for every layer) and their standard deviation; below, f of every sample. The circle is the structure. Shown are cases whose samples most often lack a structure that the input shows.' + source.domain,
       )  # fmt: skip
       page.figure(
         f'changes-{source.slug}-{case}', figures.change_panel(rows[-1][1], source.ct),
