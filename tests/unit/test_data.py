@@ -278,7 +278,7 @@ def test_worker_processes_read_the_same(dataset):
   # Worker processes of grain read absl's flags, which the launcher parses.
   flags.FLAGS.mark_as_parsed()
   volumes = fastmri.index(fastmri.folder(dataset, 'train')).volumes
-  from jaxrec.workflows.factory import _Read
+  from jaxrec.workflows.datasets import _Read
 
   read = _Read(dict(MASK, seed=0), redraw=True)
   streams = [loader.training_batches(loader.slices_of(volumes), read, 2, seed=0, workers=w) for w in (0, 1)]
