@@ -66,7 +66,7 @@ def analysis(config: ml_collections.ConfigDict, network: str, autoencoder: str, 
     diameters=(2.0, 3.0, 4.0, 6.0, 8.0, 10.0), contrasts=(200.0, 400.0, 800.0), pictures=4, shown=6, max_moments=1000,
   ))  # fmt: skip
   if demo:
-    config.invariances.update(num_samples=40, max_cases=0, repeats=48, corrections=1, others=4, max_moments=192)
+    config.invariances.update(num_samples=40, repeats=48, corrections=1, others=4, max_moments=192)
   if profile == 'smoke':
     config.invariances.update(num_samples=6, chunk=3, repeats=4, corrections=1, others=2, alpha=0.25, max_cases=3, pictures=1, max_moments=4)
   return config

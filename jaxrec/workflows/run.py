@@ -56,7 +56,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   folder.check_config(config.to_dict())
   if 'train' in config.stages or 'attack' in config.stages:
     data = datasets.data(config, workdir, parallel)
-    parallel.barrier('data')
     volumes = [*data.train.volumes, *data.val.volumes]
     folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(volumes), data=str(data.val.volumes[0].path))
     if 'train' in config.stages:
@@ -74,7 +73,6 @@ def _sample(config, workdir):
   folder.check_config(config.to_dict())
   # Beside the networks' runs, so that all share one phantom.
   data = datasets.data(config, workdir / 'stage', parallel)
-  parallel.barrier('data')
   folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path))
   invariances.run(config, folder, data, parallel)
 
