@@ -78,3 +78,11 @@ def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = ''
   if network == 'dugan':
     config.train.task = ml_collections.ConfigDict(dict(name='du_gan', critic=dict(name='dugan_discriminator', **sizes), mix_steps=7615 if not small else 100))
   return config
+
+
+def independent(name: str, arg: str) -> ml_collections.ConfigDict:
+  """A CNN-10 whose outputs serve as features: another network than the one that is trained or asked for its blind spots."""
+  config = denoiser(base(name, arg), 'cnn10', label='independent')
+  config.seed = 1
+  config.stages = ('train',)
+  return config

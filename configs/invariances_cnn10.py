@@ -30,9 +30,7 @@ def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[i
   """
   config = ml_collections.ConfigDict(dict(name=name, profile=arg or 'paper', label=label, seed=0, stages=('invariances', 'report')))
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
-  # Its features judge reconstructions: another network than the one whose blind spots are asked for.
-  runs.independent = ct.denoiser(ct.base(name, arg), 'cnn10', label='independent')
-  runs.independent.seed = 1
+  runs.independent = ct.independent(name, arg)
   runs.denoiser = ct.denoiser(ct.base(name, arg), network, label=label, perceptual='independent')
   runs.vae = invariances.autoencoder(_patches(name, arg), 'denoiser', size=_patches(name, arg).data.patch, perceptual='independent')
   flows = {f'flow_{layer}': layer for layer in layers} | {'flow_output': 0}

@@ -18,9 +18,7 @@ def get_config(arg: str = ''):
   if config.profile == 'paper':
     return config
   runs = ml_collections.ConfigDict(sort_keys=False)
-  runs.independent = ct.denoiser(ct.base('wganvgg', arg), 'cnn10', label='independent')
-  runs.independent.seed = 1
-  runs.independent.stages = ('train',)
+  runs.independent = ct.independent('wganvgg', arg)
   runs.wganvgg = config
   config.stages = ('train', 'attack')
   report = ml_collections.ConfigDict(dict(draws=config.report.draws, runs=(), generators=()))

@@ -51,7 +51,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   if parallel.part == 0:
     found = judgement.measured(run_folder.folder)
     table = judgement.by_patient(found, options.alpha)
-    rows = judgement.judge(found, options.alpha)
+    rows = judgement.judge(found, table)
     head = list(rows[0]) if rows else []
     results.write_csv(run_folder.folder / 'invariances.csv', head, [[row.get(c) for c in head] for row in rows])
     pictured = judgement.telling(rows, options.pictures)
@@ -73,7 +73,9 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
 
 def rows(folder) -> list[dict[str, Any]]:
   """Rows of a run folder, judged by its own `invariances.alpha`."""
-  return judgement.judge(judgement.measured(folder), results.read_json(folder / 'config.json').get('invariances', {}).get('alpha', 0.05))
+  found = judgement.measured(folder)
+  alpha = results.read_json(folder / 'config.json').get('invariances', {}).get('alpha', 0.05)
+  return judgement.judge(found, judgement.by_patient(found, alpha))
 
 
 def _read(config, plan) -> cases_lib.Case:

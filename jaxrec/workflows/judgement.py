@@ -4,7 +4,7 @@ Every patient is judged by the nodule-free twins of all others, so that no
 threshold has seen the patient and none is wasted on a group set aside.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ def by_patient(found: Sequence[dict[str, Any]], alpha: float) -> dict[tuple[str,
   }
 
 
-def judge(found: Sequence[dict[str, Any]], alpha: float) -> list[dict[str, Any]]:
+def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thresholds]) -> list[dict[str, Any]]:
   """One row per case, layer and twin.
 
   Contrasts are against the anatomy without the structure, so that vessels do not
@@ -87,12 +87,11 @@ def judge(found: Sequence[dict[str, Any]], alpha: float) -> list[dict[str, Any]]
 
   Args:
     found: of `measured`.
-    alpha: share of twins that cross each threshold.
+    table: of `by_patient`.
 
   Returns:
     Rows of scalars.
   """
-  table = by_patient(found, alpha)
   rows = []
   for row in found:
     limits, size = table[row['layer'], row['patient']], str(row['diameter'])

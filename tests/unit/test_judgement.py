@@ -22,8 +22,12 @@ def twins(patients=10, cases=12):
   return [measurement(p, c, 0) for p in range(patients) for c in range(cases)]
 
 
+def judged(found):
+  return judgement.judge(found, judgement.by_patient(found, 0.05))
+
+
 def test_twins_cross_as_often_as_intended():
-  rows = judgement.judge(twins(), 0.05)
+  rows = judged(twins())
   for name, tolerance in (('present_samples', 0.01), ('present_input', 0.05), ('noise_crosses', 0.03)):
     assert abs(np.mean([r[name] for r in rows]) - 0.05) < tolerance, name
   assert abs(np.mean([r['noise_plausible_input'] for r in rows]) - 0.95) < 0.04
@@ -46,14 +50,14 @@ def test_lost_needs_no_contrast_and_plausible_noise():
   cases = [
     measurement(0, 100, 1, contrast=9.0), measurement(0, 101, 1, contrast=-9.0), measurement(0, 102, 1, contrast=-9.0, noise=50.0, excess=9.0)
   ]  # fmt: skip
-  there, gone, absorbed = [r for r in judgement.judge([*twins(), *cases], 0.05) if r['structure']]
+  there, gone, absorbed = [r for r in judged([*twins(), *cases]) if r['structure']]
   assert (there['present_samples'], there['lost'], there['altered']) == (1, 0, 0)
   assert (gone['present_samples'], gone['lost'], gone['noise_plausible']) == (0, 1, 1)
   assert (absorbed['present_samples'], absorbed['lost'], absorbed['noise_plausible'], absorbed['altered']) == (0, 0, 0, 1)
   assert gone['contrast_low'] <= gone['contrast_samples'] <= gone['contrast_high']
   assert judgement.telling([there | {'present_input': 1}, gone | {'present_input': 1}], 1) == [gone['case']]
   # Samples that carry their own noise are not asked for another.
-  (alone,) = [r for r in judgement.judge([*twins(), cases[1] | {'noise_near': []}], 0.05) if r['structure']]
+  (alone,) = [r for r in judged([*twins(), cases[1] | {'noise_near': []}]) if r['structure']]
   assert alone['lost'] == 1
 
 
@@ -64,4 +68,4 @@ def test_measurements_are_read_once_and_too_few_are_named(tmp_path):
   (tmp_path / 'rows' / '00000.measured.jsonl').write_text(text + '\n')
   assert judgement.measured(tmp_path) == found
   with pytest.raises(ValueError, match='needs at least 20 images under noise, there are 4'):
-    judgement.judge(found, 0.05)
+    judged(found)
