@@ -57,7 +57,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     pictured = judgement.telling(rows, options.pictures)
     for plan in (p for p in plans if p.name in pictured):
       for tap in taps:
-        _picture(config, run_folder, tap, plan, *read(plans.index(plan)), table[tap.name, plan.patient])
+        _picture(config, run_folder, tap, plan, *read(plan), table[tap.name, plan.patient])
     run_folder.compact_arrays()
     stored = {
       tap.name: {
@@ -87,10 +87,25 @@ def _read(config, plan) -> cases_lib.Case:
 
 
 def _reader(config, plans):
-  """`number -> (case, inputs of other anatomy)`; cases that serve their neighbours are read once."""
-  count = config.invariances.others
-  read = functools.lru_cache(maxsize=count + 1)(lambda number: _read(config, plans[number % len(plans)]))
-  return lambda number: (read(number), np.stack([read(number + i + 1).image for i in range(count)]))
+  """`plan -> (case, inputs of other patients)`; the same few inputs serve all cases of a patient."""
+
+  @functools.cache
+  def others(patient):
+    rng = np.random.default_rng([zlib.crc32(patient.encode()), config.seed])
+    found = []
+    for number in rng.permutation([i for i, p in enumerate(plans) if p.patient != patient]):
+      try:
+        found.append(_read(config, plans[number]).image)
+      except DataError:
+        # Named when its own turn comes.
+        continue
+      if len(found) == config.invariances.others:
+        break
+    if not found:
+      raise DataError(f'invariances: no case of another patient than {patient} can be read')
+    return np.stack(found)
+
+  return lambda plan: (_read(config, plan), others(plan.patient))
 
 
 class Tap:
@@ -210,13 +225,13 @@ def _measure(config, run_folder, taps, plans, read, parallel, bad):
   path = run_folder.folder / 'rows' / f'{run_folder.part:05d}.{judgement.MEASURED}'
   done = {tuple(row[k] for k in judgement.KEY) for row in judgement.measured(run_folder.folder)}
   sizes = sorted({p.structure.diameter for p in plans})
-  mine = list(enumerate(plans))[parallel.part :: parallel.parts]
-  for number, plan in tqdm(mine, desc='invariances', unit='case', disable=parallel.part > 0):
+  mine = plans[parallel.part :: parallel.parts]
+  for plan in tqdm(mine, desc='invariances', unit='case', disable=parallel.part > 0):
     wanted = [(tap, s) for tap in taps for s in (1, 0) if (plan.name, tap.name, s) not in done]
     if not wanted:
       continue
     try:
-      case, others = read(number)
+      case, others = read(plan)
     except DataError as error:
       bad[plan.name] = str(error)
       continue
