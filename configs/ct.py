@@ -23,7 +23,10 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   config.data = ml_collections.ConfigDict(dict(
     layout='ldct', root=os.environ.get('LDCT_ROOT', '') if paper else '', patients='configs/ldct_chest.json' if paper else '',
     offset=0.0, patch=128, evaluate_patch=0, centre_hu=(), patches_per_patient=500, keep_slices=1.0, workers=4 if paper else 0,
-    phantom=dict(train=40, val=12, slices=2, repeats=24, nodules=8, pixels=256, photons=7e3, dose=0.1, seed=0),
+    phantom=dict(
+      train=40, val=12, slices=2, repeats=24, nodules=8, pixels=256, photons=7e3, dose=0.1, seed=0,
+      diameters=(2.0, 3.0, 4.0, 6.0, 8.0, 10.0), contrasts=(200.0, 400.0, 800.0),
+    ),
   ))  # fmt: skip
   config.train.update(loss='mse', drop_at=0.0, num_epochs=0.0, validate_every=1000, patience=0)
   config.train.b1 = 0.9
@@ -32,7 +35,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   if config.profile == 'demo':
     config.data.update(patch=40, patches_per_patient=16)
     # Four times the photons of the chest data: below that, structures of 2 to 3 mm drown in the input's own noise.
-    config.data.phantom.update(train=30, val=16, repeats=48, photons=2.8e4)
+    config.data.phantom.update(train=30, val=16, repeats=48, photons=2.8e4, nodules=6, diameters=(2.0, 3.0, 4.0, 6.0), contrasts=(200.0, 400.0))
     config.train.update(batch_size=16, num_steps=300, validate_every=100, max_validation=8, learning_rate=1e-3)
     config.attack.max_examples = 8
   if config.profile == 'smoke':

@@ -28,8 +28,8 @@ def autoencoder(config: ml_collections.ConfigDict, network: str, *, size: int, p
     # Weights of a likelihood, Laplacian with the deviation of the full-dose noise.
     task |= dict(image='target', l1_weight=8.0, kl_weight=0.5, perceptual_weight=1000.0, adversarial_weight=0.3, critic_learning_rate=1e-3)
     task['critic'] |= dict(chans=8 if demo else 2, depth=3 if demo else 1)
-    config.train.update(num_epochs=0.0, learning_rate=2e-3, num_steps=800 if demo else 2, batch_size=16 if demo else 4)
-    config.train.update(validate_every=400 if demo else 2)
+    config.train.update(num_epochs=0.0, learning_rate=2e-3, num_steps=500 if demo else 2, batch_size=16 if demo else 4)
+    config.train.update(validate_every=250 if demo else 2)
   config.train.task = ml_collections.ConfigDict(task)
   return config
 
@@ -44,29 +44,29 @@ def flow(config: ml_collections.ConfigDict, network: str, autoencoder: str, laye
   if config.profile != 'paper':
     demo = config.profile == 'demo'
     config.model.update(blocks=6 if demo else 2, hidden=128 if demo else 4, chans=12 if demo else 2, depth=3 if demo else 1, embedding=32 if demo else 3)
-    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=600 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
-    config.train.update(validate_every=300 if demo else 2)
+    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=400 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
+    config.train.update(validate_every=200 if demo else 2)
   return config
 
 
-def analysis(config: ml_collections.ConfigDict, network: str, autoencoder: str, flows: dict[str, int], profile: str) -> ml_collections.ConfigDict:
+def analysis(config: ml_collections.ConfigDict, network: str, autoencoder: str, flows: tuple[str, ...], profile: str) -> ml_collections.ConfigDict:
   """The sampling and the analyses of one network, after its `experiments`.
 
   Args:
     config: a comparison with `experiments`.
     network: run of the network.
     autoencoder: run of the VAE.
-    flows: layer of every flow's run.
+    flows: runs of the flows, one per layer.
     profile: of the experiments.
   """
   demo = profile == 'demo'
   config.invariances = ml_collections.ConfigDict(dict(
-    network=network, autoencoder=autoencoder, domain=config.experiments[autoencoder].train.task.image, flows=ml_collections.ConfigDict(flows, sort_keys=False), num_samples=250, chunk=25,
+    network=network, autoencoder=autoencoder, flows=flows, num_samples=250, chunk=25,
     repeats=24, others=8, corrections=10, alpha=0.05, scales=(1.0,), max_cases=0, per_slice=4,
     diameters=(2.0, 3.0, 4.0, 6.0, 8.0, 10.0), contrasts=(200.0, 400.0, 800.0), pictures=4, shown=6, max_moments=1000,
   ))  # fmt: skip
   if demo:
-    config.invariances.update(num_samples=40, repeats=48, corrections=1, others=4, max_moments=192)
+    config.invariances.update(num_samples=32, chunk=16, repeats=48, corrections=1, others=4, max_moments=192)
   if profile == 'smoke':
     config.invariances.update(num_samples=6, chunk=3, repeats=4, corrections=1, others=2, alpha=0.25, max_cases=3, pictures=1, max_moments=4)
   return config

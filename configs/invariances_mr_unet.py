@@ -32,18 +32,17 @@ def get_config(arg: str = ''):
   runs.flow_output = invariances.flow(_images(arg), 'denoiser', 'vae')
   if profile == 'demo':
     # Reading scans takes longer than training on them.
-    runs.vae.train.update(num_steps=600, validate_every=300)
     runs.flow_output.train.batch_size = 16
   for run in runs.values():
     run.stages = ('train',)
   config.data = runs.vae.data
   config.train = ml_collections.ConfigDict(dict(num_devices=0))
   config.report = ml_collections.ConfigDict(dict(draws=runs.vae.report.draws, runs=(), generators=()))
-  config = invariances.analysis(config, 'denoiser', 'vae', {'flow_output': 0}, profile)
+  config = invariances.analysis(config, 'denoiser', 'vae', ('flow_output',), profile)
   config.invariances.update(diameters=DIAMETERS, contrasts=CONTRASTS)
   if profile == 'demo':
     # Few classes, so that each has enough cases.
-    config.invariances.update(max_cases=160, corrections=3, diameters=(1.5, 2.0, 4.0), contrasts=(0.2, 0.4))
+    config.invariances.update(max_cases=160, corrections=3, diameters=(1.5, 2.0, 4.0), contrasts=(0.3, 0.4))
   return config
 
 

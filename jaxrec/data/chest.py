@@ -8,6 +8,7 @@ same noise wherever they measured the same.
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,7 @@ class ChestVolume(NamedTuple):
 
 def volume(
   seed: int, *, slices: int = 2, repeats: int = 0, nodules: int = 8, pixels: int = 256, photons: float = 7e3,
-  dose: float = 0.1,
+  dose: float = 0.1, diameters: Sequence[float] = DIAMETERS, contrasts: Sequence[float] = CONTRASTS,
 ) -> ChestVolume:  # fmt: skip
   """Draws the slices of one patient and scans them.
 
@@ -61,11 +62,13 @@ def volume(
     seed: anatomy, nodules and noise follow from it.
     slices: slices, 8 mm apart in shape.
     repeats: further low-dose scans of every slice.
-    nodules: nodules per slice, of `DIAMETERS` and `CONTRASTS`.
+    nodules: nodules per slice.
     pixels: rows and columns of 400 mm; detector and views go with it.
     photons: I0 of the full dose per detector bin; 7e3 gives low-dose images
       the PSNR of the real chest data, 18 dB in a range of 4095 HU.
     dose: low dose over full dose.
+    diameters: of nodules, mm.
+    contrasts: of nodules to the lung, HU.
 
   Returns:
     The patient.
@@ -81,7 +84,7 @@ def volume(
   low, full, twin, again, structures = [], [], [], [], []
   for s in range(slices):
     shapes, lungs = body.draw(8.0 * s, rng)
-    found = _nodules(rng, lungs, nodules)
+    found = _nodules(rng, lungs, nodules, diameters, contrasts)
     middle = (pixels - 1) / 2
     structures += [
       Structure(s, row / geometry.pixel + middle, col / geometry.pixel + middle, 2 * radius, contrast)
@@ -169,7 +172,7 @@ def _hounsfield(attenuation):
   return np.clip(np.round(1000 * (attenuation / WATER - 1)), -1024, 3071).astype(np.int16)
 
 
-def _nodules(rng, lungs, count):
+def _nodules(rng, lungs, count, diameters, contrasts):
   """`(row, col, radius, contrast)` in mm and HU, inside the lungs and apart from each other."""
   found = []
   for _ in range(40 * count):
@@ -177,7 +180,7 @@ def _nodules(rng, lungs, count):
       break
     at = _place(rng, lungs[rng.integers(len(lungs))], 0.8, 0.64)
     if at is not None and all(np.hypot(at[0] - r, at[1] - c) > 24 for r, c, *_ in found):
-      found.append((*at, rng.choice(DIAMETERS) / 2, rng.choice(CONTRASTS)))
+      found.append((*at, rng.choice(diameters) / 2, rng.choice(contrasts)))
   return found
 
 

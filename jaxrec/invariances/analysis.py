@@ -4,7 +4,7 @@
   are larger than new noise on the same anatomy makes them anywhere.
 - B, structure-conditioned search: the contrast of a known structure over the samples.
 - Control: the structure is put in or taken out of the input, and the output's move
-  compared with that under new noise.
+  compared with that under new noise, and with the input's own move.
 
 Both analyses are ours; what Eulig et al. 2025 do is known to us from its abstract only.
 """
@@ -243,6 +243,31 @@ def presence_threshold(absent: np.ndarray, *, alpha: float = 0.05) -> float:
     The threshold, in the units of the contrast.
   """
   return float(np.quantile(np.asarray(absent, float).ravel(), 1 - alpha, method='higher'))
+
+
+def detectability(image: Any, changed: Any, fresh: Any, inside: Array, around: Array) -> Scalar:
+  """How well the contrast at a structure tells its presence from new noise, d'.
+
+  `|c(x) - c(x_changed)| / std_j c(x_j)` with c of `contrast`. Asked of inputs and
+  of outputs, it says what the network does to the structure: where it falls below
+  1.64, one in twenty scans without the structure shows as much contrast.
+
+  Args:
+    image: `[row, col]`, with or without the structure; or an output.
+    changed: the same under the same noise, the other way round.
+    fresh: the same anatomy under new noise, `[repeat, row, col]`.
+    inside: `[row, col]` bool, see `disc`.
+    around: `[row, col]` bool.
+
+  Returns:
+    `[]`.
+
+  Reference:
+    Barrett and Myers 2004, Foundations of Image Science, chapter 13 (a linear
+    observer with the disc as its template).
+  """
+  seen = contrast(fresh, inside, around)
+  return jnp.abs(contrast(image, inside, around) - contrast(changed, inside, around)) / jnp.std(seen, ddof=1)
 
 
 def displacement(output: Any, changed: Any, fresh: Any, mask: Array | None = None) -> Scalar:

@@ -12,6 +12,10 @@ from jaxrec.workflows import invariances
 from jaxrec.workflows.page import Page
 
 
+# Detectability at which noise alone shows as much contrast in one of twenty scans: the standard normal's 95% point.
+DETECTABLE = 1.645
+
+
 def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   """Writes `figures/*.png`, `classes.csv`, `ranking.csv` and `report.html` in a run folder.
 
@@ -35,17 +39,18 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   page.text(_summary(runs, found[1]))
   page.heading('Which structures are ignored')
   page.table(
-    'By size and contrast. Present: share of cases (or samples) whose contrast to the anatomy without the structure exceeds the threshold that 5% of '
-    'the other patients\' twins exceed, in the input, in the network\'s output and in the samples. Lost: share of samples that do not show the structure and whose noise near it is '
-    'no larger than 95% of scans have. A: share of cases where the samples vary significantly beyond noise at the structure, and at the same place of the twin. Control: '
-    'move of the output when the structure is taken out, over the move under new noise, in the whole image as in the gap, and near the structure. Ignored: B finds it '
-    '(most samples lost it), A finds it (changes there more often than in twins), the control is below 1, and the samples do share the output (their distance is below that of fresh noise, '
-    'and that of samples for other images above); each with 95% bootstrap intervals over patients, without correction for the number of classes.',
+    'By size and contrast. In input, output, samples: share of cases (or samples) whose contrast to the anatomy without the structure exceeds what 5% of the other '
+    'patients\' twins exceed there. Shown: more often in the input than in the samples. Lost: share of samples that do not show the structure and whose noise near it is no larger than 95% of scans '
+    'have; B: more than half. Changed there: share of cases where the samples vary beyond noise at the structure; A: more often than at the same place of the twin. '
+    'Control, without samples: move of the contrast at the structure when it is taken out, in standard deviations under new noise (detectability), in the input and in the output; confirmed: below 1.64 '
+    'in the output, and less than in the input. Moves: move of the whole output then, over that under new noise, near the structure and everywhere. Gap there: distance of f of the samples '
+    'from f(x) near the structure, over that of new noise. Ignored: all of these, and the samples share the output (gap below 1, everywhere and near the structure, and above 1 for samples made for '
+    'other patients). Each with a 95% bootstrap interval over patients, without correction for the number of classes.',
     *found, name='classes',
   )  # fmt: skip
   if len(runs) > 1 or len({r['layer'] for s in runs for r in s.rows}) > 1:
     page.table(
-      'Networks and layers by the share of samples that lost a structure which is there',
+      'Networks and layers by the share of samples that lost a structure which the input shows',
       *ranking(runs, draws), name='ranking',
     )  # fmt: skip
   for source in runs:
@@ -59,7 +64,7 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   page.heading('Do samples share the output?')
   page.table(
     'Median distance of f(x\') from f(x) over |f(x)|. Gap: samples over fresh noise on the same anatomy; below 1, the network sees the samples as '
-    'more alike than two scans. Mismatched: samples made for other images.',
+    'more alike than two scans. Mismatched: samples made for other patients.',
     *consistency(runs, draws), name='consistency',
   )  # fmt: skip
   page.table('Errors of the analyses on twins without structures, judged by other patients, and the flow\'s noise on held-out images', *calibration(runs, draws), name='calibration')
@@ -89,12 +94,14 @@ class _Source:
     self.thresholds = results.read_json(folder / 'thresholds.json')
     self.label = self.config.get('label') or folder.name
     self.slug = results.safe_name(self.label)
-    self.layers = list(self.config.get('invariances', {}).get('flows', {}))
+    self.layers = list(self.config.get('invariances', {}).get('flows', ()))
     self.ct = self.config.get('data', {}).get('layout', 'fastmri') == 'ldct'
-    target = self.config.get('invariances', {}).get('domain') == 'target'
+    options, runs = self.config.get('invariances', {}), self.config.get('experiments', {})
+    autoencoder = runs.get(options.get('autoencoder'), {}).get('train', {}).get('task', {})
+    target = autoencoder.get('image') == 'target'
     self.domain = ' Samples are anatomies: with noise near that of x they are inputs with nearly the same output, shown below each.' if target else ''
     self.unit = 'mm' if self.ct else 'pixels'
-    task = self.config.get('experiments', {}).get('vae', {}).get('train', {}).get('task', {}).get('perceptual', {})
+    task = autoencoder.get('perceptual', {})
     self.perceptual = task.get('vgg') or (f'features of the run {task["network"]}' if task.get('network') else 'off')
 
   def pictures(self):
@@ -136,7 +143,7 @@ def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   Returns:
     Head and lines.
   """
-  head = ['network', 'layer', 'size', 'contrast', 'ignored', 'n', 'in input', 'in output', 'in samples', 'lost', 'B', 'changed there', 'in twin', 'A', 'control', 'confirmed', 'control, near']
+  head = ['network', 'layer', 'size', 'contrast', 'ignored', 'n', 'in input', 'in output', 'in samples', 'shown', 'lost', 'B', 'changed there', 'in twin', 'A', 'control, input', 'control, output', 'confirmed', 'moves there', 'everywhere', 'gap there']
   lines = []
   for s in runs:
     for layer in s.layers:
@@ -150,23 +157,28 @@ def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
         at = groups[size, contrast]
         lost = _stat(at, lambda r: r['lost'], draws)
         changed = _stat(at, lambda r: r['altered'] - twins[r['case']]['altered'], draws)
-        moved = _stat(at, lambda r: r['moved'], draws)
-        found = (lost[1] > 0.5, changed[1] > 0, moved[2] < 1)
-        shared = _shared(at, draws)
+        seen = _stat(at, lambda r: r['detectability_output'], draws)
+        less = _stat(at, lambda r: r['detectability_output'] - r['detectability_input'], draws)
+        more = _stat(at, lambda r: r['present_input'] - r['present_samples'], draws)
+        shown, b, a = more[1] > 0, lost[1] > 0.5, changed[1] > 0
+        confirmed = seen[2] < DETECTABLE and less[2] < 0
         lines.append([
-          s.label, layer, f'{size:g} {s.unit}', f'{contrast:g} HU' if s.ct else f'{100 * contrast:g}%', _word(all(found) and shared), str(len(at)),
+          s.label, layer, f'{size:g} {s.unit}', f'{contrast:g} HU' if s.ct else f'{100 * contrast:g}%', _word(shown and b and a and confirmed and _shared(at, draws)), str(len(at)),
           *(f'{np.mean([r[f"present_{view}"] for r in at]):.2f}' for view in ('input', 'output', 'samples')),
-          _cell(lost), _word(found[0]),
-          f'{np.mean([r["altered"] for r in at]):.2f}', f'{np.mean([twins[r["case"]]["altered"] for r in at]):.2f}', _word(found[1]),
-          _cell(moved), _word(found[2]), f'{np.mean([r["moved_near"] for r in at]):.2f}',
+          _word(shown), _cell(lost), _word(b),
+          f'{np.mean([r["altered"] for r in at]):.2f}', f'{np.mean([twins[r["case"]]["altered"] for r in at]):.2f}', _word(a),
+          f'{np.mean([r["detectability_input"] for r in at]):.2f}', _cell(seen), _word(confirmed),
+          *(f'{np.mean([r[name] for r in at]):.2f}' for name in ('moved_near', 'moved', 'gap_near')),
         ])  # fmt: skip
   return head, lines
 
 
 def _shared(rows, draws):
-  """Whether samples have the output of their input, and samples for other images do not."""
-  gap, other = _stat(rows, lambda r: r['gap'], draws), _stat(rows, lambda r: r['distance_mismatched'] / r['distance_fresh'], draws)
-  return gap[2] < 1 < other[1]
+  """Whether samples have the output of their input, also near the structure, and samples for other patients do not."""
+  gap, near, other = (
+    _stat(rows, value, draws) for value in (lambda r: r['gap'], lambda r: r['gap_near'], lambda r: r['distance_mismatched'] / r['distance_fresh'])
+  )
+  return gap[2] < 1 and near[2] < 1 < other[1]
 
 
 def _word(truth):
@@ -174,15 +186,17 @@ def _word(truth):
 
 
 def ranking(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
-  """Networks and layers, the blindest first, by how often samples lost a structure that is there."""
+  """Networks and layers, the blindest first, by how often samples lost a structure that the input shows."""
   found = []
   for s in runs:
     for layer in s.layers:
-      at = [r for r in s.rows if r['structure'] and r['layer'] == layer]
+      at = [r for r in s.rows if r['structure'] and r['layer'] == layer and r['present_input']]
+      if not at:
+        continue
       stat = _stat(at, lambda r: r['lost'], draws)
       gap = _stat(at, lambda r: r['gap'], draws)
       found.append((stat[0], [s.label, layer, _cell(stat), _cell(gap), str(len(at))]))
-  return ['network', 'layer', 'structures lost', 'gap', 'n'], [line for _, line in sorted(found, key=lambda f: -f[0])]
+  return ['network', 'layer', 'shown structures lost', 'gap', 'n'], [line for _, line in sorted(found, key=lambda f: -f[0])]
 
 
 def consistency(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
@@ -228,5 +242,5 @@ def _pictures(page, source):
       )  # fmt: skip
       page.figure(
         f'changes-{source.slug}-{case}', figures.change_panel(rows[-1][1], source.ct),
-        f'{case}, {rows[-1][0]}: above, samples with the largest significant change (box) and the map of excess variation; below, samples that differ most by mean absolute difference.',
+        f'{case}, {rows[-1][0]}: above, samples with the largest change (box) where they vary beyond noise, and the map of excess variation; below, samples that differ most by mean absolute difference.',
       )  # fmt: skip

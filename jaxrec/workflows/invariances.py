@@ -28,8 +28,9 @@ from jaxrec.workflows.train import loader_of
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Samples, measures and judges; finished cases are not computed again."""
   options = config.invariances
-  if options.domain not in ('low_dose', 'target'):
-    raise ValueError(f'invariances.domain: {options.domain!r} is unknown; choose one of low_dose, target')
+  for name, least in (('num_samples', 2), ('repeats', 4), ('others', 1)):
+    if options[name] < least:
+      raise ValueError(f'invariances.{name}: {options[name]} is too few; it takes {least} or more')
   plans = cases_lib.plan(
     data.val.volumes, diameters=options.diameters, contrasts=options.contrasts, per_slice=options.per_slice, seed=config.seed
   )
@@ -38,7 +39,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     raise DataError('invariances: needs cases of at least two held-out patients; add patients to the validation split')
   load = loader_of(run_folder.folder / 'stage', data, parallel)
   bad: dict[str, str] = dict(data.val.bad)
-  taps = [Tap(config, load, name, options.flows[name]) for name in options.flows]
+  taps = [Tap(config, load, name) for name in options.flows]
   if parallel.part == 0:
     print(
       f'invariances: {options.num_samples} samples x {len(taps)} layers for {len(plans)} structures and their twins: '
@@ -46,6 +47,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     )
   read = _reader(config, plans)
   _measure(config, run_folder, taps, plans, read, parallel, bad)
+  moments = {tap.name: tap.moments(config, data, bad) for tap in taps} if parallel.part == 0 else {}
   results.write_text(run_folder.folder / f'skipped-{parallel.part:05d}.json', json.dumps({'files': bad, 'boxes': {}}, indent=2))
   parallel.barrier('invariances')
   if parallel.part == 0:
@@ -61,7 +63,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     run_folder.compact_arrays()
     stored = {
       tap.name: {
-        'alpha': options.alpha, 'moments': tap.moments(config, data),
+        'alpha': options.alpha, 'moments': moments[tap.name],
         'by_patient': {patient: limits._asdict() for (layer, patient), limits in table.items() if layer == tap.name},
       }
       for tap in taps
@@ -111,12 +113,14 @@ def _reader(config, plans):
 class Tap:
   """One layer of the network with its flow: compiled programs for sampling and its yardsticks."""
 
-  def __init__(self, config, load, name, layer):
+  def __init__(self, config, load, name):
     options = config.invariances
+    # What the networks were trained for, not what an option repeats.
+    layer = config.experiments[name].train.task.layer
     network, variables = load(options.network)
     vae, vae_variables = load(options.autoencoder)
     flow, flow_variables = load(name)
-    self.name, self.layer = name, int(layer)
+    self.name = name
     output, tap = observer(network), observer(network, int(layer) or None)
     self.variables = dict(network=variables, vae=vae_variables, flow=flow_variables)
 
@@ -144,7 +148,7 @@ class Tap:
     scales = tuple(options.scales)
 
     # Samples of the high-dose domain are anatomies; what the corrections change of their images is noise.
-    apart = options.domain == 'target'
+    self.apart = apart = config.experiments[options.autoencoder].train.task.image == 'target'
 
     def everything(v, key, image, fresh, noisy, others, near):
       found = draw(v, key, image)
@@ -152,16 +156,15 @@ class Tap:
       z = encode(v, first, image, found.output)
       anatomies, reference = (found.drawn - v['noise'], noisy) if apart else (found.images, fresh)
 
-      def largest(noise):
-        z = invariances.deviations(noise + v['target'], fresh, scales=scales)
-        return jnp.max(jnp.abs(z) * near, (1, 2, 3))
+      def unlikely(noise):
+        return jnp.max(jnp.abs(invariances.deviations(noise + v['target'], fresh, scales=scales)), 1)
 
       return dict(
         anatomies=anatomies,
         outputs=found.outputs['output'],
         decoded=found.decoded,
-        noise_near=largest(found.images - anatomies) if apart else (),
-        noise_near_input=largest((image - v['target'])[None])[0],
+        noise_near=jnp.max(unlikely(found.images - anatomies) * near, (1, 2)) if apart else (),
+        unlikely=unlikely((image - v['target'])[None])[0],
         output=found.output['output'],
         outputs_fresh=jax.lax.map(lambda x: output(v['network'], x), fresh, batch_size=options.chunk),
         reconstruction=self.sampler.decode(v, z, found.output) - v['noise'],
@@ -184,23 +187,27 @@ class Tap:
     """
     image, target, fresh, noisy, _ = _side(case, structure)
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-    noise = image - target if config.invariances.domain == 'target' else np.zeros_like(image)
+    noise = image - target if self.apart else np.zeros_like(image)
     variables = self.variables | {'noise': noise, 'target': target}
     return jax.device_get(self.everything(variables, key, image, fresh, noisy, others, _near(case)))
 
-  def moments(self, config, data) -> dict[str, float]:
-    """Whether the flow's noise is standard normal on held-out images."""
-    examples = datasets.training_examples(config, data.val.volumes)[: config.invariances.max_moments]
+  def moments(self, config, data, bad) -> dict[str, float]:
+    """Whether the flow's noise is standard normal on held-out images; unreadable ones are added to `bad`."""
+    examples = loader.spread(datasets.training_examples(config, data.val.volumes), config.invariances.max_moments)
     keys = jax.random.split(jax.random.key(config.seed), len(examples))
     v = []
     for k, example in zip(keys, examples):
-      sample = data.read(example, 0)
-      noise = sample.low_dose - sample.target if config.invariances.domain == 'target' else np.zeros_like(sample.target)
+      try:
+        sample = data.read(example, 0)
+      except DataError as error:
+        bad[f'{example.volume.name}-{example.slice:03d}'] = str(error)
+        continue
+      noise = sample.low_dose - sample.target if self.apart else np.zeros_like(sample.target)
       v.append(self.forward(self.variables | {'noise': noise}, k, sample.low_dose))
     v = np.stack(v)
     found = invariances.noise_moments(jnp.asarray(v))
     return {
-      'examples': len(examples),
+      'examples': len(v),
       'mean_rms': float(jnp.sqrt(jnp.mean(found.mean**2))),
       'std_mean': float(jnp.mean(found.std)),
       'correlation': float(found.correlation),
@@ -217,8 +224,8 @@ def _side(case, structure):
   return case.twin, case.twin_target, fresh, noisy, case.image
 
 
-def _near(case):
-  return invariances.disc(case.image.shape, case.centre, case.diameter + 4)[0]
+def _near(case, diameter=None):
+  return invariances.disc(case.image.shape, case.centre, (diameter or case.diameter) + 4)[0]
 
 
 def _measure(config, run_folder, taps, plans, read, parallel, bad):
@@ -243,14 +250,16 @@ def _measure(config, run_folder, taps, plans, read, parallel, bad):
 
 def _row(config, plan, case, tap, structure, found, sizes):
   """What both analyses, the control and the yardsticks measure on one image at one layer."""
-  image, target, *_, changed = _side(case, structure)
+  image, target, fresh, _, changed = _side(case, structure)
   near, away = _near(case), found['away']
   size = plan.structure.diameter
   # A twin tells what is seen of any size where there is nothing.
-  contrasts = _contrasts(plan, case, [size] if structure else sizes, dict(
+  judged = [size] if structure else sizes
+  contrasts = _contrasts(plan, case, judged, dict(
     samples=found['anatomies'], input=image, reconstruction=found['reconstruction'], output=found['output'], true=target,
   ))  # fmt: skip
   moved = tap.observe(tap.variables, changed)
+  masks = invariances.disc(image.shape, case.centre, case.diameter)
   return {
     'case': plan.name,
     'layer': tap.name,
@@ -263,6 +272,7 @@ def _row(config, plan, case, tap, structure, found, sizes):
     'inserted': int(plan.inserted),
     'seed': config.seed,
     'gap': float(away.gap()),
+    'gap_near': float(np.median(invariances.displacement(found['output'], found['outputs'], found['outputs_fresh'], near))),
     'gap_decoded': float(np.median(found['decoded']) / np.median(away.fresh)),
     'distance_samples': float(np.median(away.samples)),
     'distance_fresh': float(np.median(away.fresh)),
@@ -273,10 +283,12 @@ def _row(config, plan, case, tap, structure, found, sizes):
     'contrast_true': contrasts.pop('true')[str(size)][0],
     'contrasts': contrasts,
     'noise_near': [round(float(z), 4) for z in found['noise_near']],
-    'noise_near_input': float(found['noise_near_input']),
+    'noise_near_input': {str(d): float(np.max(found['unlikely'][_near(case, _pixels(plan, d))])) for d in judged},
     'maxima': [float(m) for m in found['maxima']],
     'excess_near': float(np.max(found['excess'][near])),
     'excess': float(np.mean(found['excess'])),
+    'detectability_input': float(invariances.detectability(image, changed, fresh, *masks)),
+    'detectability_output': float(invariances.detectability(found['output'], moved, found['outputs_fresh'], *masks)),
     'moved_near': float(invariances.displacement(found['output'], moved, found['outputs_fresh'], near)),
     'moved': float(invariances.displacement(found['output'], moved, found['outputs_fresh'])),
   }
@@ -286,7 +298,7 @@ def _contrasts(plan, case, sizes, views):
   """Contrasts by view and diameter, against the anatomy without the structure."""
   contrasts = {view: {} for view in views}
   for size in sizes:
-    inside, around = invariances.disc(case.image.shape, case.centre, size / getattr(plan.volume, 'pixel', 1.0))
+    inside, around = invariances.disc(case.image.shape, case.centre, _pixels(plan, size))
     nothing = float(invariances.contrast(case.twin_target, inside, around))
     for view, images in views.items():
       found = np.atleast_1d(invariances.contrast(images, inside, around))
@@ -294,11 +306,15 @@ def _contrasts(plan, case, sizes, views):
   return contrasts
 
 
+def _pixels(plan, size):
+  return size / getattr(plan.volume, 'pixel', 1.0)
+
+
 def _picture(config, run_folder, tap, plan, case, others, limits):
   """Pictures of one case: samples in order, those that A ranks first, and those that differ most everywhere."""
   shown = config.invariances.shown
   found = tap(config, plan.name, case, 1, others)
-  samples, reference = found['anatomies'], case.image if config.invariances.domain == 'low_dose' else case.target
+  samples, reference = found['anatomies'], case.target if tap.apart else case.image
   within = found['excess'] > limits.family
   ranked = invariances.rank_by_component(found['deviations'], limits.family, within)[:shown]
   order = [i for i, _ in ranked]

@@ -16,19 +16,20 @@ MEASURED = 'measured.jsonl'
 KEY = ('case', 'layer', 'structure')
 # What is looked at for a structure: samples, the input, the autoencoder's image of the input, the network's output.
 VIEWS = ('samples', 'input', 'reconstruction', 'output')
-_LISTS = ('contrasts', 'maxima', 'noise_near')
+_LISTS = ('contrasts', 'maxima', 'noise_near', 'noise_near_input')
 
 
 class Thresholds(NamedTuple):
   """What twins without structures show.
 
   `family` of analysis A; `presence` by view and diameter, of analysis B, in the
-  units of the images; `noise`, of the largest deviation of noise near a place.
+  units of the images; `noise` by diameter, of the largest deviation of noise near
+  a structure of that size.
   """
 
   family: float
   presence: dict[str, dict[str, float]]
-  noise: float
+  noise: dict[str, float]
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
@@ -62,7 +63,7 @@ def thresholds(twins: Sequence[dict[str, Any]], alpha: float) -> Thresholds:
       }
       for view in VIEWS
     },
-    noise=invariances.presence_threshold([row['noise_near_input'] for row in twins], alpha=alpha),
+    noise={size: invariances.presence_threshold([row['noise_near_input'][size] for row in twins], alpha=alpha) for size in sizes},
   )
 
 
@@ -99,7 +100,7 @@ def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thres
     low, high = invariances.contrast_interval(contrasts['samples'])
     present = {view: contrasts[view] > limits.presence[view][size] for view in VIEWS}
     # Without noise of their own, samples cannot have an unlikely one.
-    plausible = np.less_equal(row['noise_near'], limits.noise) if row['noise_near'] else np.ones_like(present['samples'])
+    plausible = np.less_equal(row['noise_near'], limits.noise[size]) if row['noise_near'] else np.ones_like(present['samples'])
     rows.append({
       **{k: v for k, v in row.items() if k not in _LISTS},
       **{f'contrast_{view}': float(np.mean(contrasts[view])) for view in VIEWS},
@@ -107,7 +108,7 @@ def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thres
       'contrast_high': high,
       **{f'present_{view}': float(np.mean(present[view])) for view in VIEWS},
       'noise_plausible': float(np.mean(plausible)),
-      'noise_plausible_input': float(row['noise_near_input'] <= limits.noise),
+      'noise_plausible_input': float(row['noise_near_input'][size] <= limits.noise[size]),
       'lost': float(np.mean(plausible & ~present['samples'])),
       'altered': int(row['excess_near'] > limits.family),
       'noise_crosses': float(np.mean(np.asarray(row['maxima']) > limits.family)),
