@@ -121,6 +121,21 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   return config
 
 
+def share_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """One data set for all runs of a comparison: `--config.data.root=...` reaches each of them, as do the options beside it."""
+  runs = [*config.experiments.values()]
+  runs += [inner for run in runs for inner in run.get('experiments', {}).values()]
+  if 'data' not in config:
+    config.data = ml_collections.ConfigDict()
+  for name in ('root', 'annotations', 'patients', 'offset'):
+    holders = {id(run.data): run.data for run in runs if name in run.get('data', {})}
+    if holders:
+      shared = ml_collections.FieldReference(next(iter(holders.values()))[name])
+      for data in {id(config.data): config.data, **holders}.values():
+        data[name] = shared
+  return config
+
+
 def varnet(config: ml_collections.ConfigDict, **sizes: int) -> ml_collections.ConfigDict:
   """Adds an E2E-VarNet; the demo and smoke profiles replace its sizes by tiny ones."""
   small = {

@@ -35,7 +35,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   if config.profile == 'demo':
     config.data.update(patch=40, patches_per_patient=16)
     # Four times the photons of the chest data: below that, structures of 2 to 3 mm drown in the input's own noise.
-    config.data.phantom.update(train=30, val=16, repeats=48, photons=2.8e4, nodules=6, diameters=(2.0, 3.0, 4.0, 6.0), contrasts=(200.0, 400.0))
+    # Few classes of nodules, so that each has enough cases.
+    config.data.phantom.update(train=30, val=16, repeats=48, photons=2.8e4, nodules=6, diameters=(2.0, 3.0, 6.0), contrasts=(250.0, 500.0))
     config.train.update(batch_size=16, num_steps=300, validate_every=100, max_validation=8, learning_rate=1e-3)
     config.attack.max_examples = 8
   if config.profile == 'smoke':
@@ -54,8 +55,8 @@ def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = ''
     config: of `base`.
     network: key of `RECIPES`.
     label: name in reports.
-    perceptual: run whose features WGAN-VGG's perceptual loss uses where no VGG
-      file is given.
+    perceptual: run whose outputs WGAN-VGG's perceptual loss compares where no VGG
+      file is given; with a file set `perceptual_weight` to .6893.
   """
   recipe = dict(RECIPES[network])
   config.model.update(name=network)
@@ -74,10 +75,11 @@ def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = ''
       name='wgan_vgg', critic=dict(name='wganvgg_critic'), perceptual=dict(vgg='', kind='vgg19', sha256='', network=perceptual),
       perceptual_weight=0.6893, penalty=10.0,
     ))  # fmt: skip
-    if small:
-      config.train.task.critic.update(chans=8 if config.profile == 'demo' else 2, hidden=64 if config.profile == 'demo' else 4)
+    if perceptual:
       # Outputs of a denoiser differ by hundredths where features of VGG differ by ones.
       config.train.task.perceptual_weight = 300.0
+    if small:
+      config.train.task.critic.update(chans=8 if config.profile == 'demo' else 2, hidden=64 if config.profile == 'demo' else 4)
   if network == 'dugan':
     config.train.task = ml_collections.ConfigDict(dict(name='du_gan', critic=dict(name='dugan_discriminator', **sizes), mix_steps=7615 if not small else 100))
   return config

@@ -59,7 +59,7 @@ def get_config(arg: str = ''):
   for run in runs.values():
     run.stages = ('attack',) if run.model.checkpoint else ('train', 'attack')
   config.report = ml_collections.ConfigDict(dict(draws=runs.standard.report.draws, runs=(), generators=tuple({'generator'} & set(runs))))
-  return config
+  return common.share_data(config)
 
 
 def _network(arg, label):

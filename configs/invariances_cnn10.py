@@ -10,7 +10,7 @@ Expected: samples that the network maps to nearly the same output; small structu
 
 import ml_collections
 
-from configs import ct, invariances
+from configs import common, ct, invariances
 
 
 def get_config(arg: str = ''):
@@ -41,7 +41,7 @@ def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[i
   config.data = runs.vae.data
   config.train = ml_collections.ConfigDict(dict(num_devices=0))
   config.report = ml_collections.ConfigDict(dict(draws=runs.vae.report.draws, runs=(), generators=()))
-  return invariances.analysis(config, 'denoiser', 'vae', tuple(flows), arg or 'paper')
+  return common.share_data(invariances.analysis(config, 'denoiser', 'vae', tuple(flows), arg or 'paper'))
 
 
 def _patches(name, arg):

@@ -42,14 +42,14 @@ def get_config(arg: str = ''):
   config.invariances.update(diameters=DIAMETERS, contrasts=CONTRASTS)
   if profile == 'demo':
     # Few classes, so that each has enough cases.
-    config.invariances.update(max_cases=160, corrections=3, diameters=(1.5, 2.0, 4.0), contrasts=(0.3, 0.4))
-  return config
+    config.invariances.update(max_cases=160, corrections=3, diameters=(1.5, 2.0, 4.0), contrasts=(0.25, 0.4))
+  return common.share_data(config)
 
 
 def _images(arg):
   config = common.acceleration(common.base('invariances_mr_unet', arg), 4)
   config.data.update(form='image', relative=True)
-  config.data.inserted = ml_collections.ConfigDict(dict(count=4, diameters=DIAMETERS, contrasts=CONTRASTS))
+  config.data.inserted = ml_collections.ConfigDict(dict(count=1, diameters=DIAMETERS, contrasts=CONTRASTS))
   config.train.update(loss='l1', best='loss', drop_at=0.0)
   config.train.b1 = 0.9
   if config.profile == 'demo':

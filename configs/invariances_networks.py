@@ -9,7 +9,7 @@ Expected: the table of networks and layers by the share of structures lost, with
 
 import ml_collections
 
-from configs import invariances_cnn10, invariances_wganvgg
+from configs import common, invariances_cnn10, invariances_wganvgg
 
 
 def get_config(arg: str = ''):
@@ -25,4 +25,4 @@ def get_config(arg: str = ''):
   for run in runs.values():
     run.stages = ('invariances',)
   config.report = ml_collections.ConfigDict(dict(draws=runs.cnn10.report.draws, runs=(), generators=()))
-  return config
+  return common.share_data(config)

@@ -9,7 +9,7 @@ rotations hurt less than noise.
 
 import ml_collections
 
-from configs import unet_8x, varnet_8x
+from configs import common, unet_8x, varnet_8x
 
 
 def get_config(arg: str = ''):
@@ -22,4 +22,4 @@ def get_config(arg: str = ''):
     experiment.stages = ('train', 'attack')
     config.experiments[name] = experiment
   config.report = ml_collections.ConfigDict(dict(draws=1000, runs=(), generators=()))
-  return config
+  return common.share_data(config)

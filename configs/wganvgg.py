@@ -3,13 +3,13 @@
 Paper: Yang et al. 2018, Low-dose CT image denoising using a generative adversarial network; recipe of ldct-benchmark
 Command: python -m jaxrec.main --config=configs/wganvgg.py with LDCT_ROOT set to the TCIA data, or configs/wganvgg.py:demo on the phantom
 Hardware: one GPU; the demo takes minutes on 2 cores.
-VGG features: --config.train.task.perceptual.vgg=vgg19.pth (a file of yours); the demo trains a CNN-10 first and compares its outputs instead.
+VGG features: --config.train.task.perceptual.vgg=vgg19.pth (a file of yours, needed at full size); the demo trains a CNN-10 first and compares its outputs instead.
 Expected: ldct-benchmark reports SSIM .505, PSNR 25.3 dB on the chest test set (low dose .312, 18.1 dB).
 """
 
 import ml_collections
 
-from configs import ct
+from configs import common, ct
 
 
 def get_config(arg: str = ''):
@@ -22,4 +22,4 @@ def get_config(arg: str = ''):
   runs.wganvgg = config
   config.stages = ('train', 'attack')
   report = ml_collections.ConfigDict(dict(draws=config.report.draws, runs=(), generators=()))
-  return ml_collections.ConfigDict(dict(name='wganvgg', profile=config.profile, stages=('report',), experiments=runs, report=report))
+  return common.share_data(ml_collections.ConfigDict(dict(name='wganvgg', profile=config.profile, stages=('report',), experiments=runs, report=report)))

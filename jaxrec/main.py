@@ -1,6 +1,7 @@
 """Launcher: `python -m jaxrec.main --config=configs/varnet_8x.py [--workdir=...] [--config.a.b=...]`."""
 
 import os
+import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -20,11 +21,22 @@ _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process.')
 
 def _with_demo(argv: list[str]) -> list[str]:
   """Without data the demo profile runs: `--config=x.py` becomes `--config=x.py:demo`."""
-  if any(map(os.environ.get, ('FASTMRI_ROOT', 'LDCT_ROOT'))) or any(a.startswith(('--config.data.root', '-config.data.root')) for a in argv):
+  if any(a.startswith(('--config.data.root', '-config.data.root')) for a in argv):
     return argv
   flag = ('--config', '-config')
   named = [before in flag or a.startswith(tuple(f'{f}=' for f in flag)) for before, a in zip(['', *argv], argv)]
-  return [f'{a}:demo' if is_config and a.endswith('.py') else a for is_config, a in zip(named, argv)]
+  return [f'{a}:demo' if is_config and _lacks_data(a.split('=')[-1]) else a for is_config, a in zip(named, argv)]
+
+
+def _lacks_data(path):
+  """Whether a config without a profile finds no data of its own kind; what is no config is left to the parser."""
+  if not path.endswith('.py') or not os.path.exists(path):
+    return False
+
+  def has_root(config):
+    return bool(config.get('data', {}).get('root')) or any(map(has_root, config.get('experiments', {}).values()))
+
+  return not has_root(runpy.run_path(path)['get_config']())
 
 
 def main(argv: list[str]) -> int:

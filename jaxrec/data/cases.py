@@ -1,8 +1,8 @@
 """Cases for the analysis of invariances: an input, its twin without a structure, and fresh noise on the same anatomy.
 
 Where a data set has twins and repeated scans (the chest phantom), they are used.
-Elsewhere a round structure is put into the measurement, which makes the original
-the twin, and noise is taken from other slices (CT) or drawn thermally (MR).
+Elsewhere a round structure is put into the k-space (MR) or the images (CT), which makes
+the original the twin, and noise is taken from other slices (CT) or drawn thermally (MR).
 """
 
 import zlib
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from jaxrec import noise
 from jaxrec.data import fastmri, ldct
 from jaxrec.data.chest import Structure
+from jaxrec.data.errors import DataError
 from jaxrec.data.singlecoil import centred_images, centred_kspace, zero_filled
 from jaxrec.types import Scan
 
@@ -86,20 +86,25 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
   """A CT case: a patch of the series' `crop` with the structure near its middle.
 
   Args:
-    case: of `plan`.
+    case: of `plan`, of a series with pairs.
     repeats: fresh noise realisations.
     centre_hu: where structures may be inserted, see `ldct.read_patch`.
     seed: of places and noise.
 
   Returns:
     The case.
+
+  Raises:
+    DataError: if the slice cannot be read or has no place for a structure.
   """
   volume, structure = case.volume, case.structure
   rng = np.random.default_rng([zlib.crc32(case.name.encode()), seed])
   low, full = ldct.read_hu(volume, case.slice)
-  full = low if full is None else full
   if case.inserted:
-    structure = structure._replace(**dict(zip(('row', 'col'), _place(rng, full, volume.crop, centre_hu))))
+    place = _place(rng, full, volume.crop, centre_hu)
+    if place is None:
+      raise DataError(f'{case.name}: no place with a mean of {centre_hu[0]:g} to {centre_hu[1]:g} HU was found for a structure')
+    structure = structure._replace(row=place[0], col=place[1])
     diameter = structure.diameter / volume.pixel
     added = structure.contrast * soft_disc(low.shape, (structure.row, structure.col), diameter)
     twin, low = low, low + added
@@ -136,16 +141,14 @@ def _place(rng, image, crop, centre_hu):
     row, col = (rng.integers(margin, n - margin) for n in (rows, cols))
     around = image[row - 4 : row + 5, col - 4 : col + 5]
     if not centre_hu or centre_hu[0] <= around.mean() <= centre_hu[1]:
-      break
-  return float(row), float(col)
+      return float(row), float(col)
+  return None
 
 
 def _other_noise(rng, volume, number):
   """Low minus full dose of another slice (of this one, shifted, if there is none), HU."""
   others = [s for s in range(volume.shape[0]) if s != number] or [number]
   low, full = ldct.read_hu(volume, int(rng.choice(others)))
-  if full is None:
-    full = ndimage.gaussian_filter(low, 2.0)
   shift = [int(n) for n in rng.integers(-16, 17, 2)]
   return np.roll(low - full, shift, (0, 1))
 
@@ -184,6 +187,8 @@ def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int, added_noise: flo
   """
   rng = np.random.default_rng([zlib.crc32(case.name.encode()), seed])
   structure = place_mr(rng, scan, case.structure)
+  if structure is None:
+    raise DataError(f'{case.name}: no place in tissue was found for a structure')
   with_it = insert_mr(scan, [structure])
   if added_noise:
     own, *fresh = rng.integers(2**32, size=1 + repeats)
@@ -225,15 +230,15 @@ def add_noise(rng: np.random.Generator, scan: Scan, level: float) -> Scan:
   return scan.replace(kspace=scan.kspace + (level * float(scan.scale)) * _complex_normal(rng, scan))
 
 
-def place_mr(rng: np.random.Generator, scan: Scan, structure: Structure) -> Structure:
-  """The structure at a random place in tissue, in pixels of the target."""
+def place_mr(rng: np.random.Generator, scan: Scan, structure: Structure) -> Structure | None:
+  """The structure at a random place in tissue, in pixels of the target; `None` where there is no tissue."""
   rows, cols = scan.target.shape
   bright = scan.target > 0.2 * scan.target.max()
   for _ in range(500):
     row, col = rng.integers(6, rows - 6), rng.integers(6, cols - 6)
     if bright[row - 3 : row + 4, col - 3 : col + 4].all():
-      break
-  return structure._replace(row=float(row), col=float(col))
+      return structure._replace(row=float(row), col=float(col))
+  return None
 
 
 def insert_mr(scan: Scan, structures: Sequence[Structure]) -> Scan:
@@ -249,9 +254,9 @@ def insert_mr(scan: Scan, structures: Sequence[Structure]) -> Scan:
   """
   images = centred_images(scan.kspace)
   top, left = ((n - c) // 2 for n, c in zip(images.shape[1:], scan.target.shape))
-  added = sum(
-    s.contrast * scan.scale * soft_disc(images.shape[1:], (s.row + top, s.col + left), s.diameter) for s in structures
-  )
+  added = np.zeros(images.shape[1:], np.float32)
+  for s in structures:
+    added += s.contrast * scan.scale * soft_disc(images.shape[1:], (s.row + top, s.col + left), s.diameter)
   total = np.sqrt((np.abs(images) ** 2).sum(0))
   changed = scan.kspace + centred_kspace(images * added / np.where(total > 0, total, 1))
   kspace = np.where(scan.acquired, changed, 0).astype(scan.kspace.dtype)

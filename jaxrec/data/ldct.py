@@ -29,6 +29,7 @@ from jaxrec.types import Slice
 # Stored values of the LDCT data are HU + 1024; mean and deviation over its training images.
 OFFSET, MEAN, STD, RANGE = 1024.0, 481.45419786099086, 502.18507379395044, 4095.0
 _IMAGES = ('.npy', '.tif', '.tiff')
+SPLITS = ('train', 'val', 'test')
 SUFFIXES = ('.dcm', *_IMAGES)
 
 
@@ -78,7 +79,7 @@ def index(
     split: `train`, `val` or `test`.
     patients: JSON `{split: [patient or pattern, ...]}`; a patient belongs to the
       split whose entry is the longest that fits it.
-      Needed for the layout of TCIA, which has no splits.
+      For the layout of TCIA, which has no folders of splits.
     offset: subtracted from TIFF and NumPy images to give HU.
     patch: side of the samples in pixels; whole slices if 0.
     require_pairs: refuse series without full-dose images.
@@ -93,20 +94,21 @@ def index(
   root = Path(root)
   if not root.is_dir():
     raise DataError(f'{root}: is no folder; set data.root')
-  wanted = None if every else _members(patients, split)
-  folder = root / split if (root / split).is_dir() else root
+  split_by_folder = any((root / s).is_dir() for s in SPLITS)
+  wanted = None if every or split_by_folder else _members(patients, split)
+  folder = root / split if split_by_folder else root
   found, bad = [], {}
   described = (
     [(p, _describe_h5) for p in sorted(folder.glob('*.h5'))]
     + [(folder, _describe_images)] * (folder / 'low').is_dir()
-    + [(p, _describe_dicom) for p in sorted(root.rglob('*Low Dose Images*')) if p.is_dir()]
+    + [(p, _describe_dicom) for p in sorted(folder.rglob('*Low Dose Images*')) if p.is_dir()]
   )
   if not described:
     raise DataError(
       f'{root}: holds neither *.h5 in {split}, nor {split}/low and {split}/full, nor folders "... Low Dose Images ..." of DICOM files; set data.root'
     )
-  if not patients and not every and all(describe is _describe_dicom for _, describe in described):
-    raise DataError(f'{root}: patients need a split; set data.patients to a JSON file, such as configs/ldct_chest.json')
+  if wanted is None and not every and not split_by_folder:
+    raise DataError(f'{root}: patients need a split; make folders train and val, or set data.patients to a JSON file, such as configs/ldct_chest.json')
   for path, describe in described:
     try:
       series = describe(path, offset, bad)
@@ -158,8 +160,17 @@ def _describe_h5(path, offset, bad):
     for name in ('full_dose', 'twin_low_dose'):
       if name in file and _dataset(path, file, name).shape != low.shape:
         raise DataError(f'{path}: {name} has shape {file[name].shape}, low_dose {low.shape}; they must be equal')
-    patient, pixel = file.attrs.get('patient_id', Path(path).stem), float(file.attrs.get('pixel_mm', 1.0))
-    return Series(str(path), Path(path).stem, low.shape, low.shape[1:], str(patient), (), 0.0, pixel, paired)
+    for name, wanted in (('repeats', (low.shape[0], None, *low.shape[1:])), ('structures', (None, 5))):
+      if name in file:
+        shape = _dataset(path, file, name).shape
+        if len(shape) != len(wanted) or any(w is not None and n != w for n, w in zip(shape, wanted)):
+          raise DataError(f'{path}: {name} has shape {shape}; expected {str(wanted).replace("None", "n")}')
+    if 'structures' in file and not (np.isfinite(file['structures'][()]).all() and (file['structures'][:, 3] > 0).all()):
+      raise DataError(f'{path}: structures hold values that are not finite, or diameters that are not positive')
+    patient, pixel = file.attrs.get('patient_id', Path(path).stem), file.attrs.get('pixel_mm', 1.0)
+    if not isinstance(pixel, (int, float, np.number)) or not pixel > 0:
+      raise DataError(f'{path}: pixel_mm is {pixel!r}; expected a positive number')
+    return Series(str(path), Path(path).stem, low.shape, low.shape[1:], str(patient), (), 0.0, float(pixel), paired)
 
 
 def _open(path):

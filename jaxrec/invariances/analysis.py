@@ -135,7 +135,7 @@ def family_threshold(maxima: np.ndarray, *, alpha: float = 0.05) -> float:
   """
   maxima = np.asarray(maxima, float).ravel()
   if not 0 < alpha < 1 or maxima.size < 1 / alpha:
-    raise ValueError(f'alpha: {alpha} needs at least {int(np.ceil(1 / alpha)) if 0 < alpha < 1 else "a value in (0, 1)"} images under noise, there are {maxima.size}')
+    raise ValueError(f'alpha: {alpha} needs at least {int(np.ceil(1 / alpha)) if 0 < alpha < 1 else "a value in (0, 1)"} maxima under noise, there are {maxima.size}')
   return float(np.quantile(maxima, 1 - alpha, method='higher'))
 
 
@@ -249,8 +249,8 @@ def detectability(image: Any, changed: Any, fresh: Any, inside: Array, around: A
   """How well the contrast at a structure tells its presence from new noise, d'.
 
   `|c(x) - c(x_changed)| / std_j c(x_j)` with c of `contrast`. Asked of inputs and
-  of outputs, it says what the network does to the structure: where it falls below
-  1.64, one in twenty scans without the structure shows as much contrast.
+  of outputs, it says what the network does to the structure: the output cannot
+  show better than the input what the network ignores.
 
   Args:
     image: `[row, col]`, with or without the structure; or an output.

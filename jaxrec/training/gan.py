@@ -221,11 +221,10 @@ def du_gan(
   def square(output, target):
     return sum(jnp.mean((part - target) ** 2) for part in output)
 
-  def train_critic(judge, real, made, low, key):
+  def train_critic(judge, real, made, low, share, key):
     chance, box = jax.random.split(key)
-    wanted = mix_probability * jnp.minimum(judge.step / mix_steps, 1)
     mixed, mask = cut_mix(box, real, made)
-    active = jnp.where(jax.random.uniform(chance) < wanted, 1.0, 0.0)
+    active = jnp.where(jax.random.uniform(chance) < share, 1.0, 0.0)
 
     def cost(params):
       variables = {**judge.variables, 'params': params}
@@ -246,10 +245,11 @@ def du_gan(
   def step(state, batch, key):
     made, _ = forward(state.generator.variables, batch)
     critics, shown = dict(state.critics), {}
+    share = mix_probability * jnp.minimum(state.generator.step / mix_steps, 1)
     for i, (name, (view, repeats)) in enumerate(views.items()):
       images = view(batch.target), view(made), view(batch.low_dose)
       keys = jax.random.split(jax.random.fold_in(key, i), repeats)
-      critics[name], losses = lax.scan(lambda judge, k: train_critic(judge, *images, k), critics[name], keys)
+      critics[name], losses = lax.scan(lambda judge, k: train_critic(judge, *images, share, k), critics[name], keys)
       shown[f'loss_{name}'] = losses[-1]
 
     def cost(params):

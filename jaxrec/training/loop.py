@@ -74,7 +74,8 @@ def fit(
   if first:
     state = checkpointer.restore(shapes)
   else:
-    state = jax.device_get(task.init(init_key, batch))
+    # Flows start from the batch, of which every process has its own part.
+    state = parallel.agree(jax.device_get(task.init(init_key, batch)))
 
   def stalled(done):
     return patience is not None and done > 0 and done - (checkpointer.best_step() or 0) >= patience * validate_every

@@ -28,6 +28,7 @@ class Parallel(NamedTuple):
       spread over the local devices; no process waits for another.
     total: sums an array over processes.
     barrier: waits until every process has come here.
+    agree: the pytree of the first process, in all of them.
     part: number of this process.
     parts: number of processes.
     axis: name of the device axis, for batch norm.
@@ -42,6 +43,7 @@ class Parallel(NamedTuple):
   map_batch: Callable[[Callable], Callable]
   total: Callable[[np.ndarray], np.ndarray]
   barrier: Callable[[str], None]
+  agree: Callable[[Any], Any]
   part: int
   parts: int
   axis: str
@@ -108,6 +110,9 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(name)
 
+  def agree(tree):
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
   # Processes have 30 seconds to find each other, and then any time: they meet before one of them writes a phantom.
   barrier('connected')
   return Parallel(
@@ -120,6 +125,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     map_batch=map_batch,
     total=total,
     barrier=barrier,
+    agree=agree,
     part=jax.process_index(),
     parts=jax.process_count(),
     axis=_AXIS,

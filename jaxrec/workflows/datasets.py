@@ -53,7 +53,7 @@ class _Read:
 
   def _insert(self, scan, rng):
     drawn = [Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts'])) for _ in range(self.inserted['count'])]
-    return cases.insert_mr(scan, [cases.place_mr(rng, scan, s) for s in drawn])
+    return cases.insert_mr(scan, [s for s in (cases.place_mr(rng, scan, s) for s in drawn) if s is not None])
 
 
 def reader(

@@ -1,7 +1,8 @@
 """Denoises images with a trained network: `python -m jaxrec.workflows.denoise RUN INPUT OUTPUT`.
 
-RUN is the run folder of a denoiser, INPUT a DICOM, TIFF or NumPy image in HU or a
-folder of them, OUTPUT a folder for `NAME.npy` in HU. Images that exist there are
+RUN is the run folder of a denoiser, INPUT a DICOM, TIFF or NumPy image or a folder of
+them, OUTPUT a folder for `NAME.npy` in HU. TIFF and NumPy images are in HU plus the
+`data.offset` that the run was trained with. Images that exist there are
 not made again. Exit code 2 if an image is bad; the others are written.
 """
 
@@ -40,7 +41,7 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
   files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ldct.SUFFIXES) if source.is_dir() else [source]
   if not files or not files[0].exists():
     raise DataError(f'{source}: holds no {", ".join(ldct.SUFFIXES)} image')
-  module, variables = _network(Path(run))
+  module, variables, offset = _network(Path(run))
   network = jax.jit(observer(module))
   target.mkdir(parents=True, exist_ok=True)
   bad = {}
@@ -51,6 +52,8 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
       continue
     try:
       image = ldct.read_file(path)
+      if path.suffix.lower() != '.dcm':
+        image -= np.float32(offset)
     except DataError as error:
       bad[str(path)] = str(error)
       continue
@@ -65,14 +68,15 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
 def _network(run):
   if not (run / 'config.json').exists():
     raise DataError(f'{run}: is no run folder; train a denoiser first')
-  if json.loads((run / 'config.json').read_text())['data'].get('layout') != 'ldct':
+  options = json.loads((run / 'config.json').read_text())['data']
+  if options.get('layout') != 'ldct':
     raise DataError(f'{run}: is no run of a CT denoiser')
   # Checkpoints are restored by shapes alone: no data set is needed.
   zero = np.zeros((512, 512), np.float32)
   series = ldct.Series('', '', (1, 512, 512), (512, 512), '', (), 0.0, 1.0, True)
   found = ldct.Index([series], {})
   data = datasets.Data(found, found, None, lambda example, epoch: Slice(zero, zero, zero, np.float32(1)))
-  return loader_of(run.absolute(), data, data_parallel(1))(str(run.absolute()))
+  return *loader_of(run.absolute(), data, data_parallel(1))(str(run.absolute())), options['offset']
 
 
 def main(arguments: list[str]) -> int:

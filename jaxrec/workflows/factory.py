@@ -226,6 +226,11 @@ def task(
     parts['critic_optimizer'] = training.optimizer(config.train.optimizer, rate, b1=config.train.get('b1', 0.9))
   if name in ('cvae', 'wgan_vgg'):
     parts['perceptual'] = perceptual(dict(options.pop('perceptual', {})), load)
+    if name == 'wgan_vgg' and parts['perceptual'] is None:
+      raise ValueError(
+        'train.task.perceptual.vgg: is missing, and nothing else ties the output to the input; give a VGG-19 checkpoint of torchvision, '
+        'or train.task.perceptual.network=RUN of a denoiser with a perceptual_weight for its outputs'
+      )
   if name in ('cvae', 'flow'):
     del common['loss']
     network, layer = options.pop('network'), options.pop('layer', 0) or None

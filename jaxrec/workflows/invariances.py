@@ -171,7 +171,7 @@ class Tap:
         deviations=invariances.deviations(anatomies, reference, scales=scales),
         excess=invariances.excess_variation(anatomies, reference, scales=scales),
         maxima=invariances.noise_maxima(second, reference, scales=scales),
-        away=check(v, key, image, found, fresh, others),
+        away=check(v, first, image, found, fresh, others),
       )
 
     self.everything = jax.jit(everything)

@@ -86,7 +86,7 @@ def test_intervals_and_thresholds_are_quantiles():
   contrasts = np.random.default_rng(0).permutation(1001) / 1000
   assert invariances.contrast_interval(contrasts) == pytest.approx((0.025, 0.975))
   assert np.mean(contrasts > invariances.presence_threshold(contrasts, alpha=0.05)) <= 0.05
-  with pytest.raises(ValueError, match='needs at least 20 images under noise, there are 3'):
+  with pytest.raises(ValueError, match='needs at least 20 maxima under noise, there are 3'):
     invariances.family_threshold(np.arange(3.0))
 
 

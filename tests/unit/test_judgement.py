@@ -14,7 +14,7 @@ def measurement(patient, case, structure, *, contrast=0.0, noise=1.0, excess=0.5
   return {
     'case': f'{patient}-{case}', 'layer': 'output', 'structure': structure, 'patient': f'p{patient}', 'diameter': 2.0, 'contrast': 400.0,
     'contrasts': {view: {'2.0': list(contrast + rng.standard_normal(samples if view == 'samples' else 1))} for view in judgement.VIEWS},
-    'noise_near': [noise] * samples, 'noise_near_input': float(abs(rng.standard_normal())), 'maxima': list(1 + rng.random(4)), 'excess_near': excess,
+    'noise_near': [noise] * samples, 'noise_near_input': {'2.0': float(abs(rng.standard_normal()))}, 'maxima': list(1 + rng.random(4)), 'excess_near': excess,
   }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_no_patient_judges_itself():
   for row in found:
     if row['patient'] == 'p3':
       row['contrasts'] = {view: {'2.0': [100.0]} for view in judgement.VIEWS}
-      row['maxima'], row['noise_near_input'] = [100.0] * 4, 100.0
+      row['maxima'], row['noise_near_input'] = [100.0] * 4, {'2.0': 100.0}
   after = judgement.by_patient(found, 0.05)
   assert after['output', 'p3'] == before['output', 'p3']
   assert after['output', 'p4'].presence['input']['2.0'] == 100 and after['output', 'p4'].family == 100
@@ -67,5 +67,5 @@ def test_measurements_are_read_once_and_too_few_are_named(tmp_path):
   text = '\n'.join(json.dumps(r) for r in (*found, found[0] | {'excess_near': 7.0}))
   (tmp_path / 'rows' / '00000.measured.jsonl').write_text(text + '\n')
   assert judgement.measured(tmp_path) == found
-  with pytest.raises(ValueError, match='needs at least 20 images under noise, there are 4'):
+  with pytest.raises(ValueError, match='needs at least 20 maxima under noise, there are 4'):
     judged(found)
