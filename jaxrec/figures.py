@@ -252,7 +252,7 @@ def contrast_curve(rows: Sequence[Mapping[str, Any]], unit: str, *, draws: int =
 
   Args:
     rows: rows of the invariances stage with structures, of one layer.
-    unit: of the diameters.
+    unit: of the diameters, `mm` (contrasts in HU) or `pixels` (contrasts are shares of the maximum).
     draws: bootstrap draws.
 
   Returns:
@@ -276,7 +276,7 @@ def contrast_curve(rows: Sequence[Mapping[str, Any]], unit: str, *, draws: int =
         axes.vlines(sizes, *ends, color=colour, alpha=0.5, lw=2)
     axes.axhline(0, color='0.5', lw=0.8)
     axes.axhline(1, color='0.7', ls=':', lw=0.8)
-    axes.set_title(f'contrast {contrast:g} HU' if contrast > 5 else f'contrast {100 * contrast:g}%', fontsize=10)
+    axes.set_title(f'contrast {contrast:g} HU' if unit == 'mm' else f'contrast {100 * contrast:g}%', fontsize=10)
     axes.set_xlabel(f'diameter [{unit}]')
     _plain(axes)
   figure.axes[0].set_ylabel('contrast / true contrast')
@@ -356,8 +356,9 @@ def _show(axes, image, ct, arrays, *, deviation=False):
   if deviation:
     limits = dict(cmap='magma', vmin=0, vmax=float(np.quantile(image, 0.995)))
   elif ct:
-    # The lung window of the LDCT data, -600 +- 750 HU, in units of mean and deviation.
-    limits = dict(cmap='gray', vmin=(-1350 + 1024 - 481.454) / 502.185, vmax=(150 + 1024 - 481.454) / 502.185)
+    # The lung window of the LDCT data, -600 +- 750 HU.
+    low, high = normalise(np.array([-1350.0, 150.0]))
+    limits = dict(cmap='gray', vmin=low, vmax=high)
   else:
     limits = dict(cmap='gray', vmin=0, vmax=float(np.quantile(arrays['target'], 0.999)))
   axes.imshow(image, interpolation='nearest', **limits)

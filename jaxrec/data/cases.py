@@ -70,13 +70,11 @@ def plan(
   found = []
   for volume in volumes:
     for s in range(volume.shape[0]):
-      recorded = ldct.read_recorded(volume, s) if isinstance(volume, ldct.Series) else None
-      if recorded is not None and recorded.structures and recorded.twin is not None:
-        listed, inserted = recorded.structures, False
-      else:
+      listed, twin = ldct.read_structures(volume, s) if isinstance(volume, ldct.Series) else ([], False)
+      inserted = not (listed and twin)
+      if inserted:
         rng = np.random.default_rng([zlib.crc32(volume.name.encode()), s, seed])
         listed = [Structure(s, -1.0, -1.0, float(rng.choice(diameters)), float(rng.choice(contrasts))) for _ in range(per_slice)]
-        inserted = True
       for i, structure in enumerate(listed):
         found.append(Plan(f'{volume.name}-{s:03d}-{i}', volume.patient_id, volume, s, structure, inserted))
   return found
@@ -111,12 +109,11 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
     fresh = full + added + np.stack([_other_noise(rng, volume, case.slice) for _ in range(repeats)])
     twin_full, full = full, full + added
   else:
-    recorded = ldct.read_recorded(volume, case.slice)
-    twin = recorded.twin
+    twin, again = ldct.read_recorded(volume, case.slice)
     # Doses and twins share their noise: what the structures add to one dose, they add to the other.
     twin_full = full + (twin - low)
-    if recorded.repeats is not None and len(recorded.repeats) >= repeats:
-      fresh = recorded.repeats[:repeats]
+    if again is not None and len(again) >= repeats:
+      fresh = again[:repeats]
     else:
       fresh = full + np.stack([_other_noise(rng, volume, case.slice) for _ in range(repeats)])
     diameter = structure.diameter / volume.pixel

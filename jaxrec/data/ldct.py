@@ -376,29 +376,30 @@ def read_patch(series: Series, seed: Sequence[int], centre_hu: tuple[float, floa
   return _sample(low, full, corner, series.crop)
 
 
-class Recorded(NamedTuple):
-  """What a data set offers for the analysis of a slice, in HU.
-
-  `twin` `[row, col]` is the low-dose slice without its structures, `repeats`
-  `[repeat, row, col]` are further low-dose scans; `None` if not recorded.
-  """
-
-  twin: np.ndarray | None
-  repeats: np.ndarray | None
-  structures: list[Structure]
-
-
-def read_recorded(series: Series, number: int) -> Recorded:
-  """Twin, repeated scans and known structures of a slice."""
+def read_structures(series: Series, number: int) -> tuple[list[Structure], bool]:
+  """Known structures of a slice, and whether there is a twin without them."""
   if series.pairs:
-    return Recorded(None, None, [])
+    return [], False
+  with _open(series.path) as file:
+    listed = np.asarray(_dataset(series.path, file, 'structures')) if 'structures' in file else ()
+    return [Structure(int(s[0]), *(float(v) for v in s[1:])) for s in listed if int(s[0]) == number], 'twin_low_dose' in file
+
+
+def read_recorded(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+  """Twin `[row, col]` and repeated low-dose scans `[repeat, row, col]` of a slice, HU; `None` without repeats.
+
+  Raises:
+    DataError: naming the file and what is wrong with it.
+  """
   with _open(series.path) as file:
 
     def get(name):
-      return np.asarray(_dataset(series.path, file, name)[number], np.float32) if name in file else None
+      try:
+        images = np.asarray(_dataset(series.path, file, name)[number], np.float32)
+      except OSError as error:
+        raise DataError(f'{series.path}: {name} of slice {number} cannot be read ({str(error).splitlines()[0]})') from None
+      if not np.isfinite(images).all():
+        raise DataError(f'{series.path}: {name} of slice {number} holds values that are not finite')
+      return images
 
-    listed = np.asarray(_dataset(series.path, file, 'structures')) if 'structures' in file else np.zeros((0, 5))
-    if listed.ndim != 2 or listed.shape[1] != 5:
-      raise DataError(f'{series.path}: structures has shape {listed.shape}; expected [n, 5]')
-    mine = [Structure(int(s[0]), *(float(v) for v in s[1:])) for s in listed if int(s[0]) == number]
-    return Recorded(get('twin_low_dose'), get('repeats'), mine)
+    return get('twin_low_dose'), get('repeats') if 'repeats' in file else None

@@ -21,8 +21,8 @@ class Sampler(NamedTuple):
     forward: `(variables, z, y) -> v`, the flow.
     inverse: `(variables, v, y) -> z`.
     latent: length of z and v.
-    correct: `(variables, image, y) -> image`, a step that brings the image's
-      output closer to y; `image + y - f(image)` for denoisers.
+    correct: `(variables, image, seen, y) -> image`, a step that brings the image's
+      output from `seen` closer to y; `image + y - seen` for denoisers.
   """
 
   observe: Callable[[Variables, Image], Any]
@@ -31,7 +31,7 @@ class Sampler(NamedTuple):
   forward: Callable[[Variables, Array, Any], Array]
   inverse: Callable[[Variables, Array, Any], Array]
   latent: int
-  correct: Callable[[Variables, Image, Any], Image] | None = None
+  correct: Callable[[Variables, Image, Any, Any], Image] | None = None
 
 
 @struct.dataclass
@@ -103,15 +103,15 @@ def _drawer(sampler, corrections):
     decoded = distance(output, seen)
 
     def closer(state, _):
-      image, best = state
-      image = sampler.correct(variables, image, output)
+      (image, seen), best = state
+      image = sampler.correct(variables, image, seen, output)
       seen = sampler.observe(variables, image)
       away = distance(output, seen)
       best = jax.tree.map(lambda new, old: jnp.where(away < best[2], new, old), (image, seen, away), best)
-      return (image, best), None
+      return ((image, seen), best), None
 
     if corrections:
-      (_, (image, seen, _)), _ = lax.scan(closer, (image, (image, seen, decoded)), length=corrections)
+      (_, (image, seen, _)), _ = lax.scan(closer, ((image, seen), (image, seen, decoded)), length=corrections)
     return image, drawn, seen, decoded
 
   return draw
@@ -126,12 +126,14 @@ class Consistency:
     fresh: `[repeat]`, new noise on the same anatomy.
     mismatched: `[other]`, samples made for other images' outputs.
     reconstruction: `[]`, the autoencoder's own reconstruction of the input.
+    outputs_fresh: `[repeat, ...]`, y of every repeat.
   """
 
   samples: Array
   fresh: Array
   mismatched: Array
   reconstruction: Array
+  outputs_fresh: Any
 
   def gap(self) -> Scalar:
     """Median distance of the samples over the median distance of fresh noise; below 1 means more alike than two scans."""
@@ -163,20 +165,25 @@ def consistency(
   draw = _drawer(sampler, corrections)
 
   def run(variables, key, image, found, fresh, others):
-    def away(x):
-      return distance(found.output, sampler.observe(variables, x))
+    def observe(x):
+      return sampler.observe(variables, x)
+
+    def away(y):
+      return distance(found.output, y)
 
     def mismatched(pair):
       v, x = pair
-      return distance(found.output, draw(variables, v, sampler.observe(variables, x))[2])
+      return distance(found.output, draw(variables, v, observe(x))[2])
 
     noise = found.noise[jnp.arange(others.shape[0]) % found.noise.shape[0]]
     z = sampler.encode(variables, key, image, found.output)
+    outputs_fresh = lax.map(observe, fresh, batch_size=chunk)
     return Consistency(
-      samples=jax.vmap(lambda y: distance(found.output, y))(found.outputs),
-      fresh=lax.map(away, fresh, batch_size=chunk),
+      samples=jax.vmap(away)(found.outputs),
+      fresh=jax.vmap(away)(outputs_fresh),
       mismatched=lax.map(mismatched, (noise, others), batch_size=chunk),
-      reconstruction=away(sampler.decode(variables, z, found.output)),
+      reconstruction=away(observe(sampler.decode(variables, z, found.output))),
+      outputs_fresh=outputs_fresh,
     )
 
   return run

@@ -221,7 +221,7 @@ def _ct_examples(volumes):
   for v in volumes:
     v = v._replace(crop=v.shape[1:])
     for s in range(v.shape[0]):
-      listed = ldct.read_recorded(v, s).structures
+      listed, _ = ldct.read_structures(v, s)
       for i, structure in enumerate(listed):
         half = max(int(np.ceil(structure.diameter / v.pixel)), 6)
         row, col = (int(np.clip(round(at) - half, 0, n - 2 * half)) for at, n in zip((structure.row, structure.col), v.shape[1:]))

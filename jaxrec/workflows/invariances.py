@@ -139,7 +139,7 @@ class Tap:
       forward=lambda v, z, y: flow.apply(v['flow'], z[None], y['tap'][None])[0][0],
       inverse=lambda v, noise, y: flow.apply(v['flow'], noise[None], y['tap'][None], reverse=True)[0][0],
       latent=vae.latent,
-      correct=lambda v, image, y: image + y['output'] - output(v['network'], image),
+      correct=lambda v, image, seen, y: image + y['output'] - seen['output'],
     )
     draw = invariances.sample(
       self.sampler, num_samples=options.num_samples, chunk=options.chunk, corrections=options.corrections
@@ -154,6 +154,7 @@ class Tap:
       found = draw(v, key, image)
       first, second = jax.random.split(jax.random.fold_in(key, 1))
       z = encode(v, first, image, found.output)
+      away = check(v, first, image, found, fresh, others)
       anatomies, reference = (found.drawn - v['noise'], noisy) if apart else (found.images, fresh)
 
       def unlikely(noise):
@@ -166,12 +167,12 @@ class Tap:
         noise_near=jnp.max(unlikely(found.images - anatomies) * near, (1, 2)) if apart else (),
         unlikely=unlikely((image - v['target'])[None])[0],
         output=found.output['output'],
-        outputs_fresh=jax.lax.map(lambda x: output(v['network'], x), fresh, batch_size=options.chunk),
+        outputs_fresh=away.outputs_fresh['output'],
         reconstruction=self.sampler.decode(v, z, found.output) - v['noise'],
         deviations=invariances.deviations(anatomies, reference, scales=scales),
         excess=invariances.excess_variation(anatomies, reference, scales=scales),
         maxima=invariances.noise_maxima(second, reference, scales=scales),
-        away=check(v, first, image, found, fresh, others),
+        away=away.replace(outputs_fresh=()),
       )
 
     self.everything = jax.jit(everything)

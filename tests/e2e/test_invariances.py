@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import cnn10, dugan, invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg, redcnn, wganvgg
+from configs import cnn10, defences, dugan, invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg, quickstart, redcnn, wganvgg
 from jaxrec import training
 from jaxrec.data import cases, ldct, synthetic
 from jaxrec.workflows import datasets, denoise, factory, invariances, verify_data
@@ -108,6 +108,47 @@ def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
         build()
     if 'invariances' in part:
       assert set(part.invariances.flows) <= set(runs)
+
+
+@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_mr_unet, invariances_networks, wganvgg, defences, quickstart])
+def test_one_root_serves_all_runs(experiments):
+  config = experiments.get_config('smoke')
+  config.data.root = '/data'
+
+  def roots(part):
+    yield part.data.root
+    for run in part.get('experiments', {}).values():
+      yield from roots(run)
+
+  assert set(roots(config)) == {'/data'} and len(list(roots(config))) > 2
+
+
+def test_denoising_keeps_units_and_takes_the_offset_of_the_run(tmp_path, monkeypatch):
+  class Identity:
+    apply = staticmethod(lambda variables, image: image)
+
+  monkeypatch.setattr(denoise, '_network', lambda run: (Identity(), {}, 1024.0))
+  image = np.random.default_rng(0).integers(0, 2000, (16, 20)).astype(np.float32)
+  np.save(tmp_path / 'a.npy', image)
+  assert denoise.main([str(tmp_path), str(tmp_path / 'a.npy'), str(tmp_path / 'out')]) == 0
+  np.testing.assert_allclose(np.load(tmp_path / 'out' / 'a.npy'), image - 1024, atol=1e-3)
+
+
+def test_structures_are_put_where_the_target_shows_them():
+  """On a k-space with margins: the measured image gains the disc of the target, and nothing else."""
+  scan = synthetic.scan(2, rows=128, cols=72, coils=3, acceleration=1, center_fraction=1.0)
+  scan = scan.replace(acquired=np.ones_like(scan.acquired))
+  rows, cols = scan.target.shape
+  assert (rows, cols) != (128, 72)
+  structure = cases.place_mr(np.random.default_rng(0), scan, cases.Structure(0, -1.0, -1.0, 5.0, 0.3))
+  changed = cases.insert_mr(scan, [structure])
+  before, after = (np.sqrt((np.abs(cases.centred_images(s.kspace)) ** 2).sum(0)) for s in (scan, changed))
+  top, left = (128 - rows) // 2, (72 - cols) // 2
+  gained = (after - before)[top : top + rows, left : left + cols] / scan.scale
+  np.testing.assert_allclose(gained, (changed.target - scan.target) / scan.scale, atol=1e-4)
+  np.testing.assert_allclose(gained, 0.3 * cases.soft_disc(scan.target.shape, (structure.row, structure.col), 5.0), atol=1e-4)
+  dark = scan.replace(target=np.eye(rows, cols, dtype=np.float32))
+  assert cases.place_mr(np.random.default_rng(0), dark, structure) is None
 
 
 def test_mr_cases_put_a_structure_into_the_measurement():

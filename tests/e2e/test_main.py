@@ -210,6 +210,25 @@ def run_main(capsys, monkeypatch, arguments):
   return code, capsys.readouterr()
 
 
+@pytest.mark.parametrize('variable, config, demo', [
+  (None, 'varnet_8x', True), ('FASTMRI_ROOT', 'varnet_8x', False), ('LDCT_ROOT', 'varnet_8x', True), ('FASTMRI_ROOT', 'cnn10', True),
+  ('LDCT_ROOT', 'cnn10', False), ('LDCT_ROOT', 'invariances_cnn10', False), ('FASTMRI_ROOT', 'invariances_cnn10', True),
+])  # fmt: skip
+def test_the_demo_runs_without_data_of_its_kind(variable, config, demo, monkeypatch):
+  from jaxrec import main
+
+  monkeypatch.chdir(ROOT)
+  for name in ('FASTMRI_ROOT', 'LDCT_ROOT'):
+    monkeypatch.delenv(name, raising=False)
+  if variable:
+    monkeypatch.setenv(variable, '/data')
+  path = f'configs/{config}.py'
+  for given in ([f'--config={path}'], ['--config', path]):
+    assert main._with_demo(['main', *given])[-1] == given[-1] + (':demo' if demo else '')
+  assert main._with_demo(['main', f'--config={path}', '--config.data.root=/x'])[1] == f'--config={path}'
+  assert main._with_demo(['main', '--config=configs/none.py'])[1] == '--config=configs/none.py'
+
+
 @pytest.mark.parametrize('kind', MISTAKES)
 def test_a_mistake_gives_one_line_and_exit_code_2(kind, tmp_path, dataset, capsys, monkeypatch):
   arguments, words, config = MISTAKES[kind]

@@ -100,6 +100,29 @@ def test_the_control_measures_moves_in_units_of_noise():
   assert invariances.displacement(output, changed, fresh, ~mask) == 0
 
 
+def test_detectability_is_the_contrast_over_its_noise():
+  inside, around = invariances.disc(SHAPE, (12.3, 20.6), 4.0)
+  repeats = noise(9, 400)
+  level = (repeats[:, inside].mean(1) - repeats[:, around].mean(1)).std(ddof=1)
+  x = ANATOMY + noise(10, 1)[0]
+  for factor in (1.0, 0.2):
+    # A gain changes nothing; only noise hides a structure.
+    found = invariances.detectability(factor * (x + 3 * inside), factor * x, factor * (x + repeats), inside, around)
+    np.testing.assert_allclose(found, 3 / level, rtol=1e-4)
+  assert invariances.detectability(x, x + 3 * inside, x + repeats, inside, around) > 0
+
+
+def test_a_correction_that_leads_away_is_not_taken():
+  """x' + y - f(x') with f(x) = 2.5 x multiplies the error by -1.5."""
+  sampler = invariances.Sampler(
+    observe=lambda v, image: 2.5 * image, encode=None, forward=None, latent=4, decode=lambda v, z, y: z[None],
+    inverse=lambda v, noise, y: noise, correct=lambda v, image, seen, y: image + y - seen,
+  )  # fmt: skip
+  found = jax.jit(invariances.sample(sampler, num_samples=4, chunk=2, corrections=3))((), jax.random.key(0), jnp.arange(4.0)[None])
+  np.testing.assert_array_equal(found.images, found.drawn)
+  np.testing.assert_allclose(jax.vmap(lambda y: invariances.distance(found.output, y))(found.outputs), found.decoded)
+
+
 def test_corrections_bring_outputs_closer_and_leave_the_rest():
   """A network that halves one half of the image and ignores the other."""
 
@@ -109,7 +132,7 @@ def test_corrections_bring_outputs_closer_and_leave_the_rest():
   sampler = invariances.Sampler(
     observe=lambda v, image: output(image), encode=None, forward=None, latent=8,
     decode=lambda v, z, y: z[None], inverse=lambda v, noise, y: noise,
-    correct=lambda v, image, y: image + y - output(image),
+    correct=lambda v, image, seen, y: image + y - seen,
   )  # fmt: skip
   x = jnp.arange(8.0)[None]
   plain, closer = (

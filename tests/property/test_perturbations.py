@@ -1,5 +1,8 @@
 """One table for all perturbations. A new one is a new row."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,11 @@ from jax.flatten_util import ravel_pytree
 
 import jaxrec
 from jaxrec.types import Slice
+
+# The README's example of a perturbation of one's own is in the table that the README sends it to.
+README = (Path(jaxrec.__file__).parents[1] / 'README.md').read_text()
+EXAMPLE: dict = {'jax': jax, 'jaxrec': jaxrec}
+exec(re.search(r'```python\n(def gain_error.*?)```', README, re.DOTALL)[1], EXAMPLE)
 
 # name: strength -> perturbation
 TABLE = {
@@ -20,6 +28,7 @@ TABLE = {
   'image_noise linf': lambda s: jaxrec.image_noise(0.05 * s, norm='linf', start='random'),
   'rotation': lambda s: jaxrec.rotation(4.0 * s),
   'rotation resampled': lambda s: jaxrec.rotation(4.0 * s, method='resampled'),
+  'gain error of the README': lambda s: EXAMPLE['gain_error'](0.1 * s),
   'translation': lambda s: jaxrec.translation(2.0 * s),
   'compose': lambda s: jaxrec.compose(jaxrec.rotation(3.0 * s), jaxrec.coil_noise(0.02 * s, start='random')),
 }

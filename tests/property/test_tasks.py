@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxrec
@@ -229,6 +230,52 @@ def test_training_lowers_the_loss(name, whole):
   assert [r['step'] for r in steps] == list(range(1, 7))
   clean = next(k for k in ('loss_clean', 'mse', 'l1', 'loss') if k in steps[0])
   assert steps[-1][clean] < steps[0][clean]
+
+
+@pytest.mark.parametrize('robust', ['worst case', 'consistency', 'jacobian', 'jitter'])
+def test_robust_tasks_meet_a_perturbation(robust):
+  """Before the first update."""
+  task, data = made(robust)[0], batch(robust)
+  state = task.init(jax.random.key(0), data)
+  # An axis of one device, as in training.
+  step = jax.vmap(task.step, (None, None, 0), axis_name='devices')
+  shown = jax.tree.map(lambda x: float(x[0]), jax.jit(step)(state, data, jax.random.key(1)[None])[1])
+  clean = float(jnp.mean(task.evaluate(state, data)['loss']))
+  if robust == 'worst case':
+    np.testing.assert_allclose(shown['loss_clean'], clean, rtol=1e-4)
+    assert shown['loss_perturbed'] > shown['loss_clean']
+  elif robust == 'jitter':
+    assert abs(shown['loss'] - clean) > 1e-5 * clean
+  else:
+    assert shown['loss'] > shown['loss_clean'] and shown['distance' if robust == 'consistency' else 'amplification'] > 1e-6
+
+
+def test_free_training_climbs_between_replays():
+  """With a network that stands still, the second replay meets the step of the first."""
+  data = batch('free')
+  losses = []
+  for replays in (1, 2):
+    task = training.free(Tiny(), optax.set_to_zero(), FIXED, replays=replays, loss='mse')
+    losses.append(float(jax.jit(task.step)(task.init(jax.random.key(0), data), data, jax.random.key(1))[1]['loss']))
+  assert losses[1] > losses[0]
+
+
+def test_every_process_starts_from_the_values_of_the_first(tmp_path):
+  """A flow starts from its part of the batch: `fit` trains what `agree` returns."""
+  task, parallel = made('flow')
+  told = []
+
+  def agree(tree):
+    told.append(tree)
+    return jax.tree.map(lambda x: x + np.ones((), x.dtype), tree)
+
+  checkpointer = training.Checkpointer(tmp_path)
+  options = dict(key=jax.random.key(0), writer=Tape(), checkpointer=checkpointer)
+  state = training.fit(task, lambda start: iter([batch('flow')]), 1, parallel=parallel._replace(agree=agree), **options)
+  checkpointer.close()
+  start, end = (jax.tree.leaves(task.variables(s)) for s in (told[0], state))
+  # One step of Adam moves by 1e-3.
+  assert len(told) == 1 and all(np.abs(b - a - 1).max() < 0.01 for a, b in zip(start, end))
 
 
 def test_resuming_continues_exactly(name, whole, tmp_path):

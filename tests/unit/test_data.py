@@ -287,6 +287,26 @@ def test_worker_processes_read_the_same(dataset):
   streams[1].close()
 
 
+def test_training_draws_a_new_mask_every_epoch_and_the_same_one_again(dataset):
+  from jaxrec.workflows.datasets import _Read
+
+  volume = fastmri.index(fastmri.folder(dataset, 'train')).volumes[0]
+  example = loader.slices_of([volume])[0]
+  read = _Read(dict(MASK, seed=0), redraw=True)
+  masks = [read(example, epoch).mask for epoch in (0, 1, 2, 1)]
+  assert any(not np.array_equal(masks[0], m) for m in masks[1:3])
+  np.testing.assert_array_equal(masks[1], masks[3])
+  fixed = _Read(dict(MASK, seed=0), redraw=False)
+  np.testing.assert_array_equal(fixed(example, 0).mask, fixed(example, 5).mask)
+  # Inserted spots are in the input and in the target.
+  plain, spots = (
+    _Read(dict(MASK, seed=0), redraw=False, form='image', inserted=inserted)(example, 0)
+    for inserted in (None, dict(count=3, diameters=(4.0,), contrasts=(0.5,)))
+  )
+  place = np.unravel_index((spots.target - plain.target).argmax(), plain.target.shape)
+  assert (spots.target - plain.target)[place] > 0.3 * plain.scale and (spots.low_dose - plain.low_dose)[place] > 0.05 * plain.scale
+
+
 def test_evaluation_sees_every_example_once():
   volume = fastmri.Volume('v.h5', 'v', (5, 1, 8, 8), (8, 8), (0, 8), '', None, None, 'p', '')
   seen = []

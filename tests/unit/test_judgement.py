@@ -18,6 +18,30 @@ def measurement(patient, case, structure, *, contrast=0.0, noise=1.0, excess=0.5
   }  # fmt: skip
 
 
+SCALES = {view: 3.0**i for i, view in enumerate(judgement.VIEWS)}
+
+
+def test_layers_sizes_and_views_are_judged_by_their_own():
+  """Each has contrasts of another scale: a threshold of another one would be crossed always or never."""
+  rng, found = np.random.default_rng(0), []
+  for patient in range(10):
+    for case in range(24):
+      for layer, level in (('inner', 1.0), ('output', 50.0)):
+        row = measurement(patient, case, 0) | {'layer': layer, 'diameter': (2.0, 4.0)[case % 2]}
+        row['contrasts'] = {
+          view: {str(d): list(level * d**3 * scale * rng.standard_normal(20)) for d in (2.0, 4.0)} for view, scale in SCALES.items()
+        }
+        row['noise_near_input'] = {str(d): level * d**3 * abs(rng.standard_normal()) for d in (2.0, 4.0)}
+        found.append(row | {'maxima': list(level * (1 + rng.random(4)))})
+  rows = judged(found)
+  for layer in ('inner', 'output'):
+    for size in (2.0, 4.0):
+      mine = [r for r in rows if r['layer'] == layer and r['diameter'] == size]
+      crossed = {name: np.mean([r[name] for r in mine]) for name in (*(f'present_{v}' for v in judgement.VIEWS), 'noise_crosses')}
+      assert crossed == pytest.approx(dict.fromkeys(crossed, 0.05), abs=0.03), (layer, size)
+      assert np.mean([r['noise_plausible_input'] for r in mine]) == pytest.approx(0.95, abs=0.05)
+
+
 def twins(patients=10, cases=12):
   return [measurement(p, c, 0) for p in range(patients) for c in range(cases)]
 

@@ -1,6 +1,7 @@
 """Low-dose CT data: the chest phantom, the three layouts, and what is wrong with files."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -44,6 +45,19 @@ def test_twins_share_their_noise(drawn):
   assert strong
   for s in strong:
     assert (low - twin)[round(s.row), round(s.col)] > 0.1 * s.contrast
+
+
+def test_nodules_add_their_contrast_times_their_area():
+  """In the low dose, the full dose and every repeat; photons enough to see it."""
+  v = chest.volume(11, slices=2, pixels=64, nodules=1, repeats=4, photons=1e9, dose=0.5)
+  assert len(v.structures) == 2
+  rows, cols = np.ogrid[:64, :64]
+  for s in v.structures:
+    near = np.hypot(rows - s.row, cols - s.col) < s.diameter / 2 / 6.25 + 4
+    expected = s.contrast * np.pi * (s.diameter / 2 / 6.25) ** 2
+    twin = v.twin_low_dose[s.slice].astype(float)
+    for image in (v.low_dose[s.slice], v.full_dose[s.slice], *v.repeats[s.slice]):
+      assert (image - twin)[near].sum() == pytest.approx(expected, rel=0.2, abs=60), s
 
 
 def test_a_tenth_of_the_photons_has_ten_times_the_variance():
@@ -94,7 +108,18 @@ def test_cases_have_twins_and_fresh_noise(phantom):
   assert len(plans) == 6 and not any(p.inserted for p in plans)
   case = cases.read_ct(plans[0], repeats=4, centre_hu=(), seed=0)
   assert case.fresh.shape == (4, 32, 32) and case.image.shape == (32, 32)
-  assert all(0 <= c < 32 for c in case.centre)
+  assert case.diameter == plans[0].structure.diameter / 6.25
+  # The patch holds the structure where `centre` says, and `removed` lacks it and keeps all others.
+  low = ldct.read_hu(series[0], 0)[0]
+  corner = [at - c for at, c in zip((plans[0].structure.row, plans[0].structure.col), case.centre)]
+  np.testing.assert_allclose(corner, np.round(corner), atol=1e-4)
+  row, col = (round(c) for c in corner)
+  np.testing.assert_array_equal(case.image, ldct.normalise(low[row : row + 32, col : col + 32]))
+  rows, cols = np.ogrid[:32, :32]
+  near = np.hypot(rows - case.centre[0], cols - case.centre[1]) <= case.diameter / 2 + 4
+  assert near.any() and not near.all() and (case.image != case.twin)[near].any()
+  np.testing.assert_array_equal(case.removed, np.where(near, case.twin, case.image))
+  np.testing.assert_allclose(case.target - case.twin_target, case.image - case.twin, atol=1e-5)
   # Without recorded structures they are put in: the twin is the slice as it was.
   bare = [s for s in ldct.index(phantom, 'train', patch=32).volumes]
   for path in {s.path for s in bare}:
@@ -107,6 +132,54 @@ def test_cases_have_twins_and_fresh_noise(phantom):
   np.testing.assert_allclose((case.image - case.twin)[row, col], 400 / ldct.STD, rtol=1e-4)
   np.testing.assert_allclose(case.target - case.twin_target, case.image - case.twin, atol=1e-5)
   assert case.fresh.std(0).mean() > 0
+  # Fresh noise is on the anatomy with the structure.
+  without = cases.read_ct(plans[0]._replace(structure=plans[0].structure._replace(contrast=0.0)), repeats=4, centre_hu=(), seed=0)
+  np.testing.assert_allclose(case.fresh - without.fresh, np.broadcast_to(case.image - case.twin, case.fresh.shape), atol=1e-5)
+  with pytest.raises(DataError, match='no place with a mean of 5000 to 6000 HU'):
+    cases.read_ct(plans[0], repeats=4, centre_hu=(5000.0, 6000.0), seed=0)
+
+
+def test_noise_of_other_slices_is_their_own(tmp_path):
+  """With several slices, fresh noise is low minus full dose of the others, shifted."""
+  full = np.zeros((3, 40, 40), np.float32)
+  low = full + np.array([7.0, -3.0, -3.0], np.float32)[:, None, None]
+  (tmp_path / 'val').mkdir()
+  with h5py.File(tmp_path / 'val' / 'a.h5', 'w') as file:
+    file['low_dose'], file['full_dose'] = low, full
+  series = ldct.index(tmp_path, 'val', patch=32).volumes
+  plans = cases.plan(series, diameters=(4.0,), contrasts=(0.0,), per_slice=1, seed=0)
+  case = cases.read_ct(plans[0], repeats=6, centre_hu=(), seed=0)
+  np.testing.assert_allclose(ldct.hounsfield(case.fresh), -3, atol=1e-3)
+  np.testing.assert_allclose(ldct.hounsfield(case.image), 7, atol=1e-3)
+
+
+def test_folders_of_splits_need_no_table_of_patients(phantom, tmp_path):
+  assert len(ldct.index(phantom, 'val', patients='configs/ldct_chest.json').volumes) == 2
+  # Without either, training and validation would be the same files.
+  path = ldct.index(phantom, 'val').volumes[0].path
+  (tmp_path / 'flat').mkdir()
+  (tmp_path / 'flat' / 'a.h5').write_bytes(open(path, 'rb').read())
+  with pytest.raises(DataError, match='patients need a split; make folders train and val'):
+    ldct.index(tmp_path / 'flat', 'train')
+
+
+@pytest.mark.parametrize('name, value, words', [
+  ('repeats', np.zeros((2, 3, 8, 8)), r'repeats has shape \(2, 3, 8, 8\); expected \(1, n, 8, 8\)'),
+  ('structures', np.zeros((2, 4)), r'structures has shape \(2, 4\); expected \(n, 5\)'),
+  ('structures', np.array([[0, 4, 4, 0.0, 100]]), 'structures hold values that are not finite, or diameters that are not positive'),
+  ('pixel_mm', 0.0, 'pixel_mm is .*; expected a positive number'),
+  ('pixel_mm', 'wide', 'pixel_mm is .*; expected a positive number'),
+])  # fmt: skip
+def test_what_is_wrong_with_hdf5_is_named(tmp_path, name, value, words):
+  (tmp_path / 'val').mkdir()
+  with h5py.File(tmp_path / 'val' / 'a.h5', 'w') as file:
+    file['low_dose'] = file['full_dose'] = np.zeros((1, 8, 8), np.float32)
+    if name == 'pixel_mm':
+      file.attrs[name] = value
+    else:
+      file[name] = value
+  (problem,) = ldct.index(tmp_path, 'val').bad.values()
+  assert re.search(words, problem), problem
 
 
 @pytest.mark.parametrize('centre', [(15.0, 20.0), (14.3, 20.7), (0.0, 20.0), (31.0, 0.0), (-30.0, 5.0), (60.0, 60.0)])

@@ -1,0 +1,124 @@
+"""Terms of adversarial and variational losses against closed forms and SciPy."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import ndimage, stats
+
+from jaxrec import training
+from jaxrec.training import gan
+from jaxrec.types import Slice
+
+RNG = np.random.default_rng(0)
+REAL, MADE = (RNG.standard_normal((3, 8, 9)).astype(np.float32) + shift for shift in (0.5, -0.5))
+
+
+def batch(target, low):
+  return Slice(low, target, np.ones_like(target), np.ones(len(target), np.float32))
+
+
+class Bias(nn.Module):
+  """A denoiser that adds a number."""
+
+  @nn.compact
+  def __call__(self, image):
+    return image + self.param('bias', nn.initializers.zeros, ())
+
+
+class Brightness(nn.Module):
+  """A critic that likes bright images, times a number that it learns."""
+
+  @nn.compact
+  def __call__(self, image, condition=None):
+    return self.param('gain', nn.initializers.ones, ()) * jnp.mean(image, (1, 2))
+
+
+class BrightnessMap(nn.Module):
+  """The same with a map, and spectral statistics that it has none of."""
+
+  @nn.compact
+  def __call__(self, image):
+    gain = self.param('gain', nn.initializers.zeros, ())
+    return gain * jnp.mean(image, (1, 2)), gain * image
+
+
+@pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
+def test_wasserstein_of_a_linear_critic(share):
+  w = RNG.standard_normal(REAL.shape[1:]).astype(np.float32) / 10
+  loss, apart = gan.wasserstein(lambda x: jnp.sum(w * x, (1, 2)), (REAL,), (MADE,), share * np.ones((3, 1, 1), np.float32), 10.0)
+  distance = (w * (REAL - MADE)).sum((1, 2)).mean()
+  np.testing.assert_allclose(apart, distance, rtol=1e-5)
+  np.testing.assert_allclose(loss, 10 * (np.linalg.norm(w) - 1) ** 2 - distance, rtol=1e-4)
+
+
+def test_the_penalty_is_at_the_mixtures():
+  """D(x) = |x|^2 / 2 has the slope x."""
+  share = np.array([0.1, 0.5, 0.9], np.float32)[:, None, None]
+  loss, apart = gan.wasserstein(lambda x: jnp.sum(x**2, (1, 2)) / 2, (REAL,), (MADE,), share, 1.0)
+  norms = np.linalg.norm((share * REAL + (1 - share) * MADE).reshape(3, -1), axis=1)
+  np.testing.assert_allclose(loss + apart, ((norms - 1) ** 2).mean(), rtol=1e-4)
+
+
+def test_sobel_is_that_of_scipy():
+  slopes = [ndimage.sobel(REAL[0].astype(float), axis, mode='constant') / 4 for axis in (0, 1)]
+  np.testing.assert_allclose(gan.sobel(REAL)[0], np.sqrt(slopes[0] ** 2 + slopes[1] ** 2 + 1e-4), rtol=1e-4)
+
+
+def test_cut_mix_puts_boxes_of_generated_images_into_real_ones():
+  shares = []
+  for seed in range(200):
+    mixed, mask = gan.cut_mix(jax.random.key(seed), REAL, MADE)
+    np.testing.assert_array_equal(mixed, np.where(mask == 1, REAL, MADE))
+    outside = np.argwhere(np.asarray(mask) == 0)
+    if len(outside):
+      # What is generated is one full box.
+      height, width = outside.max(0) - outside.min(0) + 1
+      assert height * width == len(outside)
+    shares.append(float(mask.mean()))
+  assert min(shares) < 0.3 and max(shares) > 0.95
+
+
+def test_the_denoiser_pleases_the_critic_and_the_critic_learns_the_difference():
+  data = batch(REAL, MADE)
+  task = training.wgan_vgg(Bias(), optax.sgd(1.0), Brightness(), optax.sgd(0.01), perceptual=None, penalty=0.0)
+  state = task.init(jax.random.key(0), data)
+  after, shown = jax.jit(task.step)(state, data, jax.random.key(1))
+  np.testing.assert_allclose(shown['wasserstein'], REAL.mean() - MADE.mean(), rtol=1e-5)
+  # Real images are brighter, so the critic's gain grows; the denoiser follows it upwards.
+  gain = after.critics['image'].variables['params']['gain']
+  np.testing.assert_allclose(gain, 1 + 0.01 * (REAL.mean() - MADE.mean()), rtol=1e-5)
+  np.testing.assert_allclose(after.generator.variables['params']['bias'], gain, rtol=1e-5)
+
+
+def test_discriminators_learn_real_from_generated():
+  data = batch(REAL, MADE)
+  rates = optax.sgd(0.0), optax.sgd(0.05)
+  task = training.du_gan(Bias(), rates[0], BrightnessMap(), rates[1], mix_steps=1)
+  state = task.init(jax.random.key(0), data)
+  step = jax.jit(task.step)
+  for i in range(3):
+    state, _ = step(state, data, jax.random.key(i))
+  # Real is 1 and brighter: the gain must be positive.
+  assert state.critics['image'].variables['params']['gain'] > 0.05
+
+
+def test_divergence_of_the_code_is_that_of_normal_distributions():
+  mean, logvar = np.array([[0.3, -1.0], [2.0, 0.0]], np.float32), np.array([[0.5, -2.0], [0.0, 1.0]], np.float32)
+
+  class Fixed(nn.Module):
+    def __call__(self, image, condition, key):
+      return image, jnp.asarray(mean[: len(image)]), jnp.asarray(logvar[: len(image)])
+
+  data = batch(REAL[:2], MADE[:2])
+  task = training.cvae(
+    Fixed(), optax.sgd(0.0), Brightness(), optax.sgd(0.0), lambda x: x, image=lambda b: b.target, l1_weight=1.0, kl_weight=1.0, adversarial_weight=0.0
+  )
+  state = training.representation.VAEState(training.TrainState(jnp.int32(0), {}, ()), None)
+  found = task.evaluate(state, jax.tree.map(lambda x: x[:1], data))['loss']
+  q = stats.norm(mean[0], np.exp(logvar[0] / 2))
+  # KL(q | N(0, 1)) = -H(q) - E_q log N(0, 1)
+  expected = (-q.entropy() + 0.5 * np.log(2 * np.pi) + 0.5 * (mean[0] ** 2 + np.exp(logvar[0]))).sum()
+  np.testing.assert_allclose(found, [expected], rtol=1e-5)
