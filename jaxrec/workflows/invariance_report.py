@@ -35,7 +35,7 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   page.text(_summary(runs, found[1]))
   page.heading('Which structures are ignored')
   page.table(
-    'By size and contrast. In input, output, samples: share of cases (or samples) whose contrast to the anatomy without the structure exceeds what 5% of the other '
+    'By size and contrast. In input, output, samples: share of cases (or samples) whose contrast to the anatomy without the structure (the input: to its mean over new noise) exceeds what 5% of the other '
     'patients\' twins exceed there. Shown: more often in the input than in the samples. Lost: share of samples that do not show the structure and whose noise near it is no larger than 95% of scans '
     'have; B: more than half. Changed there: share of cases where the samples vary beyond noise at the structure; A: more often than at the same place of the twin. '
     'Control, without samples: move of the output near the structure when it is taken out, over its move under new noise; and the move of the contrast at the structure in standard deviations '

@@ -296,14 +296,16 @@ def _row(config, plan, case, tap, structure, found, sizes):
 
 
 def _contrasts(plan, case, sizes, views):
-  """Contrasts by view and diameter, against the anatomy without the structure."""
+  """Contrasts by view and diameter, against the anatomy without the structure; of the input, against its mean over new noise."""
   contrasts = {view: {} for view in views}
+  # What undersampling or the reconstruction make of the anatomy is no structure of the input.
+  unseen = _side(case, 0)[2].mean(0)
   for size in sizes:
     inside, around = invariances.disc(case.image.shape, case.centre, _pixels(plan, size))
-    nothing = float(invariances.contrast(case.twin_target, inside, around))
     for view, images in views.items():
-      found = np.atleast_1d(invariances.contrast(images, inside, around))
-      contrasts[view][str(size)] = [round(float(c) - nothing, 5) for c in found]
+      nothing = invariances.contrast(unseen if view == 'input' else case.twin_target, inside, around)
+      found = np.atleast_1d(invariances.contrast(images, inside, around) - nothing)
+      contrasts[view][str(size)] = [round(float(c), 5) for c in found]
   return contrasts
 
 

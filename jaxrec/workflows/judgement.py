@@ -82,8 +82,8 @@ def by_patient(found: Sequence[dict[str, Any]], alpha: float) -> dict[tuple[str,
 def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thresholds]) -> list[dict[str, Any]]:
   """One row per case, layer and twin.
 
-  Contrasts are against the anatomy without the structure, so that vessels do not
-  count. A sample has lost the structure if it does not show it and its noise is
+  Contrasts are against the anatomy without the structure (of the input, against its
+  mean over new noise), so that neither vessels nor aliasing count. A sample has lost the structure if it does not show it and its noise is
   one that scans have: what it lacks as anatomy it must not have as noise.
 
   Args:

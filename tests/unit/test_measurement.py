@@ -47,6 +47,12 @@ def test_contrasts_are_those_of_the_structure_alone(case):
   assert found['with']['4.0'][0] > 1.5 and set(found['with']) == {'4.0', '8.0'}
   assert found['without'] == {'4.0': [0], '8.0': [0]}
   assert found['both']['4.0'] == [*found['with']['4.0'], 0]
+  # Aliasing, the same in every repeat, is no structure of the input; it is one of an output.
+  artefact = 3 * case.target
+  shifted = case._replace(image=case.image + artefact, twin=case.twin + artefact, fresh=case.fresh + artefact)
+  before, after = (invariances._contrasts(PLAN, c, [SIZE], {'input': c.image, 'output': c.image}) for c in (case, shifted))
+  np.testing.assert_allclose(after['input']['4.0'], before['input']['4.0'], atol=1e-3)
+  assert after['output']['4.0'][0] > before['output']['4.0'][0] + 1
   # In mm where the series knows its pixels.
   series = PLAN._replace(volume=type('Series', (), {'pixel': 2.0})())
   assert invariances._contrasts(series, case, [8.0], {'with': case.target})['with']['8.0'] == found['with']['4.0']
