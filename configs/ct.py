@@ -24,7 +24,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
     layout='ldct', root=os.environ.get('LDCT_ROOT', '') if paper else '', patients='configs/ldct_chest.json' if paper else '',
     offset=0.0, patch=128, evaluate_patch=0, centre_hu=(), patches_per_patient=500, keep_slices=1.0, workers=4 if paper else 0,
     phantom=dict(
-      train=40, val=12, slices=2, repeats=24, nodules=8, pixels=256, photons=7e3, dose=0.1, seed=0,
+      train=40, val=12, slices=2, repeats=24, nodules=8, pixels=256, photons=2.4e4, dose=0.1, seed=0,
       diameters=(2.0, 3.0, 4.0, 6.0, 8.0, 10.0), contrasts=(200.0, 400.0, 800.0),
     ),
   ))  # fmt: skip
@@ -34,9 +34,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   config.search = ml_collections.ConfigDict(dict(image_noise=dict(name='pgd', num_steps=10, step='steepest', step_size=0.5)))
   if config.profile == 'demo':
     config.data.update(patch=40, patches_per_patient=16)
-    # Four times the photons of the chest data: below that, structures of 2 to 3 mm drown in the input's own noise.
     # Few classes of nodules, so that each has enough cases.
-    config.data.phantom.update(train=30, val=16, repeats=48, photons=2.8e4, nodules=6, diameters=(2.0, 3.0, 6.0), contrasts=(225.0, 450.0))
+    config.data.phantom.update(train=30, val=16, repeats=48, nodules=6, diameters=(2.0, 3.0, 6.0), contrasts=(250.0, 500.0))
     config.train.update(batch_size=16, num_steps=300, validate_every=100, max_validation=8, learning_rate=1e-3)
     config.attack.max_examples = 8
   if config.profile == 'smoke':

@@ -4,7 +4,8 @@ Paper: Yang et al. 2018, Low-dose CT image denoising using a generative adversar
 Command: python -m jaxrec.main --config=configs/wganvgg.py with LDCT_ROOT set to the TCIA data, or configs/wganvgg.py:demo on the phantom
 Hardware: one GPU; the demo takes minutes on 2 cores.
 VGG features: --config.train.task.perceptual.vgg=vgg19.pth (a file of yours, needed at full size); the demo trains a CNN-10 first and compares its outputs instead.
-Expected: ldct-benchmark reports SSIM .505, PSNR 25.3 dB on the chest test set (low dose .312, 18.1 dB).
+Expected: ldct-benchmark reports SSIM .505, PSNR 25.3 dB on the chest test set (low dose .312, 18.1 dB),
+of images cut to the lung window; ours are over all 4095 HU and not to be compared with them.
 """
 
 import ml_collections

@@ -110,7 +110,7 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
     twin_full, full = full, full + added
   else:
     twin, again = ldct.read_recorded(volume, case.slice)
-    # Doses and twins share their noise: what the structures add to one dose, they add to the other.
+    # Doses and twins share most of their noise: what the structures add to one dose, they add to the other, up to the noise of thinning.
     twin_full = full + (twin - low)
     if again is not None and len(again) >= repeats:
       fresh = again[:repeats]

@@ -26,11 +26,12 @@ def test_phantom_is_made_of_its_seed(drawn):
 
 
 def test_low_dose_has_the_psnr_of_the_chest_data():
+  """As ldct-benchmark measures it: images cut to the lung window, with its width as range."""
   errors = []
   for seed in range(3):
-    v = chest.volume(seed, slices=1)
-    errors.append(np.mean((v.low_dose.astype(float) - v.full_dose) ** 2))
-  assert abs(10 * np.log10(4095**2 / np.mean(errors)) - 18.07) < 1
+    low, full = (np.clip((x.astype(float) + 1350) / 1500, 0, 1) for x in chest.volume(seed, slices=1)[:2])
+    errors.append(np.mean((low - full) ** 2))
+  assert abs(-10 * np.log10(np.mean(errors)) - 18.07) < 1
 
 
 def test_twins_share_their_noise(drawn):
