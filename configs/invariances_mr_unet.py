@@ -42,7 +42,7 @@ def get_config(arg: str = ''):
   config.invariances.update(diameters=DIAMETERS, contrasts=CONTRASTS)
   if profile == 'demo':
     # Few classes, so that each has enough cases.
-    config.invariances.update(max_cases=160, corrections=3, diameters=(1.5, 2.0, 4.0), contrasts=(0.25, 0.4))
+    config.invariances.update(max_cases=192, corrections=3, diameters=(1.5, 2.0, 4.0), contrasts=(0.2, 0.4))
   return common.share_data(config)
 
 
