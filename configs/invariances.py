@@ -44,8 +44,8 @@ def flow(config: ml_collections.ConfigDict, network: str, autoencoder: str, laye
   if config.profile != 'paper':
     demo = config.profile == 'demo'
     config.model.update(blocks=6 if demo else 2, hidden=128 if demo else 4, chans=12 if demo else 2, depth=3 if demo else 1, embedding=32 if demo else 3)
-    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=400 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
-    config.train.update(validate_every=200 if demo else 2)
+    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=300 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
+    config.train.update(validate_every=150 if demo else 2)
   return config
 
 

@@ -270,24 +270,25 @@ def detectability(image: Any, changed: Any, fresh: Any, inside: Array, around: A
   return jnp.abs(contrast(image, inside, around) - contrast(changed, inside, around)) / jnp.std(seen, ddof=1)
 
 
-def displacement(output: Any, changed: Any, fresh: Any, mask: Array | None = None) -> Scalar:
+def displacement(output: Any, changed: Any, fresh: Any, mask: Array | None = None, *, level: float = 0.5) -> Array:
   """How far the output moves if the input is changed, over how far new noise moves it.
 
-  `||f(x) - f(x_changed)|| / median_j ||f(x) - f(x_j)||`; below 1 the change is
-  lost in the noise.
+  `||f(x) - f(x_changed)|| / quantile_j ||f(x) - f(x_j)||`; below 1 the change is
+  smaller than what a share `1 - level` of new scans make.
 
   Args:
     output: f(x), `[row, col]`.
-    changed: f of the input with or without a structure.
+    changed: f of the input with or without a structure, `[..., row, col]`.
     fresh: f of the same anatomy under new noise, `[repeat, row, col]`.
     mask: `[row, col]`, where to look; everywhere if `None`.
+    level: of the quantile; the median if .5.
 
   Returns:
-    `[]`.
+    `[...]`.
   """
   weight = jnp.ones_like(output) if mask is None else jnp.asarray(mask, output.dtype)
 
   def norm(x):
     return jnp.sqrt(jnp.sum(weight * x**2, (-2, -1)))
 
-  return norm(changed - output) / jnp.median(norm(fresh - output))
+  return norm(changed - output) / jnp.quantile(norm(fresh - output), level)

@@ -291,6 +291,7 @@ def _row(config, plan, case, tap, structure, found, sizes):
     'detectability_input': float(invariances.detectability(image, changed, fresh, *masks)),
     'detectability_output': float(invariances.detectability(found['output'], moved, found['outputs_fresh'], *masks)),
     'moved_near': float(invariances.displacement(found['output'], moved, found['outputs_fresh'], near)),
+    'moved_beyond': int(invariances.displacement(found['output'], moved, found['outputs_fresh'], near, level=1 - config.invariances.alpha) > 1),
     'moved': float(invariances.displacement(found['output'], moved, found['outputs_fresh'])),
   }
 

@@ -95,6 +95,9 @@ def test_the_control_measures_moves_in_units_of_noise():
   typical = float(jnp.median(jnp.linalg.norm(fresh.reshape(9, -1), axis=1)))
   changed = jnp.zeros(SHAPE).at[3, 4].set(2.0)
   np.testing.assert_allclose(invariances.displacement(output, changed, fresh), 2 / typical, rtol=1e-5)
+  largest = float(jnp.max(jnp.linalg.norm(fresh.reshape(9, -1), axis=1)))
+  np.testing.assert_allclose(invariances.displacement(output, changed, fresh, level=1.0), 2 / largest, rtol=1e-5)
+  np.testing.assert_allclose(invariances.displacement(output, jnp.stack([changed, 2 * changed]), fresh), [2 / typical, 4 / typical], rtol=1e-5)
   mask = jnp.zeros(SHAPE, bool).at[:8, :8].set(True)
   assert invariances.displacement(output, changed, fresh, mask) > invariances.displacement(output, changed, fresh)
   assert invariances.displacement(output, changed, fresh, ~mask) == 0
@@ -120,7 +123,7 @@ def test_a_correction_that_leads_away_is_not_taken():
   )  # fmt: skip
   found = jax.jit(invariances.sample(sampler, num_samples=4, chunk=2, corrections=3))((), jax.random.key(0), jnp.arange(4.0)[None])
   np.testing.assert_array_equal(found.images, found.drawn)
-  np.testing.assert_allclose(jax.vmap(lambda y: invariances.distance(found.output, y))(found.outputs), found.decoded)
+  np.testing.assert_allclose(jax.vmap(lambda y: invariances.distance(found.output, y))(found.outputs), found.decoded, rtol=1e-5)
 
 
 def test_corrections_bring_outputs_closer_and_leave_the_rest():

@@ -89,7 +89,7 @@ class Shift:
 
 
 def measured(case, anatomy, *, factor=1.0, corrections=1, structure=1):
-  options = dict(network='net', autoencoder='vae', num_samples=5, chunk=2, corrections=corrections, scales=(1.0,), flows=('flow',))
+  options = dict(alpha=0.05, network='net', autoencoder='vae', num_samples=5, chunk=2, corrections=corrections, scales=(1.0,), flows=('flow',))
   runs = {'flow': {'train': {'task': {'layer': 0}}}, 'vae': {'train': {'task': {'image': 'target'}}}}
   config = ml_collections.ConfigDict(dict(seed=0, label='toy', experiments=runs, invariances=options))
   parts = {'net': (Scaled(factor), {}), 'vae': (Drawing(anatomy), {}), 'flow': (Shift(), {})}
@@ -111,6 +111,8 @@ def test_samples_that_lack_a_structure_give_it_to_the_noise(case):
   rows, cols = np.unravel_index(found['excess'].argmax(), SHAPE)
   assert np.hypot(rows - 15, cols - 17) < 3 and row['excess_near'] == found['excess'].max()
   assert row['detectability_output'] == pytest.approx(row['detectability_input'], rel=1e-4) and row['moved_near'] > row['moved']
+  # The identity shows the disc as well as the input does.
+  assert row['moved_beyond'] == 1
   # Mismatched samples are made of images of another mean.
   assert row['distance_mismatched'] > row['distance_fresh']
 

@@ -7,7 +7,7 @@ import pytest
 from jaxrec.workflows import invariance_report
 
 IGNORED = {
-  'layer': 'output', 'diameter': 2.0, 'contrast': 400.0, 'structure': 1, 'lost': 0.9, 'altered': 1, 'moved': 0.2, 'moved_near': 0.5, 'gap': 0.3, 'gap_near': 0.4,
+  'layer': 'output', 'diameter': 2.0, 'contrast': 400.0, 'structure': 1, 'lost': 0.9, 'altered': 1, 'moved': 0.2, 'moved_near': 0.5, 'moved_beyond': 0, 'gap': 0.3, 'gap_near': 0.4,
   'distance_fresh': 1.0, 'distance_mismatched': 5.0, 'present_input': 1.0, 'present_output': 0.2, 'present_samples': 0.1,
   'detectability_input': 2.0, 'detectability_output': 1.0,
 }  # fmt: skip
@@ -34,7 +34,7 @@ def test_a_class_that_meets_all_criteria_is_ignored():
 
 @pytest.mark.parametrize('column, changes', [
   ('shown', dict(present_input=0.1)), ('B', dict(lost=0.5)), ('A', dict(altered=0)), ('A', dict(twin={'altered': 1})),
-  ('confirmed', dict(moved_near=1.1)), ('confirmed', dict(detectability_output=2.1)),
+  ('confirmed', dict(moved_beyond=1)), ('confirmed', dict(detectability_output=2.1)),
   (None, dict(gap=1.1)), (None, dict(gap_near=1.1)), (None, dict(distance_mismatched=0.9)),
 ])  # fmt: skip
 def test_every_criterion_counts(column, changes):
