@@ -225,8 +225,8 @@ def _side(case, structure):
   return case.twin, case.twin_target, fresh, noisy, case.image
 
 
-def _near(case, diameter=None):
-  return invariances.disc(case.image.shape, case.centre, (diameter or case.diameter) + 4)[0]
+def _near(case, diameter=None, *, margin=4):
+  return invariances.disc(case.image.shape, case.centre, (diameter or case.diameter) + margin)[0]
 
 
 def _measure(config, run_folder, taps, plans, read, parallel, bad):
@@ -286,7 +286,8 @@ def _row(config, plan, case, tap, structure, found, sizes):
     'noise_near': [round(float(z), 4) for z in found['noise_near']],
     'noise_near_input': {str(d): float(np.max(found['unlikely'][_near(case, _pixels(plan, d))])) for d in judged},
     'maxima': [float(m) for m in found['maxima']],
-    'excess_near': float(np.max(found['excess'][near])),
+    # At the structure and its edge: farther away the samples' own errors are found as well.
+    'excess_near': float(np.max(found['excess'][_near(case, margin=2)])),
     'excess': float(np.mean(found['excess'])),
     'detectability_input': float(invariances.detectability(image, changed, fresh, *masks)),
     'detectability_output': float(invariances.detectability(found['output'], moved, found['outputs_fresh'], *masks)),
