@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxrec.data.ldct import normalise
+
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _NAMES = {'varnet': 'E2E-VarNet', 'unet_recon': 'U-Net'}
 

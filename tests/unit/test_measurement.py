@@ -1,5 +1,7 @@
 """What the invariances stage measures on a case, with toy networks whose answers are known."""
 
+import functools
+
 import ml_collections
 import numpy as np
 import pytest
@@ -58,27 +60,21 @@ def test_contrasts_are_those_of_the_structure_alone(case):
   assert invariances._contrasts(series, case, [8.0], {'with': case.target})['with']['8.0'] == found['with']['4.0']
 
 
-class Scaled:
-  """f(x) = a x."""
-
-  def __init__(self, factor):
-    self.factor = factor
+class Identity:
+  """f(x) = x."""
 
   def apply(self, variables, image):
-    return self.factor * image
+    return image
 
 
 class Drawing:
-  """An autoencoder that draws the same anatomy whatever the code."""
+  """An autoencoder that draws the anatomy in its variables whatever the code."""
 
   latent = 3
 
-  def __init__(self, anatomy):
-    self.anatomy = anatomy
-
   def apply(self, variables, first, second, method):
     zeros = np.zeros((1, self.latent), np.float32)
-    return (zeros, zeros - 20) if method == 'encode' else self.anatomy[None]
+    return (zeros, zeros - 20) if method == 'encode' else variables['anatomy'][None]
 
 
 class Shift:
@@ -88,12 +84,18 @@ class Shift:
     return z - 1 if reverse else z + 1, 0.0
 
 
-def measured(case, anatomy, *, factor=1.0, corrections=1, structure=1):
+@functools.cache
+def tap_of(corrections):
   options = dict(alpha=0.05, network='net', autoencoder='vae', num_samples=5, chunk=2, corrections=corrections, scales=(1.0,), flows=('flow',))
   runs = {'flow': {'train': {'task': {'layer': 0}}}, 'vae': {'train': {'task': {'image': 'target'}}}}
   config = ml_collections.ConfigDict(dict(seed=0, label='toy', experiments=runs, invariances=options))
-  parts = {'net': (Scaled(factor), {}), 'vae': (Drawing(anatomy), {}), 'flow': (Shift(), {})}
-  tap = invariances.Tap(config, parts.__getitem__, 'flow')
+  parts = {'net': (Identity(), {}), 'vae': (Drawing(), {}), 'flow': (Shift(), {})}
+  return config, invariances.Tap(config, parts.__getitem__, 'flow')
+
+
+def measured(case, anatomy, *, corrections=1, structure=1):
+  config, tap = tap_of(corrections)
+  tap.variables['vae'] = {'anatomy': anatomy}
   found = tap(config, PLAN.name, case, structure, noise(3, 2) + 5)
   return found, invariances._row(config, PLAN, case, tap, structure, found, [SIZE])
 
