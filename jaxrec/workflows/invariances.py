@@ -304,9 +304,9 @@ def _contrasts(plan, case, sizes, views):
   unseen = _side(case, 0)[2].mean(0)
   for size in sizes:
     inside, around = invariances.disc(case.image.shape, case.centre, _pixels(plan, size))
+    nothing, aliased = (invariances.contrast(image, inside, around) for image in (case.twin_target, unseen))
     for view, images in views.items():
-      nothing = invariances.contrast(unseen if view == 'input' else case.twin_target, inside, around)
-      found = np.atleast_1d(invariances.contrast(images, inside, around) - nothing)
+      found = np.atleast_1d(invariances.contrast(images, inside, around) - (aliased if view == 'input' else nothing))
       contrasts[view][str(size)] = [round(float(c), 5) for c in found]
   return contrasts
 

@@ -83,8 +83,9 @@ def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thres
   """One row per case, layer and twin.
 
   Contrasts are against the anatomy without the structure (of the input, against its
-  mean over new noise), so that neither vessels nor aliasing count. A sample has lost the structure if it does not show it and its noise is
-  one that scans have: what it lacks as anatomy it must not have as noise.
+  mean over new noise), so that neither vessels nor aliasing count. A sample has lost
+  the structure if it does not show it and its noise is one that scans have: what it
+  lacks as anatomy it must not have as noise.
 
   Args:
     found: of `measured`.

@@ -109,6 +109,7 @@ def test_cases_have_twins_and_fresh_noise(phantom):
   assert len(plans) == 6 and not any(p.inserted for p in plans)
   case = cases.read_ct(plans[0], repeats=4, centre_hu=(), seed=0)
   assert case.fresh.shape == (4, 32, 32) and case.image.shape == (32, 32)
+  assert all(0 <= c < 32 for c in case.centre)
   assert case.diameter == plans[0].structure.diameter / 6.25
   # The patch holds the structure where `centre` says, and `removed` lacks it and keeps all others.
   low = ldct.read_hu(series[0], 0)[0]

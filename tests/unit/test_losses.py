@@ -37,7 +37,7 @@ class Brightness(nn.Module):
 
 
 class BrightnessMap(nn.Module):
-  """The same with a map, and spectral statistics that it has none of."""
+  """The same with a map; its gain starts at zero."""
 
   @nn.compact
   def __call__(self, image):

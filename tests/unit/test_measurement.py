@@ -137,7 +137,7 @@ def test_a_twin_is_measured_like_its_case(case):
   assert row['excess_near'] < 2 and row['detectability_input'] > 3
 
 
-def test_options_and_trained_layers_decide(case):
+def test_too_few_repeats_are_named():
   with pytest.raises(ValueError, match=r'invariances.repeats: 2 is too few; it takes 4 or more'):
     options = dict(num_samples=5, repeats=2, others=1)
     invariances.run(ml_collections.ConfigDict({'invariances': options}), None, None, None)
