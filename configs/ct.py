@@ -35,7 +35,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   if config.profile == 'demo':
     config.data.update(patch=40, patches_per_patient=16)
     # Few classes of nodules, so that each has enough cases.
-    config.data.phantom.update(train=30, val=16, repeats=48, nodules=5, diameters=(2.0, 3.0, 6.0), contrasts=(725.0,))
+    config.data.phantom.update(train=30, val=16, repeats=48, nodules=5, diameters=(2.0, 3.0, 6.0), contrasts=(675.0,))
     config.train.update(batch_size=16, num_steps=300, validate_every=100, max_validation=8, learning_rate=1e-3)
     config.attack.max_examples = 8
   if config.profile == 'smoke':
