@@ -40,15 +40,16 @@ def get_config(arg: str = ''):
     run.stages = ('attack',) if run.model.checkpoint else ('train',)
   generators = tuple(name for name in runs if runs[name].train.task.name == 'adversarial')
   config.report = ml_collections.ConfigDict(dict(draws=runs.standard.report.draws, runs=(), generators=generators))
-  return config
+  return common.share_data(config)
 
 
 def _network(arg, label):
   config = common.acceleration(common.base('adversarial_unet', arg), 4)
   config.label = label
-  config.data.challenge = 'singlecoil' if config.data.root else 'multicoil'
+  # The phantom has several coils.
+  config.data.challenge = 'singlecoil' if config.profile == 'paper' else 'multicoil'
   config.data.form = 'image'
-  config.data.emulate_single_coil = not config.data.root
+  config.data.emulate_single_coil = config.profile != 'paper'
   small = {'demo': dict(chans=8, pools=3), 'smoke': dict(chans=2, pools=1)}
   sizes = small.get(config.profile, dict(chans=64, pools=5))
   config.model.update(name='unet_image', norm='instance', activation='prelu', upsample='bilinear', **sizes)

@@ -205,6 +205,8 @@ class Tap:
         continue
       noise = sample.low_dose - sample.target if self.apart else np.zeros_like(sample.target)
       v.append(self.forward(self.variables | {'noise': noise}, k, sample.low_dose))
+    if not v:
+      raise DataError(f'invariances: no held-out image can be read; the first: {next(iter(bad.values()))}')
     v = np.stack(v)
     found = invariances.noise_moments(jnp.asarray(v))
     return {

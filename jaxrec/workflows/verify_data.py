@@ -1,11 +1,13 @@
-"""Checks a data set: `python -m jaxrec.workflows.verify_data ROOT [annotations.csv]`.
+"""Checks a data set: `python -m jaxrec.workflows.verify_data ROOT [annotations.csv] [--offset=1024]`.
 
 Reads every slice of every volume, names each bad file with the reason, and
 counts the annotations that can and cannot be used. Low-dose CT (DICOM of TCIA,
-HDF5, folders of images; see `data.ldct`) is recognised by its names. Exit code 2
-if a file is bad.
+HDF5, folders of images; see `data.ldct`) is recognised by its names; the offset is
+what TIFF and NumPy images add to HU, the `data.offset` of a run. Exit code 2 if a
+file is bad.
 """
 
+import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -67,8 +69,12 @@ def verify(root: str | Path, annotations: str | Path | None = None) -> int:
   return len(bad)
 
 
-def verify_ct(root: str | Path) -> int:
+def verify_ct(root: str | Path, *, offset: float = 0.0) -> int:
   """Prints what is wrong with low-dose CT data, every split of it.
+
+  Args:
+    root: data set.
+    offset: what TIFF and NumPy images add to HU.
 
   Returns:
     Number of bad files.
@@ -77,11 +83,11 @@ def verify_ct(root: str | Path) -> int:
     DataError: if nothing of a known layout is there.
   """
   root = Path(root)
-  splits = [s for s in ('train', 'val', 'test') if (root / s).is_dir()] or ['train']
+  splits = [s for s in ldct.SPLITS if (root / s).is_dir()] or ['train']
   bad: dict[str, str] = {}
   slices, pairs = Counter(), 0
   for split in splits:
-    found = ldct.index(root, split, require_pairs=False, every=True)
+    found = ldct.index(root, split, offset=offset, require_pairs=False, every=True)
     bad |= found.bad
     for series in tqdm(found.volumes, desc=f'verify {split}', unit='series'):
       for s in range(series.shape[0]):
@@ -93,7 +99,7 @@ def verify_ct(root: str | Path) -> int:
         slices[low.shape] += 1
         pairs += full is not None
         if low.min() > -500 or low.max() > 1e4:
-          bad[f'{series.path} {s}'] = f'{series.path}: slice {s} has values from {low.min():g} to {low.max():g}; these are no HU, set data.offset'
+          bad[f'{series.path} {s}'] = f'{series.path}: slice {s} has values from {low.min():g} to {low.max():g}; these are no HU, give --offset here and data.offset in runs'
   for line in bad.values():
     print(f'bad: {line}')
   for (rows, cols), count in sorted(slices.items()):
@@ -105,7 +111,7 @@ def verify_ct(root: str | Path) -> int:
 def is_ct(root: str | Path) -> bool:
   """Whether a folder looks like low-dose CT rather than MR k-space."""
   root = Path(root)
-  if any(root.rglob('*Low Dose Images*')) or any((root / s / 'low').is_dir() for s in ('.', 'train', 'val', 'test')):
+  if any(root.rglob('*Low Dose Images*')) or any((root / s / 'low').is_dir() for s in ('.', *ldct.SPLITS)):
     return True
   first = next(root.rglob('*.h5'), None)
   try:
@@ -117,13 +123,15 @@ def is_ct(root: str | Path) -> bool:
 
 def main(arguments: list[str]) -> int:
   """Command line; returns the exit code."""
-  if len(arguments) not in (1, 2):
-    print('usage: python -m jaxrec.workflows.verify_data ROOT [annotations.csv]', file=sys.stderr)
-    return 2
+  parser = argparse.ArgumentParser(prog='python -m jaxrec.workflows.verify_data', description='Names every bad file of a data set.')
+  parser.add_argument('root', help='folder of the data set')
+  parser.add_argument('annotations', nargs='?', help='fastMRI+ boxes (MR)')
+  parser.add_argument('--offset', type=float, default=0.0, help='what TIFF and NumPy images add to HU (CT)')
+  given = parser.parse_args(arguments)
   try:
-    if is_ct(arguments[0]):
-      return 2 if verify_ct(arguments[0]) else 0
-    return 2 if verify(*arguments) else 0
+    if is_ct(given.root):
+      return 2 if verify_ct(given.root, offset=given.offset) else 0
+    return 2 if verify(given.root, given.annotations) else 0
   except DataError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

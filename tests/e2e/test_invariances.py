@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from configs import cnn10, defences, dugan, invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg, quickstart, redcnn, wganvgg
+from configs import adversarial_unet, cnn10, defences, dugan, quickstart, redcnn, wganvgg
+from configs import invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg
 from jaxrec import training
 from jaxrec.data import cases, ldct, synthetic
 from jaxrec.workflows import datasets, denoise, factory, invariances, verify_data
@@ -80,7 +81,12 @@ def test_ct_data_are_verified(tmp_path, capsys):
   np.save(tmp_path / 'val/full/b.npy', np.full((16, 16), 500.0))
   np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), 500.0))
   assert verify_data.main([str(tmp_path)]) == 2
-  assert 'these are no HU, set data.offset' in capsys.readouterr().out
+  assert 'these are no HU, give --offset' in capsys.readouterr().out
+  for dose in ('low', 'full'):
+    np.save(tmp_path / f'val/{dose}/a.npy', np.full((16, 16), 24.0))
+    np.save(tmp_path / f'val/{dose}/b.npy', np.full((16, 16), 100.0))
+  assert verify_data.main([str(tmp_path), '--offset=1024']) == 0
+  assert '2 slices, 2 with full-dose pairs, 0 bad' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('experiments', [
@@ -110,7 +116,7 @@ def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
       assert set(part.invariances.flows) <= set(runs)
 
 
-@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_mr_unet, invariances_networks, wganvgg, defences, quickstart])
+@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_mr_unet, invariances_networks, wganvgg, adversarial_unet, defences, quickstart])
 def test_one_root_serves_all_runs(experiments):
   config = experiments.get_config('smoke')
   config.data.root = '/data'
