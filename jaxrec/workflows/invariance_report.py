@@ -160,7 +160,7 @@ def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
         shown, b, a = more[1] > 0, lost[1] > 0.5, changed[1] > 0
         confirmed = moved[2] < 0.5 and less[2] < 0
         lines.append([
-          s.label, layer, f'{size:g} {s.unit}', f'{contrast:g} HU' if s.ct else f'{100 * contrast:g}%', _word(shown and b and a and confirmed and _shared(at, draws)), str(len(at)),
+          s.label, layer, *_kind(s, size, contrast), _word(shown and b and a and confirmed and _shared(at, draws)), str(len(at)),
           *(f'{np.mean([r[f"present_{view}"] for r in at]):.2f}' for view in ('input', 'output', 'samples')),
           _word(shown), _cell(lost), _word(b),
           f'{np.mean([r["altered"] for r in at]):.2f}', f'{np.mean([twins[r["case"]]["altered"] for r in at]):.2f}', _word(a),
@@ -178,22 +178,32 @@ def _shared(rows, draws):
   return gap[2] < 1 and near[2] < 1 < other[1]
 
 
+def _kind(source, size, contrast):
+  return f'{size:g} {source.unit}', f'{contrast:g} HU' if source.ct else f'{100 * contrast:g}%'
+
+
 def _word(truth):
   return 'yes' if truth else 'no'
 
 
 def ranking(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
-  """Networks and layers, the blindest first, by how often samples lost a structure that the input shows."""
+  """Networks and layers, the blindest first, by how often samples lost a structure that the input shows.
+
+  The difference to the next in rank is of the same structures, so it can be certain where the intervals overlap.
+  """
   found = []
   for s in runs:
     for layer in s.layers:
-      at = [r for r in s.rows if r['structure'] and r['layer'] == layer and r['present_input']]
-      if not at:
-        continue
-      stat = _stat(at, lambda r: r['lost'], draws)
-      gap = _stat(at, lambda r: r['gap'], draws)
-      found.append((stat[0], [s.label, layer, _cell(stat), _cell(gap), str(len(at))]))
-  return ['network', 'layer', 'shown structures lost', 'gap', 'n'], [line for _, line in sorted(found, key=lambda f: -f[0])]
+      at = {r['case']: r for r in s.rows if r['structure'] and r['layer'] == layer and r['present_input']}
+      if at:
+        found.append((np.mean([r['lost'] for r in at.values()]), s.label, layer, at))
+  found.sort(key=lambda f: -f[0])
+  lines = []
+  for (_, label, layer, at), (*_, below) in zip(found, [*found[1:], (None, {})]):
+    both = [at[case] for case in at if case in below]
+    more = _cell(_stat(both, lambda r: r['lost'] - below[r['case']]['lost'], draws)) if both else ''
+    lines.append([label, layer, *(_cell(_stat(at.values(), lambda r, n=n: r[n], draws)) for n in ('lost', 'gap')), str(len(at)), more])
+  return ['network', 'layer', 'shown structures lost', 'gap', 'n', 'more lost than by the next'], lines
 
 
 def consistency(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
@@ -230,12 +240,13 @@ def _pictures(page, source):
   if not names:
     return
   page.heading(f'{source.label}: samples')
+  kinds = {r['case']: ', '.join(_kind(source, r['diameter'], r['contrast'])) for r in source.rows if r['structure']}
   for case in names:
     rows = [(layer, pictures[f'{case}.{layer}']) for layer in source.layers if f'{case}.{layer}' in pictures]
     if rows:
       page.figure(
         f'samples-{source.slug}-{case}', figures.sample_panel(rows, source.ct),
-        f'{case}: input x, target y (full dose, or fully sampled), output f(x), samples (the same noise v for every layer) and their standard deviation; below, f of every sample. The circle is the structure. Shown are cases whose samples most often lack a structure that the input shows.' + source.domain,
+        f'{case}: input x, target y (full dose, or fully sampled), output f(x), samples (the same noise v for every layer) and their standard deviation; below, f of every sample. The circle is the structure ({kinds[case]}). Shown are cases whose samples most often lack a structure that the input shows.' + source.domain,
       )  # fmt: skip
       page.figure(
         f'changes-{source.slug}-{case}', figures.change_panel(rows[-1][1], source.ct),

@@ -58,7 +58,19 @@ def test_the_blindest_network_comes_first_and_what_no_input_shows_does_not_count
   for row in sees.rows[:8:2]:
     row.update(lost=1.0, present_input=0.0)
   _, lines = invariance_report.ranking([sees, blind], 200)
-  assert [line[0] for line in lines] == ['blind', 'sees'] and lines[1][2].startswith('0.20') and lines[1][-1] == '4'
+  assert [line[0] for line in lines] == ['blind', 'sees'] and lines[1][2].startswith('0.20')
+  # The four structures that both inputs show.
+  assert lines[1][4] == '4' and lines[0][5].startswith('0.60') and lines[1][5] == ''
+
+
+def test_networks_are_compared_on_the_same_structures():
+  sees, blind = analysis('sees'), analysis('blind')
+  for i, (few, many) in enumerate(zip(sees.rows, blind.rows)):
+    few['lost'], many['lost'] = 0.1 * (i // 2), 0.1 * (i // 2) + 0.05
+  _, (first, second) = invariance_report.ranking([sees, blind], 200)
+  assert first[0] == 'blind' and first[5] == '0.05 (0.05 to 0.05)'
+  upper, lower = float(second[2].split()[-1][:-1]), float(first[2].split()[1][1:])
+  assert lower < upper
 
 
 def test_consistency_is_over_fresh_noise():
