@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
 from jaxrec import masks
+from jaxrec.data import hdf5
 from jaxrec.data.annotations import Region, region_mask
 from jaxrec.data.errors import DataError
 from jaxrec.data.singlecoil import centre_of, centred_images
@@ -143,32 +143,6 @@ def _save_cache(cache, entries):
     pass
 
 
-def _open(path) -> h5py.File:
-  try:
-    return h5py.File(path, 'r', locking=False)
-  except OSError as error:
-    reason = 'no such file' if not Path(path).exists() else str(error).split('(')[-1].rstrip(')')
-    raise DataError(f'{path}: not a readable HDF5 file ({reason}); copy or download it again') from None
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
-  """A data set that lives in this file, whatever the file claims."""
-  try:
-    link = file.get(name, getlink=True)
-  except KeyError:
-    link = None
-  if link is None:
-    return None
-  if not isinstance(link, h5py.HardLink):
-    raise DataError(f'{file.filename}: {name} is a link to elsewhere; only data inside the file is read')
-  data = file[name]
-  if not isinstance(data, h5py.Dataset):
-    raise DataError(f'{file.filename}: {name} is a group, not a data set')
-  if data.is_virtual or data.external:
-    raise DataError(f'{file.filename}: {name} takes its data from other files; only data inside the file is read')
-  return data
-
-
 def describe(path: str | Path) -> Volume:
   """Checks one volume without reading its k-space.
 
@@ -182,7 +156,7 @@ def describe(path: str | Path) -> Volume:
     DataError: naming the file, the field, and what to do.
   """
   path = Path(path)
-  with _open(path) as file:
+  with hdf5.open_file(path) as file:
     try:
       return _describe(path, file)
     except (OSError, KeyError, RuntimeError, UnicodeDecodeError) as error:
@@ -190,7 +164,7 @@ def describe(path: str | Path) -> Volume:
 
 
 def _describe(path, file):
-  kspace = _dataset(file, 'kspace')
+  kspace = hdf5.dataset(file, 'kspace')
   if kspace is None:
     raise DataError(f'{path}: data set kspace is missing; it is no fastMRI volume')
   if kspace.ndim not in (3, 4) or 0 in kspace.shape:
@@ -222,12 +196,12 @@ def _describe(path, file):
 def _find_target(path, file, ndim):
   names = ('reconstruction_rss', 'reconstruction_esc') if ndim == 4 else ('reconstruction_esc', 'reconstruction_rss')
   for name in names:
-    data = _dataset(file, name)
+    data = hdf5.dataset(file, name)
     if data is not None:
       if data.ndim != 3 or data.dtype.kind != 'f':
         raise DataError(f'{path}: {name} has shape {data.shape} and type {data.dtype}; expected [slice, row, col] float')
       return name
-  return 'none' if _dataset(file, 'mask') is not None else ''
+  return 'none' if hdf5.dataset(file, 'mask') is not None else ''
 
 
 def _text(value):
@@ -249,7 +223,7 @@ def _number(path, name, value):
 
 
 def _header(path, file, shape):
-  data = _dataset(file, 'ismrmrd_header')
+  data = hdf5.dataset(file, 'ismrmrd_header')
   if data is None:
     raise DataError(f'{path}: ismrmrd_header is missing; without it the measured columns are unknown')
   if data.shape not in ((), (1,)) or data.dtype.itemsize > _HEADER_LIMIT:
@@ -294,8 +268,8 @@ def read_kspace(volume: Volume, slice_index: int) -> np.ndarray:
   Raises:
     DataError: for NaN, an all-zero slice or a damaged file.
   """
-  with _open(volume.path) as file:
-    kspace = _read(file, 'kspace', slice_index)
+  with hdf5.open_file(volume.path) as file:
+    kspace = hdf5.read(file, 'kspace', slice_index)
   kspace = np.asarray(kspace, np.complex64).reshape(volume.shape[1:])
   where = f'{volume.path}: slice {slice_index}'
   if not np.isfinite(kspace.view(np.float32)).all():
@@ -303,16 +277,6 @@ def read_kspace(volume: Volume, slice_index: int) -> np.ndarray:
   if not kspace.any():
     raise DataError(f'{where} of kspace is all zero; remove the file or the slice')
   return kspace
-
-
-def _read(file, name, slice_index):
-  data = _dataset(file, name)
-  if data is None or not 0 <= slice_index < data.shape[0]:
-    raise DataError(f'{file.filename}: slice {slice_index} of {name} is missing')
-  try:
-    return data[slice_index]
-  except OSError as error:
-    raise DataError(f'{file.filename}: {name} slice {slice_index} is damaged ({error})') from None
 
 
 def read_scan(
@@ -341,8 +305,8 @@ def read_scan(
   if volume.fully_sampled:
     line = draw_mask(volume)
   else:
-    with _open(volume.path) as file:
-      stored = np.asarray(_dataset(file, 'mask')[()]).astype(bool).reshape(1, -1)
+    with hdf5.open_file(volume.path) as file:
+      stored = np.asarray(hdf5.dataset(file, 'mask')[()]).astype(bool).reshape(1, -1)
     if stored.shape != acquired.shape:
       raise DataError(f'{volume.path}: mask has {stored.size} columns, kspace has {acquired.size}')
     line = masks.LineMask(stored, masks.acs_of_mask(stored))
@@ -353,8 +317,8 @@ def read_scan(
   if volume.target in ('', 'none'):
     target = _rss_target(kspace, volume.crop)
   else:
-    with _open(volume.path) as file:
-      target = np.asarray(_read(file, volume.target, slice_index), np.float32)
+    with hdf5.open_file(volume.path) as file:
+      target = np.asarray(hdf5.read(file, volume.target, slice_index), np.float32)
     if not np.isfinite(target).all():
       raise DataError(f'{volume.path}: slice {slice_index} of {volume.target} holds NaN or infinity')
   scale = volume.max or float(target.max())

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 
+from jaxrec.data import ct_images, hdf5
 from jaxrec.data.annotations import Region, region_mask
 from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
@@ -28,9 +28,7 @@ from jaxrec.types import Slice
 
 # Stored values of the LDCT data are HU + 1024; mean and deviation over its training images.
 OFFSET, MEAN, STD, RANGE = 1024.0, 481.45419786099086, 502.18507379395044, 4095.0
-_IMAGES = ('.npy', '.tif', '.tiff')
 SPLITS = ('train', 'val', 'test')
-SUFFIXES = ('.dcm', *_IMAGES)
 
 
 class Series(NamedTuple):
@@ -150,63 +148,51 @@ def _crop(series, patch):
 
 def _describe_h5(path, offset, bad):
   del offset, bad
-  with _open(path) as file:
-    if 'low_dose' not in file:
-      raise DataError(f'{path}: has no data set low_dose; it has {", ".join(file) or "nothing"}')
-    low = _dataset(path, file, 'low_dose')
-    if low.ndim != 3 or not all(low.shape):
-      raise DataError(f'{path}: low_dose has shape {low.shape}; expected [slice, row, col]')
-    paired = 'full_dose' in file
-    for name in ('full_dose', 'twin_low_dose'):
-      if name in file and _dataset(path, file, name).shape != low.shape:
-        raise DataError(f'{path}: {name} has shape {file[name].shape}, low_dose {low.shape}; they must be equal')
-    for name, wanted in (('repeats', (low.shape[0], None, *low.shape[1:])), ('structures', (None, 5))):
-      if name in file:
-        shape = _dataset(path, file, name).shape
-        if len(shape) != len(wanted) or any(w is not None and n != w for n, w in zip(shape, wanted)):
-          raise DataError(f'{path}: {name} has shape {shape}; expected {str(wanted).replace("None", "n")}')
-    if 'structures' in file and not (np.isfinite(file['structures'][()]).all() and (file['structures'][:, 3] > 0).all()):
-      raise DataError(f'{path}: structures hold values that are not finite, or diameters that are not positive')
-    patient, pixel = file.attrs.get('patient_id', Path(path).stem), file.attrs.get('pixel_mm', 1.0)
-    if not isinstance(pixel, (int, float, np.number)) or not pixel > 0:
-      raise DataError(f'{path}: pixel_mm is {pixel!r}; expected a positive number')
-    return Series(str(path), Path(path).stem, low.shape, low.shape[1:], str(patient), (), 0.0, float(pixel), paired)
+  with hdf5.open_file(path) as file:
+    try:
+      return _describe_volume(path, file)
+    except (OSError, KeyError, RuntimeError) as error:
+      raise DataError(f'{path}: damaged ({error}); copy or download it again') from None
 
 
-def _open(path):
-  try:
-    return h5py.File(path)
-  except OSError as error:
-    raise DataError(f'{path}: cannot be read as HDF5 ({str(error).splitlines()[0]}); copy it again') from None
+def _describe_volume(path, file):
+  low = _numbers(file, 'low_dose')
+  if low is None:
+    raise DataError(f'{path}: has no data set low_dose; it has {", ".join(file) or "nothing"}')
+  if low.ndim != 3 or not all(low.shape):
+    raise DataError(f'{path}: low_dose has shape {low.shape}; expected [slice, row, col]')
+  others = {name: _numbers(file, name) for name in ('full_dose', 'twin_low_dose', 'repeats', 'structures')}
+  for name in ('full_dose', 'twin_low_dose'):
+    if others[name] is not None and others[name].shape != low.shape:
+      raise DataError(f'{path}: {name} has shape {others[name].shape}, low_dose {low.shape}; they must be equal')
+  for name, wanted in (('repeats', (low.shape[0], None, *low.shape[1:])), ('structures', (None, 5))):
+    shape = wanted if others[name] is None else others[name].shape
+    if len(shape) != len(wanted) or any(w is not None and n != w for n, w in zip(shape, wanted)):
+      raise DataError(f'{path}: {name} has shape {shape}; expected {str(wanted).replace("None", "n")}')
+  structures = np.zeros((0, 5)) if others['structures'] is None else others['structures'][()]
+  if not (np.isfinite(structures).all() and (structures[:, 3] > 0).all()):
+    raise DataError(f'{path}: structures hold values that are not finite, or diameters that are not positive')
+  patient, pixel = file.attrs.get('patient_id', Path(path).stem), file.attrs.get('pixel_mm', 1.0)
+  if not isinstance(pixel, (int, float, np.number)) or not pixel > 0:
+    raise DataError(f'{path}: pixel_mm is {pixel!r}; expected a positive number')
+  return Series(str(path), Path(path).stem, low.shape, low.shape[1:], str(patient), (), 0.0, float(pixel), others['full_dose'] is not None)
 
 
-def _dataset(path, file, name):
-  # Data must come from this file: links and virtual sets can point anywhere.
-  if isinstance(file.get(name, getlink=True), (h5py.ExternalLink, h5py.SoftLink)):
-    raise DataError(f'{path}: {name} is a link; only data inside the file are read')
-  data = file[name]
-  if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external or data.dtype.kind not in 'iuf':
-    raise DataError(f'{path}: {name} is no plain data set of numbers')
+def _numbers(file, name):
+  data = hdf5.dataset(file, name)
+  if data is not None and data.dtype.kind not in 'iuf':
+    raise DataError(f'{file.filename}: {name} has type {data.dtype}; expected numbers')
   return data
 
 
 def _describe_images(folder, offset, bad):
-  lows = sorted(p for p in (folder / 'low').iterdir() if p.suffix.lower() in _IMAGES)
+  lows = sorted(p for p in (folder / 'low').iterdir() if p.suffix.lower() in ct_images.GREY)
   if not lows:
     raise DataError(f'{folder}/low: holds no .npy, .tif or .tiff images')
-  paired = (folder / 'full').is_dir()
-  pairs = []
-  for low in lows:
-    full = folder / 'full' / low.name
-    if paired and not full.exists():
-      bad[str(low)] = f'{low}: has no full-dose pair {full}'
-    else:
-      pairs.append((str(low), str(full) if paired else ''))
-  if not pairs:
-    raise DataError(f'{folder}: no image has a pair')
-  first = _read_image(pairs[0][0])
-  shape = (len(pairs), *first.shape)
-  return Series(str(folder), folder.name, shape, first.shape, folder.name, tuple(pairs), offset, 1.0, paired)
+  full = folder / 'full' if (folder / 'full').is_dir() else None
+  pairs = _pairs(lows, full, bad)
+  shape, pixel = ct_images.describe(pairs[0][0])
+  return Series(str(folder), folder.name, (len(pairs), *shape), shape, folder.name, pairs, offset, pixel, full is not None)
 
 
 def _describe_dicom(folder, offset, bad):
@@ -214,80 +200,25 @@ def _describe_dicom(folder, offset, bad):
   files = sorted(folder.glob('*.dcm'))
   if not files:
     raise DataError(f'{folder}: holds no .dcm files')
-  others = [p for p in folder.parent.iterdir() if p.is_dir() and 'Full Dose Images' in p.name]
-  pairs = []
-  for low in files:
-    full = others[0] / low.name if others else None
-    if full is not None and not full.exists():
-      bad[str(low)] = f'{low}: has no full-dose pair {full}'
-    else:
-      pairs.append((str(low), str(full or '')))
-  if not pairs:
-    raise DataError(f'{folder}: no slice has a full-dose pair')
-  header = _dicom(pairs[0][0], pixels=False)
+  full = next((p for p in sorted(folder.parent.iterdir()) if p.is_dir() and 'Full Dose Images' in p.name), None)
+  pairs = _pairs(files, full, bad)
+  shape, pixel = ct_images.describe(pairs[0][0])
   patient = folder.parent.parent.name
-  pixel = float(header.PixelSpacing[0]) if 'PixelSpacing' in header else 1.0
-  shape = (len(pairs), int(header.Rows), int(header.Columns))
-  return Series(str(folder), patient, shape, shape[1:], patient, tuple(pairs), 0.0, pixel, bool(others))
+  return Series(str(folder), patient, (len(pairs), *shape), shape, patient, pairs, 0.0, pixel, full is not None)
 
 
-def _dicom(path, *, pixels):
-  try:
-    import pydicom
-  except ImportError:
-    raise DataError(f'{path}: DICOM needs the extra, pip install jaxrec[ct]') from None
-  try:
-    data = pydicom.dcmread(path, stop_before_pixels=not pixels)
-  except (pydicom.errors.InvalidDicomError, OSError, EOFError) as error:
-    raise DataError(f'{path}: cannot be read as DICOM ({str(error).splitlines()[0][:120]})') from None
-  if data.get('Modality') != 'CT':
-    raise DataError(f'{path}: has modality {data.get("Modality", "none")}; expected CT')
-  if 'Rows' not in data or 'Columns' not in data:
-    raise DataError(f'{path}: has no image')
-  return data
-
-
-def _read_dicom(path):
-  data = _dicom(path, pixels=True)
-  try:
-    pixels = data.pixel_array
-  except Exception as error:
-    syntax = getattr(data.file_meta.get('TransferSyntaxUID'), 'name', 'unknown')
-    raise DataError(
-      f'{path}: pixels in transfer syntax "{syntax}" cannot be read ({str(error).splitlines()[0][:120]}); '
-      'decompress the files (gdcmconv --raw) or install pylibjpeg'
-    ) from None
-  return pixels.astype(np.float32) * float(data.get('RescaleSlope', 1)) + float(data.get('RescaleIntercept', 0))
-
-
-def _read_image(path):
-  try:
-    if Path(path).suffix.lower() == '.npy':
-      image = np.load(path, allow_pickle=False)
+def _pairs(lows, full, bad):
+  """Files of every slice, low dose and, in the folder `full` if there is one, full dose."""
+  pairs = []
+  for low in lows:
+    other = full / low.name if full else None
+    if other is not None and not other.exists():
+      bad[str(low)] = f'{low}: has no full-dose pair {other}'
     else:
-      from PIL import Image
-
-      with Image.open(path) as file:
-        image = np.asarray(file)
-  except ImportError:
-    raise DataError(f'{path}: TIFF needs the extra, pip install jaxrec[ct]') from None
-  except (OSError, ValueError, EOFError) as error:
-    raise DataError(f'{path}: cannot be read as an image ({str(error).splitlines()[0][:120]})') from None
-  if image.ndim != 2 or image.dtype.kind not in 'iuf':
-    raise DataError(f'{path}: has shape {image.shape} and type {image.dtype}; expected one grey image [row, col]')
-  return image.astype(np.float32)
-
-
-def read_file(path: str | Path) -> np.ndarray:
-  """One DICOM, TIFF or NumPy image, `[row, col]` float32; DICOM in HU, others as stored.
-
-  Raises:
-    DataError: naming the file and what is wrong with it.
-  """
-  image = _read_dicom(path) if Path(path).suffix.lower() == '.dcm' else _read_image(path)
-  if not np.isfinite(image).all():
-    raise DataError(f'{path}: holds values that are not finite')
-  return image
+      pairs.append((str(low), str(other or '')))
+  if not pairs:
+    raise DataError(f'{lows[0].parent}: no image has a full-dose pair')
+  return tuple(pairs)
 
 
 def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -297,16 +228,12 @@ def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]
     DataError: naming the file, if it cannot be read or does not fit the series.
   """
   if not series.pairs:
-    with _open(series.path) as file:
-      names = ['low_dose', 'full_dose'][: 1 + series.paired]
-      try:
-        images = [np.asarray(_dataset(series.path, file, n)[number], np.float32) for n in names]
-      except (OSError, KeyError) as error:
-        raise DataError(f'{series.path}: slice {number} cannot be read ({str(error).splitlines()[0]})') from None
+    with hdf5.open_file(series.path) as file:
+      images = [np.asarray(hdf5.read(file, n, number), np.float32) for n in ['low_dose', 'full_dose'][: 1 + series.paired]]
     paths = [series.path] * len(images)
   else:
     paths = [p for p in series.pairs[number] if p]
-    images = [read_file(p) - np.float32(series.offset) for p in paths]
+    images = [ct_images.read_file(p) - np.float32(series.offset) for p in paths]
   for path, image in zip(paths, images):
     if image.shape != series.shape[1:]:
       raise DataError(f'{path}: has {image.shape[0]} x {image.shape[1]} pixels, the series {series.shape[1]} x {series.shape[2]}')
@@ -380,9 +307,10 @@ def read_structures(series: Series, number: int) -> tuple[list[Structure], bool]
   """Known structures of a slice, and whether there is a twin without them."""
   if series.pairs:
     return [], False
-  with _open(series.path) as file:
-    listed = np.asarray(_dataset(series.path, file, 'structures')) if 'structures' in file else ()
-    return [Structure(int(s[0]), *(float(v) for v in s[1:])) for s in listed if int(s[0]) == number], 'twin_low_dose' in file
+  with hdf5.open_file(series.path) as file:
+    listed = hdf5.dataset(file, 'structures')
+    listed = () if listed is None else listed[()]
+    return [Structure(int(s[0]), *(float(v) for v in s[1:])) for s in listed if int(s[0]) == number], hdf5.dataset(file, 'twin_low_dose') is not None
 
 
 def read_recorded(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -391,15 +319,12 @@ def read_recorded(series: Series, number: int) -> tuple[np.ndarray, np.ndarray |
   Raises:
     DataError: naming the file and what is wrong with it.
   """
-  with _open(series.path) as file:
+  with hdf5.open_file(series.path) as file:
 
     def get(name):
-      try:
-        images = np.asarray(_dataset(series.path, file, name)[number], np.float32)
-      except OSError as error:
-        raise DataError(f'{series.path}: {name} of slice {number} cannot be read ({str(error).splitlines()[0]})') from None
+      images = np.asarray(hdf5.read(file, name, number), np.float32)
       if not np.isfinite(images).all():
         raise DataError(f'{series.path}: {name} of slice {number} holds values that are not finite')
       return images
 
-    return get('twin_low_dose'), get('repeats') if 'repeats' in file else None
+    return get('twin_low_dose'), None if hdf5.dataset(file, 'repeats') is None else get('repeats')

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxrec.data import ldct
+from jaxrec.data import ct_images, ldct
 from jaxrec.data.errors import DataError
 from jaxrec.models import observer
 from jaxrec.training import data_parallel
@@ -38,9 +38,9 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
     DataError: if there is no image.
   """
   source, target = Path(source), Path(target)
-  files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ldct.SUFFIXES) if source.is_dir() else [source]
+  files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ct_images.SUFFIXES) if source.is_dir() else [source]
   if not files or not files[0].exists():
-    raise DataError(f'{source}: holds no {", ".join(ldct.SUFFIXES)} image')
+    raise DataError(f'{source}: holds no {", ".join(ct_images.SUFFIXES)} image')
   module, variables, offset = _network(Path(run))
   network = jax.jit(observer(module))
   target.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
     if out.exists():
       continue
     try:
-      image = ldct.read_file(path)
+      image = ct_images.read_file(path)
       if path.suffix.lower() != '.dcm':
         image -= np.float32(offset)
     except DataError as error:

@@ -305,6 +305,13 @@ def broken(name, tmp_path):
     if name == 'link':
       del file['low_dose']
       file['low_dose'] = h5py.ExternalLink('/etc/passwd', 'x')
+    if name == 'virtual':
+      del file['low_dose']
+      file.create_virtual_dataset('low_dose', h5py.VirtualLayout((2, 24, 24), 'i2'))
+    if name == 'group':
+      file.create_group('repeats')
+    if name == 'text':
+      file['structures'] = np.full((1, 5), b'x')
     if name == 'axes':
       del file['low_dose']
       file['low_dose'] = np.zeros((24, 24))
@@ -317,7 +324,8 @@ def broken(name, tmp_path):
   'name, words',
   [
     ('keys', 'has no data set low_dose'), ('pair', 'has no full-dose images'), ('shape', 'full_dose has shape'), ('link', 'low_dose is a link'),
-    ('axes', r'expected \[slice, row, col\]'), ('truncated', 'cannot be read as HDF5'), ('patch', 'are smaller than data.patch=32'),
+    ('virtual', 'low_dose takes its data from other files'), ('group', 'repeats is a group'), ('text', 'structures has type'),
+    ('axes', r'expected \[slice, row, col\]'), ('truncated', 'not a readable HDF5'), ('patch', 'are smaller than data.patch=32'),
   ],
 )  # fmt: skip
 def test_what_is_wrong_with_hdf5_is_named(tmp_path, name, words):

@@ -1,0 +1,58 @@
+"""HDF5 files of others: damaged ones, and ones that point elsewhere, are refused by name."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxrec.data.errors import DataError
+
+
+def open_file(path: str | Path) -> h5py.File:
+  """Opens a file for reading.
+
+  Raises:
+    DataError: naming the file, if it is missing or no HDF5 file.
+  """
+  try:
+    return h5py.File(path, 'r', locking=False)
+  except OSError as error:
+    reason = 'no such file' if not Path(path).exists() else str(error).split('(')[-1].rstrip(')')
+    raise DataError(f'{path}: not a readable HDF5 file ({reason}); copy or download it again') from None
+
+
+def dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
+  """A data set that lives in this file, whatever the file claims; `None` if there is none.
+
+  Raises:
+    DataError: for links, virtual data sets and external storage, which can point anywhere.
+  """
+  try:
+    link = file.get(name, getlink=True)
+  except KeyError:
+    link = None
+  if link is None:
+    return None
+  if not isinstance(link, h5py.HardLink):
+    raise DataError(f'{file.filename}: {name} is a link to elsewhere; only data inside the file is read')
+  data = file[name]
+  if not isinstance(data, h5py.Dataset):
+    raise DataError(f'{file.filename}: {name} is a group, not a data set')
+  if data.is_virtual or data.external:
+    raise DataError(f'{file.filename}: {name} takes its data from other files; only data inside the file is read')
+  return data
+
+
+def read(file: h5py.File, name: str, number: int) -> np.ndarray:
+  """One slice of a data set.
+
+  Raises:
+    DataError: naming the file, if the slice is missing or damaged.
+  """
+  data = dataset(file, name)
+  if data is None or not 0 <= number < data.shape[0]:
+    raise DataError(f'{file.filename}: slice {number} of {name} is missing')
+  try:
+    return data[number]
+  except OSError as error:
+    raise DataError(f'{file.filename}: {name} slice {number} is damaged ({error})') from None
