@@ -54,5 +54,5 @@ def read(file: h5py.File, name: str, number: int) -> np.ndarray:
     raise DataError(f'{file.filename}: slice {number} of {name} is missing')
   try:
     return data[number]
-  except OSError as error:
+  except (OSError, KeyError, RuntimeError) as error:
     raise DataError(f'{file.filename}: {name} slice {number} is damaged ({error})') from None

@@ -126,6 +126,8 @@ def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | 
   c = config.data
   root, annotations = c.root, c.annotations
   if not root:
+    if c.challenge != 'multicoil':
+      raise DataError(f'data.root: is missing; the phantom has several coils, and data.challenge asks for {c.challenge}; use the profile demo')
     root, annotations = _phantom(dict(c.phantom), workdir, parallel)
   indices = []
   for split in ('train', 'val'):

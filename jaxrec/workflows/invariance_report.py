@@ -36,8 +36,9 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   page.heading('Which structures are ignored')
   page.table(
     'By size and contrast. In input, output, samples: share of cases (or samples) whose contrast to the anatomy without the structure (the input: to its mean over new noise) exceeds what 5% of the other '
-    'patients\' twins exceed there. Shown: more often in the input than in the samples. Lost: share of samples that do not show the structure and whose noise near it is no larger than 95% of scans '
-    'have; B: more than half. Changed there: share of cases where the samples vary beyond noise at the structure; A: more often than at the same place of the twin. '
+    'patients\' twins exceed there. Shown: more often in the input than in the samples. Lost: share of samples that do not show the structure, whose noise near it is no larger than 95% of scans '
+    'have, and whose output near it is closer to f(x) than outputs of two scans are to each other; B: more than half. In autoencoder: its own image of the input; what it cannot draw, samples do not show, '
+    'so the share that is lost says how much was found, not how much there is. Changed there: share of cases where the samples vary beyond noise at the structure; A: more often than at the same place of the twin. '
     'Control, without samples: share of cases whose output moves more near the structure when it is taken out than 95% of new scans move it; and the move of the contrast at the structure in standard deviations '
     'under new noise (detectability), in the input and in the output. Confirmed: fewer than half of the cases, and the output shows the structure worse than the input. Moves there, everywhere: that move of the output over the '
     'median under new noise. Gap there: distance of f of the samples '
@@ -47,7 +48,7 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   )  # fmt: skip
   if len(runs) > 1 or len({r['layer'] for s in runs for r in s.rows}) > 1:
     page.table(
-      'Networks and layers by the share of samples that lost a structure which the input shows',
+      'Networks and layers by the share of samples that lost a structure which the input shows. More than the next network: of the same structures. One training of each network, autoencoder and flow',
       *ranking(runs, draws), name='ranking',
     )  # fmt: skip
   for source in runs:
@@ -140,7 +141,7 @@ def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   Returns:
     Head and lines.
   """
-  head = ['network', 'layer', 'size', 'contrast', 'ignored', 'n', 'in input', 'in output', 'in samples', 'shown', 'lost', 'B', 'changed there', 'in twin', 'A', 'control', 'detectability, input', 'output', 'confirmed', 'moves there', 'everywhere', 'gap there']
+  head = ['network', 'layer', 'size', 'contrast', 'ignored', 'n', 'in input', 'in output', 'in autoencoder', 'in samples', 'shown', 'lost', 'B', 'changed there', 'in twin', 'A', 'control', 'detectability, input', 'output', 'confirmed', 'moves there', 'everywhere', 'gap there']
   lines = []
   for s in runs:
     for layer in s.layers:
@@ -161,7 +162,7 @@ def classes(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
         confirmed = moved[2] < 0.5 and less[2] < 0
         lines.append([
           s.label, layer, *_kind(s, size, contrast), _word(shown and b and a and confirmed and _shared(at, draws)), str(len(at)),
-          *(f'{np.mean([r[f"present_{view}"] for r in at]):.2f}' for view in ('input', 'output', 'samples')),
+          *(f'{np.mean([r[f"present_{view}"] for r in at]):.2f}' for view in ('input', 'output', 'reconstruction', 'samples')),
           _word(shown), _cell(lost), _word(b),
           f'{np.mean([r["altered"] for r in at]):.2f}', f'{np.mean([twins[r["case"]]["altered"] for r in at]):.2f}', _word(a),
           _cell(moved), *(f'{np.mean([r[f"detectability_{view}"] for r in at]):.2f}' for view in ('input', 'output')), _word(confirmed),
@@ -189,21 +190,25 @@ def _word(truth):
 def ranking(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   """Networks and layers, the blindest first, by how often samples lost a structure that the input shows.
 
-  The difference to the next in rank is of the same structures, so it can be certain where the intervals overlap.
+  The difference to the next network is paired: of the structures that both inputs show, of the same phantom or data.
   """
   found = []
   for s in runs:
     for layer in s.layers:
-      at = {r['case']: r for r in s.rows if r['structure'] and r['layer'] == layer and r['present_input']}
+      at = {(r['case'], r['diameter'], r['contrast_true']): r for r in s.rows if r['structure'] and r['layer'] == layer and r['present_input']}
       if at:
         found.append((np.mean([r['lost'] for r in at.values()]), s.label, layer, at))
   found.sort(key=lambda f: -f[0])
   lines = []
-  for (_, label, layer, at), (*_, below) in zip(found, [*found[1:], (None, {})]):
-    both = [at[case] for case in at if case in below]
-    more = _cell(_stat(both, lambda r: r['lost'] - below[r['case']]['lost'], draws)) if both else ''
-    lines.append([label, layer, *(_cell(_stat(at.values(), lambda r, n=n: r[n], draws)) for n in ('lost', 'gap')), str(len(at)), more])
-  return ['network', 'layer', 'shown structures lost', 'gap', 'n', 'more lost than by the next'], lines
+  for i, (_, label, layer, at) in enumerate(found):
+    below = next((other for _, name, _, other in found[i + 1 :] if name != label), {})
+    both = [key for key in at if key in below]
+    more = figures.bootstrap([at[k]['lost'] - below[k]['lost'] for k in both], [at[k]['patient'] for k in both], draws=draws) if both else None
+    lines.append([
+      label, layer, *(_cell(_stat(at.values(), lambda r, n=n: r[n], draws)) for n in ('lost', 'gap')), str(len(at)),
+      _cell(more) if both else '', str(len(both)) if both else '',
+    ])  # fmt: skip
+  return ['network', 'layer', 'shown structures lost', 'gap', 'n', 'more than the next network', 'of'], lines
 
 
 def consistency(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
@@ -214,8 +219,9 @@ def consistency(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]
       at = [r for r in s.rows if r['layer'] == layer]
       names = ('gap', 'gap_decoded', 'distance_samples', 'distance_fresh', 'distance_mismatched', 'distance_reconstruction', 'diversity', 'noise')
       over = _stat(at, lambda r: r['distance_mismatched'] / r['distance_fresh'], draws)
-      lines.append([s.label, layer, *(_cell(_stat(at, lambda r, n=n: r[n], draws), '.3f') for n in names), _cell(over)])
-  return ['network', 'layer', 'gap', 'gap before corrections', 'samples', 'fresh noise', 'mismatched', 'autoencoder', 'diversity', 'noise of the input', 'mismatched over fresh'], lines
+      there = _stat([r for r in at if r['structure']], lambda r: r['gap_near'], draws)
+      lines.append([s.label, layer, *(_cell(_stat(at, lambda r, n=n: r[n], draws), '.3f') for n in names), _cell(over), _cell(there, '.3f')])
+  return ['network', 'layer', 'gap', 'gap before corrections', 'samples', 'fresh noise', 'mismatched', 'autoencoder', 'diversity', 'noise of the input', 'mismatched over fresh', 'gap near structures'], lines
 
 
 def calibration(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:

@@ -28,7 +28,7 @@ from jaxrec.workflows.train import loader_of
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Samples, measures and judges; finished cases are not computed again."""
   options = config.invariances
-  for name, least in (('num_samples', 2), ('repeats', 4), ('others', 1)):
+  for name, least in (('num_samples', 2), ('repeats', 4), ('others', 1), ('max_moments', 2)):
     if options[name] < least:
       raise ValueError(f'invariances.{name}: {options[name]} is too few; it takes {least} or more')
   plans = cases_lib.plan(
@@ -193,7 +193,11 @@ class Tap:
     return jax.device_get(self.everything(variables, key, image, fresh, noisy, others, _near(case)))
 
   def moments(self, config, data, bad) -> dict[str, float]:
-    """Whether the flow's noise is standard normal on held-out images; unreadable ones are added to `bad`."""
+    """Whether the flow's noise is standard normal on held-out images; unreadable ones are added to `bad`.
+
+    Raises:
+      DataError: if none can be read.
+    """
     examples = loader.spread(datasets.training_examples(config, data.val.volumes), config.invariances.max_moments)
     keys = jax.random.split(jax.random.key(config.seed), len(examples))
     v = []
@@ -201,12 +205,12 @@ class Tap:
       try:
         sample = data.read(example, 0)
       except DataError as error:
-        bad[f'{example.volume.name}-{example.slice:03d}'] = str(error)
+        bad[f'{example.volume.name}-{example.slice:03d}'] = last = str(error)
         continue
       noise = sample.low_dose - sample.target if self.apart else np.zeros_like(sample.target)
       v.append(self.forward(self.variables | {'noise': noise}, k, sample.low_dose))
     if not v:
-      raise DataError(f'invariances: no held-out image can be read; the first: {next(iter(bad.values()))}')
+      raise DataError(f'invariances: no held-out image can be read; the last: {last}')
     v = np.stack(v)
     found = invariances.noise_moments(jnp.asarray(v))
     return {
@@ -262,6 +266,7 @@ def _row(config, plan, case, tap, structure, found, sizes):
     samples=found['anatomies'], input=image, reconstruction=found['reconstruction'], output=found['output'], true=target,
   ))  # fmt: skip
   moved = tap.observe(tap.variables, changed)
+  gaps = invariances.displacement(found['output'], found['outputs'], found['outputs_fresh'], near)
   masks = invariances.disc(image.shape, case.centre, case.diameter)
   return {
     'case': plan.name,
@@ -275,7 +280,8 @@ def _row(config, plan, case, tap, structure, found, sizes):
     'inserted': int(plan.inserted),
     'seed': config.seed,
     'gap': float(away.gap()),
-    'gap_near': float(np.median(invariances.displacement(found['output'], found['outputs'], found['outputs_fresh'], near))),
+    'gap_near': float(np.median(gaps)),
+    'gaps_near': [round(float(g), 4) for g in gaps],
     'gap_decoded': float(np.median(found['decoded']) / np.median(away.fresh)),
     'distance_samples': float(np.median(away.samples)),
     'distance_fresh': float(np.median(away.fresh)),

@@ -16,7 +16,7 @@ MEASURED = 'measured.jsonl'
 KEY = ('case', 'layer', 'structure')
 # What is looked at for a structure: samples, the input, the autoencoder's image of the input, the network's output.
 VIEWS = ('samples', 'input', 'reconstruction', 'output')
-_LISTS = ('contrasts', 'maxima', 'noise_near', 'noise_near_input')
+_LISTS = ('contrasts', 'maxima', 'noise_near', 'noise_near_input', 'gaps_near')
 
 
 class Thresholds(NamedTuple):
@@ -84,8 +84,10 @@ def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thres
 
   Contrasts are against the anatomy without the structure (of the input, against its
   mean over new noise), so that neither vessels nor aliasing count. A sample has lost
-  the structure if it does not show it and its noise is one that scans have: what it
-  lacks as anatomy it must not have as noise.
+  the structure if it does not show it, its noise is one that scans have (what it
+  lacks as anatomy it must not have as noise), and its output near the structure is
+  closer to that of the input than outputs of two scans are to each other. Such a
+  sample proves by itself that the output does not tell, whatever model made it.
 
   Args:
     found: of `measured`.
@@ -102,6 +104,7 @@ def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thres
     present = {view: contrasts[view] > limits.presence[view][size] for view in VIEWS}
     # Without noise of their own, samples cannot have an unlikely one.
     plausible = np.less_equal(row['noise_near'], limits.noise[size]) if row['noise_near'] else np.ones_like(present['samples'])
+    kept = np.less(row['gaps_near'], 1)
     rows.append({
       **{k: v for k, v in row.items() if k not in _LISTS},
       **{f'contrast_{view}': float(np.mean(contrasts[view])) for view in VIEWS},
@@ -110,7 +113,8 @@ def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thres
       **{f'present_{view}': float(np.mean(present[view])) for view in VIEWS},
       'noise_plausible': float(np.mean(plausible)),
       'noise_plausible_input': float(row['noise_near_input'][size] <= limits.noise[size]),
-      'lost': float(np.mean(plausible & ~present['samples'])),
+      'output_kept': float(np.mean(kept)),
+      'lost': float(np.mean(plausible & kept & ~present['samples'])),
       'altered': int(row['excess_near'] > limits.family),
       'noise_crosses': float(np.mean(np.asarray(row['maxima']) > limits.family)),
     })  # fmt: skip
@@ -118,10 +122,14 @@ def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thres
 
 
 def telling(rows: Sequence[dict[str, Any]], count: int) -> list[str]:
-  """The cases whose samples most often lack a structure that the input shows; of equals, the strongest contrast."""
+  """The cases whose samples most often lost a structure that the input shows; of equals, those of the kind that is lost most."""
+  kinds: dict[tuple, list[float]] = {}
+  for row in rows:
+    if row['structure']:
+      kinds.setdefault((row['diameter'], row['contrast']), []).append(row['present_input'] * row['lost'])
   scores: dict[str, tuple] = {}
   for row in rows:
     if row['structure']:
-      score = (row['present_input'] * row['lost'], row['contrast'], row['diameter'])
+      score = (row['present_input'] * row['lost'], float(np.mean(kinds[row['diameter'], row['contrast']])), row['contrast'])
       scores[row['case']] = max(scores.get(row['case'], score), score)
   return sorted(scores, key=lambda case: (scores[case], case), reverse=True)[:count]

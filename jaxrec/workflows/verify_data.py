@@ -16,7 +16,7 @@ import h5py
 from tqdm import tqdm
 
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import fastmri, ldct, loader
+from jaxrec.data import ct_images, fastmri, ldct, loader
 from jaxrec.data.errors import DataError
 
 
@@ -99,7 +99,9 @@ def verify_ct(root: str | Path, *, offset: float = 0.0) -> int:
         slices[low.shape] += 1
         pairs += full is not None
         if low.min() > -500 or low.max() > 1e4:
-          bad[f'{series.path} {s}'] = f'{series.path}: slice {s} has values from {low.min():g} to {low.max():g}; these are no HU, give --offset here and data.offset in runs'
+          path = series.pairs[s][0] if series.pairs else f'{series.path}: slice {s}'
+          mend = 'give --offset here and data.offset in runs' if path.lower().endswith(ct_images.GREY) else 'store HU'
+          bad[f'{series.path} {s}'] = f'{path}: has values from {low.min():g} to {low.max():g}; these are no HU, {mend}'
   for line in bad.values():
     print(f'bad: {line}')
   for (rows, cols), count in sorted(slices.items()):
@@ -122,7 +124,7 @@ def is_ct(root: str | Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-  """Command line; returns the exit code."""
+  """Command line; returns the exit code, and leaves with 2 for wrong arguments."""
   parser = argparse.ArgumentParser(prog='python -m jaxrec.workflows.verify_data', description='Names every bad file of a data set.')
   parser.add_argument('root', help='folder of the data set')
   parser.add_argument('annotations', nargs='?', help='fastMRI+ boxes (MR)')
@@ -130,7 +132,11 @@ def main(arguments: list[str]) -> int:
   given = parser.parse_args(arguments)
   try:
     if is_ct(given.root):
+      if given.annotations:
+        parser.error('annotations: are boxes of MR, and this is CT')
       return 2 if verify_ct(given.root, offset=given.offset) else 0
+    if given.offset:
+      parser.error('--offset: is of CT, and this is MR')
     return 2 if verify(given.root, given.annotations) else 0
   except DataError as error:
     print(f'error: {error}', file=sys.stderr)

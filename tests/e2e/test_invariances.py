@@ -81,12 +81,15 @@ def test_ct_data_are_verified(tmp_path, capsys):
   np.save(tmp_path / 'val/full/b.npy', np.full((16, 16), 500.0))
   np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), 500.0))
   assert verify_data.main([str(tmp_path)]) == 2
-  assert 'these are no HU, give --offset' in capsys.readouterr().out
+  assert 'a.npy' not in (out := capsys.readouterr().out) and 'b.npy: has values from 500 to 500; these are no HU, give --offset' in out
   for dose in ('low', 'full'):
     np.save(tmp_path / f'val/{dose}/a.npy', np.full((16, 16), 24.0))
     np.save(tmp_path / f'val/{dose}/b.npy', np.full((16, 16), 100.0))
   assert verify_data.main([str(tmp_path), '--offset=1024']) == 0
   assert '2 slices, 2 with full-dose pairs, 0 bad' in capsys.readouterr().out
+  with pytest.raises(SystemExit, match='2'):
+    verify_data.main([str(tmp_path), 'boxes.csv'])
+  assert 'this is CT' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('experiments', [

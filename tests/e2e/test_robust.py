@@ -10,6 +10,7 @@ import pytest
 from configs import adversarial_unet, common, defences
 from jaxrec import models, training
 from jaxrec.data import singlecoil, synthetic
+from jaxrec.data.errors import DataError
 from jaxrec.workflows import datasets, factory, train
 from tests.e2e.test_main import launch
 
@@ -52,6 +53,13 @@ def test_a_frozen_network_is_the_trained_one(compared):
   jax.tree.map(np.testing.assert_array_equal, *variables)
   frozen.close()
   standard.close()
+
+
+def test_the_phantom_is_no_single_coil_data(tmp_path, monkeypatch):
+  monkeypatch.setenv('FASTMRI_ROOT', '')
+  with pytest.raises(DataError, match='data.root: is missing'):
+    datasets.data(adversarial_unet.get_config('paper').experiments.standard, tmp_path / 'run')
+  assert not list(tmp_path.iterdir())
 
 
 def test_the_same_command_computes_nothing_again(compared):

@@ -8,13 +8,13 @@ import pytest
 from jaxrec.workflows import judgement
 
 
-def measurement(patient, case, structure, *, contrast=0.0, noise=1.0, excess=0.5, rng=None, samples=20):
+def measurement(patient, case, structure, *, contrast=0.0, noise=1.0, gap=0.5, excess=0.5, rng=None, samples=20):
   """Contrasts and maxima of a made-up case: standard normal where there is nothing."""
   rng = rng or np.random.default_rng([patient, case, structure])
   return {
     'case': f'{patient}-{case}', 'layer': 'output', 'structure': structure, 'patient': f'p{patient}', 'diameter': 2.0, 'contrast': 400.0,
     'contrasts': {view: {'2.0': list(contrast + rng.standard_normal(samples if view == 'samples' else 1))} for view in judgement.VIEWS},
-    'noise_near': [noise] * samples, 'noise_near_input': {'2.0': float(abs(rng.standard_normal()))}, 'maxima': list(1 + rng.random(4)), 'excess_near': excess,
+    'gaps_near': [gap] * samples, 'noise_near': [noise] * samples, 'noise_near_input': {'2.0': float(abs(rng.standard_normal()))}, 'maxima': list(1 + rng.random(4)), 'excess_near': excess,
   }  # fmt: skip
 
 
@@ -70,19 +70,31 @@ def test_no_patient_judges_itself():
   assert after['output', 'p4'].presence['input']['2.0'] == 100 and after['output', 'p4'].family == 100
 
 
-def test_lost_needs_no_contrast_and_plausible_noise():
+def test_lost_needs_no_contrast_plausible_noise_and_the_same_output():
   cases = [
-    measurement(0, 100, 1, contrast=9.0), measurement(0, 101, 1, contrast=-9.0), measurement(0, 102, 1, contrast=-9.0, noise=50.0, excess=9.0)
+    measurement(0, 100, 1, contrast=9.0), measurement(0, 101, 1, contrast=-9.0), measurement(0, 102, 1, contrast=-9.0, noise=50.0, excess=9.0),
+    measurement(0, 103, 1, contrast=-9.0, gap=1.1),
   ]  # fmt: skip
-  there, gone, absorbed = [r for r in judged([*twins(), *cases]) if r['structure']]
+  cases[1]['gaps_near'][:5] = [1.1] * 5
+  there, gone, absorbed, seen = [r for r in judged([*twins(), *cases]) if r['structure']]
   assert (there['present_samples'], there['lost'], there['altered']) == (1, 0, 0)
-  assert (gone['present_samples'], gone['lost'], gone['noise_plausible']) == (0, 1, 1)
+  # A quarter of the samples has another output.
+  assert (gone['present_samples'], gone['lost'], gone['noise_plausible'], gone['output_kept']) == (0, 0.75, 1, 0.75)
+  assert (seen['present_samples'], seen['lost'], seen['noise_plausible'], seen['output_kept']) == (0, 0, 1, 0)
   assert (absorbed['present_samples'], absorbed['lost'], absorbed['noise_plausible'], absorbed['altered']) == (0, 0, 0, 1)
   assert gone['contrast_low'] <= gone['contrast_samples'] <= gone['contrast_high']
   assert judgement.telling([there | {'present_input': 1}, gone | {'present_input': 1}], 1) == [gone['case']]
   # Samples that carry their own noise are not asked for another.
   (alone,) = [r for r in judged([*twins(), cases[1] | {'noise_near': []}]) if r['structure']]
-  assert alone['lost'] == 1
+  assert alone['lost'] == 0.75
+
+
+def test_of_equals_the_kind_that_is_lost_most_is_shown():
+  def row(case, diameter, lost, shown=1):
+    return {'structure': 1, 'case': case, 'diameter': diameter, 'contrast': 400.0, 'lost': lost, 'present_input': shown}
+
+  found = [row('a', 3.0, 1), row('b', 3.0, 0), row('c', 2.0, 1), row('d', 2.0, 1), row('e', 2.0, 1, shown=0), row('f', 6.0, 0.9)]
+  assert judgement.telling(found, 4) == ['d', 'c', 'a', 'f']
 
 
 def test_measurements_are_read_once_and_too_few_are_named(tmp_path):

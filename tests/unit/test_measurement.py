@@ -1,6 +1,7 @@
 """What the invariances stage measures on a case, with toy networks whose answers are known."""
 
 import functools
+import types
 
 import ml_collections
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from jaxrec import invariances as inv
 from jaxrec.data import cases
+from jaxrec.data.errors import DataError
 from jaxrec.workflows import invariances
 
 SHAPE, SIZE = (32, 36), 4.0
@@ -86,7 +88,7 @@ class Shift:
 
 @functools.cache
 def tap_of(corrections):
-  options = dict(alpha=0.05, network='net', autoencoder='vae', num_samples=5, chunk=2, corrections=corrections, scales=(1.0,), flows=('flow',))
+  options = dict(alpha=0.05, network='net', autoencoder='vae', num_samples=5, max_moments=2, chunk=2, corrections=corrections, scales=(1.0,), flows=('flow',))
   runs = {'flow': {'train': {'task': {'layer': 0}}}, 'vae': {'train': {'task': {'image': 'target'}}}}
   config = ml_collections.ConfigDict(dict(seed=0, label='toy', experiments=runs, invariances=options))
   parts = {'net': (Identity(), {}), 'vae': (Drawing(), {}), 'flow': (Shift(), {})}
@@ -105,7 +107,7 @@ def test_samples_that_lack_a_structure_give_it_to_the_noise(case):
   # The network is the identity: one correction gives back the input, so the noise must hold the disc.
   np.testing.assert_allclose(found['anatomies'], np.broadcast_to(case.twin_target, found['anatomies'].shape), atol=1e-5)
   np.testing.assert_allclose(found['outputs'], np.broadcast_to(case.image, found['outputs'].shape), atol=1e-5)
-  assert row['gap'] < 1e-3 < row['gap_decoded'] and row['gap_near'] < 1e-3
+  assert row['gap'] < 1e-3 < row['gap_decoded'] and row['gap_near'] < 1e-3 and len(row['gaps_near']) == 5 and max(row['gaps_near']) < 1e-3
   np.testing.assert_allclose(row['contrasts']['samples']['4.0'], 0, atol=1e-4)
   assert row['contrast_true'] > 1.5 and row['contrasts']['input']['4.0'][0] > 1
   assert min(row['noise_near']) > 2 * row['noise_near_input']['4.0']
@@ -127,7 +129,7 @@ def test_samples_that_show_a_structure_need_no_other_noise(case):
   # Where corrections are off the noise stays that of the input, and the gap shows what is missing.
   found, row = measured(case, case.twin_target, corrections=0)
   np.testing.assert_allclose(row['noise_near'], row['noise_near_input']['4.0'], rtol=1e-4)
-  assert row['gap'] == row['gap_decoded'] > 0.2
+  assert row['gap'] == row['gap_decoded'] > 0.2 and min(row['gaps_near']) > 1 and row['gap_near'] == pytest.approx(np.median(row['gaps_near']), abs=1e-3)
 
 
 def test_a_twin_is_measured_like_its_case(case):
@@ -135,6 +137,19 @@ def test_a_twin_is_measured_like_its_case(case):
   assert row['structure'] == 0 and row['contrast_true'] == 0
   np.testing.assert_allclose(row['contrasts']['samples']['4.0'], 0, atol=1e-4)
   assert row['excess_near'] < 2 and row['detectability_input'] > 3
+
+
+def test_if_no_image_can_be_read_for_the_moments_it_is_said(monkeypatch):
+  def read(example, epoch):
+    raise DataError(f'{example.volume.name}: slice {example.slice} is damaged')
+
+  examples = [types.SimpleNamespace(volume=types.SimpleNamespace(name='v'), slice=i) for i in range(2)]
+  monkeypatch.setattr(invariances.datasets, 'training_examples', lambda config, volumes: examples)
+  data, bad = types.SimpleNamespace(val=types.SimpleNamespace(volumes=[]), read=read), {'index': 'another file'}
+  config, tap = tap_of(0)
+  with pytest.raises(DataError, match='no held-out image can be read; the last: v: slice 1 is damaged'):
+    tap.moments(config, data, bad)
+  assert set(bad) == {'index', 'v-000', 'v-001'}
 
 
 def test_too_few_repeats_are_named():
