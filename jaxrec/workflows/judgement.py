@@ -123,13 +123,12 @@ def judge(found: Sequence[dict[str, Any]], table: Mapping[tuple[str, str], Thres
 
 def telling(rows: Sequence[dict[str, Any]], count: int) -> list[str]:
   """The cases whose samples most often lost a structure that the input shows; of equals, those of the kind that is lost most."""
+  structures = [row for row in rows if row['structure']]
   kinds: dict[tuple, list[float]] = {}
-  for row in rows:
-    if row['structure']:
-      kinds.setdefault((row['diameter'], row['contrast']), []).append(row['present_input'] * row['lost'])
+  for row in structures:
+    kinds.setdefault((row['diameter'], row['contrast']), []).append(row['present_input'] * row['lost'])
   scores: dict[str, tuple] = {}
-  for row in rows:
-    if row['structure']:
-      score = (row['present_input'] * row['lost'], float(np.mean(kinds[row['diameter'], row['contrast']])), row['contrast'])
-      scores[row['case']] = max(scores.get(row['case'], score), score)
+  for row in structures:
+    score = (row['present_input'] * row['lost'], float(np.mean(kinds[row['diameter'], row['contrast']])), row['contrast'])
+    scores[row['case']] = max(scores.get(row['case'], score), score)
   return sorted(scores, key=lambda case: (scores[case], case), reverse=True)[:count]
