@@ -55,7 +55,7 @@ def relative(a, b):
   'sizes, shape',
   [
     ((8, 9, 6), (4, 96, 80)),
-    ((8, 9, 6), (15, 640, 368)),
+    pytest.param((8, 9, 6), (15, 640, 368), marks=pytest.mark.slow),
     ((8, 9, 6), (4, 150, 131)),
     ((12, 18, 8), (4, 96, 80)),
     pytest.param((12, 18, 8), (15, 640, 368), marks=pytest.mark.slow),
