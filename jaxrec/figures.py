@@ -11,35 +11,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxrec import statistics
 from jaxrec.data.ldct import normalise
 
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _NAMES = {'varnet': 'E2E-VarNet', 'unet_recon': 'U-Net'}
-
-
-def bootstrap(
-  values: Sequence[float], groups: Sequence[str], *, draws: int = 1000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-  """Mean and percentile interval of a bootstrap over groups (patients).
-
-  Args:
-    values: one per example.
-    groups: group of each example; whole groups are drawn.
-    draws: bootstrap draws.
-    level: coverage of the interval.
-    seed: seed of the draws.
-
-  Returns:
-    Mean over examples, lower and upper end.
-  """
-  values = np.asarray(values, float)
-  names, member = np.unique(np.asarray(groups), return_inverse=True)
-  sums = np.bincount(member, values, len(names))
-  counts = np.bincount(member, minlength=len(names))
-  chosen = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
-  means = sums[chosen].sum(1) / counts[chosen].sum(1)
-  tail = (1 - level) / 2
-  return float(values.mean()), *(float(q) for q in np.quantile(means, (tail, 1 - tail)))
 
 
 def name_of(row: Mapping[str, Any]) -> str:
@@ -74,7 +50,7 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
     stats = []
     for strength in strengths:
       at = [r for r in members if r['strength'] == strength]
-      stats.append(bootstrap([r[metric] for r in at], [r['patient'] for r in at], draws=draws))
+      stats.append(statistics.bootstrap([r[metric] for r in at], [r['patient'] for r in at], draws=draws))
     mean, low, high = np.array(stats).T
     x = factor * np.array(strengths)
     axes.plot(x, mean, marker='o', ls=line, ms=3.5, color=colour, label=label)
@@ -269,7 +245,7 @@ def contrast_curve(rows: Sequence[Mapping[str, Any]], unit: str, *, draws: int =
       stats = []
       for size in sizes:
         mine = [r for r in at if r['diameter'] == size]
-        stats.append(bootstrap([r[f'contrast_{view}'] / r['contrast_true'] for r in mine], [r['patient'] for r in mine], draws=draws))
+        stats.append(statistics.bootstrap([r[f'contrast_{view}'] / r['contrast_true'] for r in mine], [r['patient'] for r in mine], draws=draws))
       mean, low, high = np.array(stats).T
       axes.plot(sizes, mean, marker='o', ms=3.5, color=colour, label=label)
       axes.fill_between(sizes, low, high, color=colour, alpha=0.18, lw=0)
@@ -283,6 +259,40 @@ def contrast_curve(rows: Sequence[Mapping[str, Any]], unit: str, *, draws: int =
     _plain(axes)
   figure.axes[0].set_ylabel('contrast / true contrast')
   figure.axes[0].legend(frameon=False, fontsize=8)
+  return figure
+
+
+def retained_curves(rows: Sequence[Mapping[str, Any]], unit: str) -> Figure:
+  """Retained detectability against the detectability in the input, one panel per size, one line per network.
+
+  Args:
+    rows: of `detectability.csv`, of one or several networks.
+    unit: of the sizes.
+
+  Returns:
+    The figure.
+  """
+  sizes = sorted({float(r['size']) for r in rows})
+  names = list(dict.fromkeys(r['network'] for r in rows))
+  figure = Figure(figsize=(2.6 * len(sizes) + 2.4, 3.4), layout='constrained')
+  styles = ('-', '--', ':')
+  for axes, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes):
+    for k, name in enumerate(names):
+      at = sorted((r for r in rows if r['network'] == name and float(r['size']) == size), key=lambda r: float(r['input']))
+      if not at:
+        continue
+      x, y, low, high = (np.array([float(r[c]) for r in at]) for c in ('input', 'retained', 'retained_low', 'retained_high'))
+      colour = _COLOURS[k % len(_COLOURS)]
+      axes.plot(x, y, marker='o', ms=3, color=colour, ls=styles[k // len(_COLOURS)], lw=1.2, label=name)
+      axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+    axes.axhline(1, color='0.7', ls=':', lw=0.8)
+    axes.axhline(0.5, color='0.7', ls='--', lw=0.8)
+    axes.set_title(f'{size:g} {unit}', fontsize=10)
+    axes.set_xlabel("d' in the input")
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    _plain(axes)
+  figure.axes[0].set_ylabel("r = d' output / d' input")
+  figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc='outside right center')
   return figure
 
 

@@ -192,3 +192,16 @@ def _finish(original, moved, amount):
   if not jnp.iscomplexobj(original):
     moved = moved.real
   return jnp.where(amount == 0, original, moved.astype(original.dtype))
+
+
+def soft_disc(shape: tuple[int, int], centre: tuple[float, float], diameter: float) -> np.ndarray:
+  """A disc with the edges of pixels that it partly covers, `[row, col]` in [0, 1]."""
+  fine = 5
+  within = (np.arange(fine) + 0.5) / fine - 0.5
+  # Only the pixels around the disc: images are large, discs are not.
+  box = tuple(slice(max(int(c - diameter / 2) - 1, 0), max(int(c + diameter / 2) + 3, 0)) for c in centre)
+  rows, cols = (((np.arange(n)[b, None] + within - c) ** 2).reshape(-1) for n, b, c in zip(shape, box, centre))
+  inside = rows[:, None] + cols[None, :] <= (diameter / 2) ** 2
+  disc = np.zeros(shape, np.float32)
+  disc[box] = inside.reshape(rows.size // fine, fine, cols.size // fine, fine).mean((1, 3))
+  return disc

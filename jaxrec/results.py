@@ -243,6 +243,15 @@ def write_csv(path: str | Path, head: Sequence[str], lines: Iterable[Sequence[An
   write_text(path, stream.getvalue())
 
 
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+  """Lines of a CSV file by column, as text; nothing if there is none."""
+  path = Path(path)
+  if not path.exists():
+    return []
+  with open(path, newline='') as stream:
+    return list(csv.DictReader(stream))
+
+
 def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
   """Appends records, one line each, and waits until they are on the disk.
 

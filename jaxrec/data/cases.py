@@ -16,6 +16,7 @@ from jaxrec.data import fastmri, ldct
 from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
 from jaxrec.data.singlecoil import centred_images, centred_kspace, zero_filled
+from jaxrec.geometry import soft_disc
 from jaxrec.types import Scan
 
 
@@ -148,19 +149,6 @@ def _other_noise(rng, volume, number):
   low, full = ldct.read_hu(volume, int(rng.choice(others)))
   shift = [int(n) for n in rng.integers(-16, 17, 2)]
   return np.roll(low - full, shift, (0, 1))
-
-
-def soft_disc(shape: tuple[int, int], centre: tuple[float, float], diameter: float) -> np.ndarray:
-  """A disc with the edges of pixels that it partly covers, `[row, col]` in [0, 1]."""
-  fine = 5
-  within = (np.arange(fine) + 0.5) / fine - 0.5
-  # Only the pixels around the disc: images are large, discs are not.
-  box = tuple(slice(max(int(c - diameter / 2) - 1, 0), max(int(c + diameter / 2) + 3, 0)) for c in centre)
-  rows, cols = (((np.arange(n)[b, None] + within - c) ** 2).reshape(-1) for n, b, c in zip(shape, box, centre))
-  inside = rows[:, None] + cols[None, :] <= (diameter / 2) ** 2
-  disc = np.zeros(shape, np.float32)
-  disc[box] = inside.reshape(rows.size // fine, fine, cols.size // fine, fine).mean((1, 3))
-  return disc
 
 
 def read_mr(case: Plan, scan: Scan, *, repeats: int, seed: int, added_noise: float = 0.0) -> Case:

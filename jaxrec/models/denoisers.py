@@ -1,6 +1,7 @@
 """Low-dose CT denoisers, exposed layer by layer."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxrec.models import layers
@@ -94,3 +95,31 @@ class REDCNN(nn.Module):
       if i + 5 == layer:
         return x.reshape(*lead, *x.shape[1:])
     return x.reshape(*lead, *image.shape[-2:])
+
+
+class Bottleneck(nn.Module):
+  """A network that cannot hold small structures: it pools by 8 to a few numbers, and nothing goes around that.
+
+  Rows and columns must be multiples of 8.
+
+  Attributes:
+    chans: channels at full size.
+    code: channels of the bottleneck.
+  """
+
+  chans: int = 16
+  code: int = 2
+
+  @nn.compact
+  def __call__(self, image: Array) -> Array:
+    """`[..., row, col]` to the same."""
+    rows, cols = image.shape[-2:]
+    if rows % 8 or cols % 8:
+      raise ValueError(f'image: {rows} x {cols} is no multiple of 8')
+    x = image.reshape(-1, rows, cols, 1)
+    x = nn.relu(layers.Conv(self.chans, size=5, use_bias=True, name='before')(x))
+    x = nn.avg_pool(x, (8, 8), (8, 8))
+    x = layers.Conv(self.code, size=1, use_bias=True, name='code')(x)
+    x = jax.image.resize(x, (x.shape[0], rows, cols, self.code), 'bilinear')
+    x = nn.relu(layers.Conv(self.chans, size=3, use_bias=True, name='after')(x))
+    return layers.Conv(1, size=3, use_bias=True, name='out')(x).reshape(image.shape)

@@ -8,7 +8,7 @@ from jaxrec.models.cinn import CINN
 from jaxrec.models.critics import CVAECritic, DUGANDiscriminator, WGANVGGCritic
 from jaxrec.models.cvae import CVAE
 from jaxrec.models.dcgan import DCGAN, KspaceGenerator
-from jaxrec.models.denoisers import CNN10, REDCNN, WGANVGG
+from jaxrec.models.denoisers import CNN10, REDCNN, WGANVGG, Bottleneck
 from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
 from jaxrec.types import Array, Image, Key, Reconstructor, Sample, Scan, Variables
@@ -25,6 +25,7 @@ _MODULES = {
   'wganvgg': WGANVGG,
   'wganvgg_critic': WGANVGGCritic,
   'dugan': REDCNN,
+  'bottleneck': Bottleneck,
   'dugan_discriminator': DUGANDiscriminator,
   'cvae': CVAE,
   'cvae_critic': CVAECritic,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrec import figures, results
+from jaxrec import figures, results, statistics
 
 METRICS = ('nmse_image_adv', 'psnr_image_adv', 'ssim_image_adv', 'nmse_region_adv', 'psnr_region_adv', 'ssim_region_adv')
 _GROUP = ('network', 'split', 'perturbation', 'attacked', 'strength', 'unit')
@@ -29,7 +29,7 @@ def summary(rows: Sequence[dict], draws: int) -> tuple[list[str], list[list]]:
   for key in sorted(groups, key=lambda k: (k[1], k[2], k[3] != 'region', k[4], k[0])):
     at = groups[key]
     patients = [r['patient'] for r in at]
-    stats = [x for m in METRICS for x in figures.bootstrap([r[m] for r in at], patients, draws=draws)]
+    stats = [x for m in METRICS for x in statistics.bootstrap([r[m] for r in at], patients, draws=draws)]
     lines.append([*key, *stats, float(np.mean([r['budget_used'] for r in at])), len(at)])
   return head, lines
 
@@ -87,7 +87,7 @@ def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
     def cell(values, at, form='.3f'):
       if not at:
         return ''
-      mean, low, high = figures.bootstrap(values, [r['patient'] for r in at], draws=draws)
+      mean, low, high = statistics.bootstrap(values, [r['patient'] for r in at], draws=draws)
       return f'{mean:{form}} ({low:{form}} to {high:{form}})'
 
     line = [run.label, run.config.get('attack', {}).get('sees', '')]

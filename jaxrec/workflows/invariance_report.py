@@ -124,7 +124,7 @@ def _summary(runs, found):
 
 
 def _stat(rows, value, draws):
-  return figures.bootstrap([value(r) for r in rows], [r['patient'] for r in rows], draws=draws)
+  return statistics.bootstrap([value(r) for r in rows], [r['patient'] for r in rows], draws=draws)
 
 
 def _cell(stat, form='.2f'):
@@ -203,7 +203,7 @@ def ranking(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   for i, (_, label, layer, at) in enumerate(found):
     below = next((other for _, name, _, other in found[i + 1 :] if name != label), {})
     both = [key for key in at if key in below]
-    more = figures.bootstrap([at[k]['lost'] - below[k]['lost'] for k in both], [at[k]['patient'] for k in both], draws=draws) if both else None
+    more = statistics.bootstrap([at[k]['lost'] - below[k]['lost'] for k in both], [at[k]['patient'] for k in both], draws=draws) if both else None
     lines.append([
       label, layer, *(_cell(_stat(at.values(), lambda r, n=n: r[n], draws)) for n in ('lost', 'gap')), str(len(at)),
       _cell(more) if both else '', str(len(both)) if both else '',

@@ -7,9 +7,9 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, datasets, invariance_report, invariances, report, train
+from jaxrec.workflows import attack, datasets, invariance_report, invariances, known, report, train
 
-STAGES = ('train', 'attack', 'invariances', 'report')
+STAGES = ('train', 'attack', 'invariances', 'known', 'report')
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -29,6 +29,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     ValueError: for bad options or input, with one clear line.
   """
   workdir = Path(workdir)
+  if 'known' in config:
+    return _known(config, workdir)
   if 'experiments' in config:
     folders = []
     if not jax.config.jax_compilation_cache_dir:
@@ -75,6 +77,19 @@ def _sample(config, workdir):
   data = datasets.data(config, workdir / 'stage', parallel)
   folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path))
   invariances.run(config, folder, data, parallel)
+
+
+def _known(config, workdir):
+  """Networks with a known answer need no data set and no runs of others."""
+  parallel = data_parallel(config.train.num_devices or None)
+  folder = results.Run(workdir, part=parallel.part)
+  folder.check_config(config.to_dict())
+  folder.write_provenance(seed=config.seed)
+  if 'known' in config.stages:
+    known.run(config, folder, parallel)
+  if 'report' in config.stages and parallel.part == 0:
+    _announce(known.report(config, workdir))
+  return workdir
 
 
 def _announce(page: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from configs import adversarial_unet, cnn10, defences, dugan, quickstart, redcnn, wganvgg
 from configs import invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg
-from jaxrec import training
+from jaxrec import geometry, training
 from jaxrec.data import cases, ldct, synthetic
 from jaxrec.workflows import datasets, denoise, factory, invariances, verify_data
 from tests.e2e.test_main import launch
@@ -155,7 +155,7 @@ def test_structures_are_put_where_the_target_shows_them():
   top, left = (128 - rows) // 2, (72 - cols) // 2
   gained = (after - before)[top : top + rows, left : left + cols] / scan.scale
   np.testing.assert_allclose(gained, (changed.target - scan.target) / scan.scale, atol=1e-4)
-  np.testing.assert_allclose(gained, 0.3 * cases.soft_disc(scan.target.shape, (structure.row, structure.col), 5.0), atol=1e-4)
+  np.testing.assert_allclose(gained, 0.3 * geometry.soft_disc(scan.target.shape, (structure.row, structure.col), 5.0), atol=1e-4)
   dark = scan.replace(target=np.eye(rows, cols, dtype=np.float32))
   assert cases.place_mr(np.random.default_rng(0), dark, structure) is None
 

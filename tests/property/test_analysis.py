@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from jaxrec import invariances
-from jaxrec.data import cases
+from jaxrec import geometry, invariances
 
 SHAPE = (32, 40)
 
@@ -18,7 +17,7 @@ def noise(seed, count, sigma=1.0):
 
 
 ANATOMY = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(SHAPE), 3).astype(np.float32) * 20
-DISC = cases.soft_disc(SHAPE, (12.3, 20.6), 4.0)
+DISC = geometry.soft_disc(SHAPE, (12.3, 20.6), 4.0)
 excess = jax.jit(lambda images, reference: invariances.excess_variation(images, reference, scales=(1.0,)))
 maxima = jax.jit(lambda key, reference: invariances.noise_maxima(key, reference, scales=(1.0,)))
 

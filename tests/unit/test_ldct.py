@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from jaxrec import geometry
 from jaxrec.data import cases, chest, ldct
 from jaxrec.data.errors import DataError
 
@@ -38,7 +39,7 @@ def test_twins_share_their_noise(drawn):
   low, twin, repeat = (x.astype(float) for x in (drawn.low_dose[0], drawn.twin_low_dose[0], drawn.repeats[0, 0]))
   inside = np.zeros(low.shape, bool)
   for s in drawn.structures:
-    inside |= cases.soft_disc(low.shape, (s.row, s.col), s.diameter / (400 / 64) + 3) > 0
+    inside |= geometry.soft_disc(low.shape, (s.row, s.col), s.diameter / (400 / 64) + 3) > 0
   # Away from nodules twins differ much less than two scans do.
   assert np.std((low - twin)[~inside]) < 0.5 * np.std((low - repeat)[~inside])
   # Nodules are where the table says, and bright.
@@ -187,7 +188,7 @@ def test_what_is_wrong_with_hdf5_is_named(tmp_path, name, value, words):
 @pytest.mark.parametrize('centre', [(15.0, 20.0), (14.3, 20.7), (0.0, 20.0), (31.0, 0.0), (-30.0, 5.0), (60.0, 60.0)])
 @pytest.mark.parametrize('diameter', [0.8, 4.0, 13.0])
 def test_discs_cover_their_share_of_every_pixel(centre, diameter):
-  disc = cases.soft_disc((32, 40), centre, diameter)
+  disc = geometry.soft_disc((32, 40), centre, diameter)
   rows, cols = (np.arange(20 * n).reshape(n, 20) / 20 + 0.025 - 0.5 - c for n, c in zip((32, 40), centre))
   inside = rows[:, :, None, None] ** 2 + cols[None, None] ** 2 <= (diameter / 2) ** 2
   np.testing.assert_allclose(disc, inside.mean((1, 3)), atol=0.15)

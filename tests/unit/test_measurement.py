@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrec import invariances as inv
+from jaxrec import geometry
 from jaxrec.data import cases
 from jaxrec.data.errors import DataError
 from jaxrec.workflows import invariances
@@ -26,7 +27,7 @@ def case():
   rows, cols = np.ogrid[: SHAPE[0], : SHAPE[1]]
   vessel = (np.abs(rows - cols + 2) < 1.5) * 1.0
   anatomy = (np.sin(rows / 5) + vessel).astype(np.float32)
-  disc = 2 * cases.soft_disc(SHAPE, (15, 17), SIZE)
+  disc = 2 * geometry.soft_disc(SHAPE, (15, 17), SIZE)
   own, fresh = noise(0, 1)[0], noise(1, 24)
   full = anatomy + disc
   return cases.Case(full + own, anatomy + own, anatomy + own, full, anatomy, full + fresh, full + fresh, (15.0, 17.0), SIZE, 2.0)

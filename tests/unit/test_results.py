@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec import figures, results
+from jaxrec import results, statistics
 
 
 def row(strength=0.0, **values):
@@ -92,10 +92,10 @@ def test_bootstrap_covers_the_mean_and_narrows_with_patients():
   widths = []
   for count in (5, 500):
     values = rng.normal(1.0, 0.2, count)
-    mean, low, high = figures.bootstrap(values, [str(i) for i in range(count)])
+    mean, low, high = statistics.bootstrap(values, [str(i) for i in range(count)])
     assert low < mean < high and mean == pytest.approx(values.mean())
     widths.append(high - low)
   assert widths[1] < widths[0] / 2
   # Ten slices of one patient are one observation.
-  mean, low, high = figures.bootstrap(rng.normal(size=10), ['p'] * 10)
+  mean, low, high = statistics.bootstrap(rng.normal(size=10), ['p'] * 10)
   assert low == high == pytest.approx(mean)

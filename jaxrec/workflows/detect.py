@@ -1,0 +1,219 @@
+"""What networks retain of known structures: the observer's verdict, and witnesses found by search.
+
+Sites are places of patients with repeated scans that hold no structure; structures
+are added to them. What the observer sees of every patient goes to the disk once
+(`arrays/detect.*.npz`), so the same command goes on where it stopped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxrec import results
+from jaxrec.invariances import observers, verdict, witness
+from jaxrec.types import Image
+
+INPUT = 'input'
+
+
+class Kind(NamedTuple):
+  """A class of structures: its size, its contrast, and the detectability in the input that the contrast is made for."""
+
+  size: float
+  contrast: float
+  aim: float
+
+
+class Site(NamedTuple):
+  """A place: `absent` `[scan, row, col]`, and `present` `[class, few, row, col]` under the noise of the first scans."""
+
+  absent: np.ndarray
+  present: np.ndarray
+
+
+class Seen(NamedTuple):
+  """What the observer sees of the sites of all patients in one view, the input or a network's output.
+
+  `absent` `[patient, site, scan, pixel]`, `statistics` over patients.
+  """
+
+  absent: np.ndarray
+  statistics: observers.Statistics
+
+
+class Result(NamedTuple):
+  """One network's verdicts and findings by class; `found` is `[class, patient]` of `witness.Findings`, or `None`."""
+
+  detection: observers.Detection
+  verdicts: list[verdict.Verdict]
+  found: list[witness.Findings] | None
+
+
+def measure(
+  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Sequence[Site]]],
+  region: tuple[slice, slice], *, chunk: int = 256, part: int = 0, parts: int = 1,
+) -> None:  # fmt: skip
+  """Shows all scans of all patients to all networks; finished patients are not shown again.
+
+  Args:
+    folder: where the arrays go.
+    networks: by name, `[batch, row, col]` to the same.
+    patients: by name, functions that read the sites; all have as many.
+    region: rows and columns that the observer sees.
+    chunk: images computed together.
+    part: this process.
+    parts: processes that share the patients.
+  """
+  views = {INPUT: lambda x: x, **{name: jax.jit(f) for name, f in networks.items()}}
+  mine = list(patients)[part::parts]
+  for name in tqdm(mine, desc='detect', unit='patient', disable=part > 0):
+    if _path(folder, name).exists():
+      continue
+    sites = patients[name]()
+    arrays = {}
+    for view, f in views.items():
+      arrays[f'{view}.absent'] = np.stack([_seen(f, s.absent, region, chunk) for s in sites])
+      arrays[f'{view}.present'] = np.stack([_seen(f, s.present, region, chunk) for s in sites])
+    folder.save_arrays(f'detect.{name}', arrays)
+
+
+def _path(folder, patient):
+  return folder.folder / 'arrays' / f'{results.safe_name(f"detect.{patient}")}.npz'
+
+
+def _seen(f, images, region, chunk):
+  """Regions of the outputs, `[..., pixel]`; the last chunk is filled up so that one program serves all."""
+  flat = images.reshape(-1, *images.shape[-2:])
+  found = []
+  for i in range(0, len(flat), chunk):
+    batch = flat[i : i + chunk]
+    filled = np.concatenate([batch, np.repeat(batch[-1:], chunk - len(batch), 0)])
+    found.append(np.asarray(f(filled))[: len(batch), region[0], region[1]])
+  return np.concatenate(found).reshape(*images.shape[:-2], -1)
+
+
+def gathered(folder: results.Run, patients: Sequence[str], view: str) -> Seen:
+  """What `measure` stored of one view, over all patients.
+
+  Raises:
+    results.RunError: naming the file, if one is missing or damaged.
+  """
+  absent, parts = [], []
+  for name in patients:
+    path = _path(folder, name)
+    try:
+      with np.load(path) as stored:
+        without, present = stored[f'{view}.absent'], stored[f'{view}.present']
+    except (OSError, ValueError, KeyError, EOFError) as error:
+      raise results.RunError(f'{path}: cannot be read ({str(error).splitlines()[0]}); remove it and run again') from None
+    absent.append(without)
+    few = present.shape[2]
+    parts.append(observers.statistics_of([observers.site_statistics(a, p, a[:few]) for a, p in zip(without, present)]))
+  statistics = observers.Statistics(*(np.stack(p) for p in zip(*parts)))
+  return Seen(np.stack(absent), statistics)
+
+
+def judged(
+  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Sequence[Site]]],
+  kinds: Sequence[Kind], region: tuple[slice, slice], *, level: float = 0.95, draws: int = 10_000, num_steps: int = 150,
+  searched: Sequence[int] = (), part: int = 0,
+) -> dict[str, Result]:  # fmt: skip
+  """Verdicts on all networks, and a search for witnesses at one site of every patient.
+
+  Args:
+    folder: of `measure`.
+    networks: see `measure`.
+    patients: see `measure`.
+    kinds: classes of structures, as in `Site.present`.
+    region: see `measure`.
+    level: of the intervals of a network together.
+    draws: bootstrap draws.
+    num_steps: of the search from each start; 0 leaves it out.
+    searched: classes to search in.
+    part: only the first process shows progress.
+  """
+  before = gathered(folder, list(patients), INPUT)
+  seen = observers.observe(before.statistics)
+  sites = [read()[0] for read in patients.values()] if num_steps and searched else []
+  found = {}
+  for name, f in tqdm(networks.items(), desc='judge', unit='network', disable=part > 0):
+    after = gathered(folder, list(patients), name)
+    detection = observers.observe(after.statistics)
+    verdicts = verdict.judge(seen, detection, level=level, draws=draws)
+    witnesses = _hunt(f, before, after, seen, detection, sites, searched, region, num_steps) if sites else None
+    found[name] = Result(detection, verdicts, witnesses)
+  return found
+
+
+def _hunt(network, before, after, seen, detection, sites, searched, region, num_steps):
+  run = jax.jit(jax.vmap(witness.search(network, region, num_steps=num_steps)))
+  bench = Bench(before, after, seen, detection)
+  found = []
+  for kind in searched:
+    chosen = [bench.tests(p, kind) for p in range(len(sites))]
+    chosen = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *chosen)
+    x = jnp.asarray(np.stack([s.present[kind, 0] for s in sites]))
+    found.append(jax.device_get(run(chosen, x)[1]))
+  return found
+
+
+class Bench:
+  """The tests that samples of one network have to pass, learnt from other patients than theirs.
+
+  Templates come from the observers; limits from the next fold of patients, with the
+  covariance of all but those and the judged fold.
+
+  Args:
+    before: inputs.
+    after: outputs.
+    seen: the observer of the inputs.
+    detection: the observer of the outputs.
+  """
+
+  def __init__(self, before: Seen, after: Seen, seen: observers.Detection, detection: observers.Detection):
+    self.before, self.seen, self.detection = before, seen, detection
+    folds = len(seen.shrinkage)
+    self._by_fold = [self._learnt(after, np.flatnonzero(seen.fold == (k + 1) % folds), k) for k in range(folds)]
+
+  def _learnt(self, after, spare, fold):
+    others = np.setdiff1d(np.flatnonzero(self.seen.fold != fold), spare)
+    signals, covariance = observers.pooled(self.before.statistics, others)
+    values, vectors = np.linalg.eigh(covariance)
+    whiten = (vectors / np.sqrt(np.maximum(values, observers.INTERNAL * values.mean()))).T
+    scans, outputs = self.before.absent[spare].astype(float), after.absent[spare]
+    count = scans.shape[2]
+    # Their own mean takes a share of the noise away.
+    rest = (scans - scans.mean(2, keepdims=True)) * np.sqrt(count / (count - 1))
+    modes = rest.reshape(-1, rest.shape[-1]) @ whiten.T
+    limits = witness.limits(modes, outputs.reshape(-1, *outputs.shape[2:]), np.random.default_rng(fold))
+    return signals, dict(whiten=whiten, **limits)
+
+  def tests(self, patient: int, kind: int, site: int = 0) -> witness.Tests:
+    """Tests of samples of a class at a site of a patient."""
+    fold = self.seen.fold[patient]
+    signals, limits = self._by_fold[fold]
+    return witness.Tests(
+      before=self.seen.templates[fold, kind], after=self.detection.templates[fold, kind],
+      absent=self.before.absent[patient, site].mean(0), signal=signals[kind], **limits,
+    )  # fmt: skip
+
+
+def columns() -> list[str]:
+  """Columns of `detectability.csv`."""
+  ends = [f'{name}{end}' for name in ('input', 'output', 'retained') for end in ('', '_low', '_high')]
+  return ['network', 'size', 'contrast', 'aim', *ends, 'visible', 'ignored', 'witnesses', 'fell', 'searched', 'patients']
+
+
+def lines(label: str, kinds: Sequence[Kind], result: Result, searched: Sequence[int]) -> list[list]:
+  """Lines of `detectability.csv` for one network."""
+  found = []
+  for i, (kind, v) in enumerate(zip(kinds, result.verdicts)):
+    numbers = [x for estimate in (v.input, v.output, v.retained) for x in estimate]
+    mine = result.found[searched.index(i)] if result.found is not None and i in searched else None
+    hunted = ['', '', 0] if mine is None else [float(np.mean(mine.witness)), float(np.median(mine.fell)), len(mine.witness)]
+    found.append([label, *kind, *numbers, int(v.visible), int(v.ignored), *hunted, len(result.detection.fold)])
+  return found

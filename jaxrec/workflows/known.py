@@ -1,0 +1,205 @@
+"""The verdict tried on networks whose answer is known."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxrec import figures, invariances, models, results, statistics, training
+from jaxrec.invariances import known
+from jaxrec.training import Parallel
+from jaxrec.types import Slice
+from jaxrec.workflows import detect
+from jaxrec.workflows.page import Page
+
+# Far from the seeds of users, so that no scan that is judged was ever seen before.
+_REFERENCE, _TRAINING = 1_000_003, 2_000_003
+
+
+class Setting(NamedTuple):
+  """What the known networks are tried on.
+
+  `noise`, the classes `kinds`, their `signals` `[class, row, col]`, and sites and
+  scans per patient, of which `few` are shown with structures.
+  """
+
+  noise: known.Texture
+  kinds: list[detect.Kind]
+  signals: np.ndarray
+  sites: int
+  scans: int
+  few: int
+
+
+def setting(options: ConfigDict) -> Setting:
+  """Contrasts follow from the detectabilities that are aimed at; see the section `known` of the config."""
+  for name, least in (('patients', 4), ('sites', 1), ('scans', 4), ('few', 1), ('reference', 4), ('train_steps', 1)):
+    if options[name] < least:
+      raise ValueError(f'known.{name}: {options[name]} is too few; it takes {least} or more')
+  if options.few > options.scans:
+    raise ValueError(f'known.few: {options.few} is more than known.scans={options.scans}')
+  noise = known.texture(options.side)
+  kinds = [detect.Kind(d, known.contrast(noise, d, aim), aim) for d in options.diameters for aim in options.aims]
+  signals = np.stack([k.contrast * known.structure(options.side, k.size) for k in kinds]).astype(np.float32)
+  return Setting(noise, kinds, signals, options.sites, options.scans, options.few)
+
+
+def sites(made: Setting, seed: int, patient: int) -> list[detect.Site]:
+  """Scans of one patient: new backgrounds, new noise."""
+  rng = np.random.default_rng([seed, patient])
+  found = []
+  for _ in range(made.sites):
+    absent = known.background(rng, made.noise.side) + known.draw(rng, made.noise, made.scans)
+    found.append(detect.Site(absent, absent[None, : made.few] + made.signals[:, None]))
+  return found
+
+
+def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None:
+  """Measures, judges and searches; finished patients are not measured again."""
+  options = config.known
+  made = setting(options)
+  networks = known.networks(made.noise, options.removed)
+  networks['bottleneck'] = known.Known('bottleneck', _bottleneck(config, made, run_folder, parallel), False, False)
+  patients = {f'{i:03d}': partial(sites, made, config.seed, i) for i in range(options.patients)}
+  functions = {name: n.network for name, n in networks.items()}
+  region = (slice(0, options.side),) * 2
+  if parallel.part == 0:
+    images = options.patients * options.sites * (options.scans + len(made.kinds) * options.few)
+    print(f'known: {len(networks)} networks, {len(made.kinds)} classes, {images} images each, and as many for the reference of those that are not linear')
+  detect.measure(run_folder, functions, patients, region, part=parallel.part, parts=parallel.parts)
+  parallel.barrier('known')
+  if parallel.part:
+    return
+  searched = [i for i, k in enumerate(made.kinds) if k.aim in options.searched_aims]
+  found = detect.judged(
+    run_folder, functions, patients, made.kinds, region, level=options.level, draws=options.draws, num_steps=options.num_steps, searched=searched
+  )
+  truth = {name: _truth(n, made, config.seed, options.reference) for name, n in networks.items()}
+  head = [*detect.columns(), 'exact', 'truth', 'keeps']
+  table = []
+  for name, n in networks.items():
+    for line, kind, exact in zip(detect.lines(n.label, made.kinds, found[name], searched), made.kinds, truth[name]):
+      table.append([*line, exact, int(ignored(kind.aim, exact)), int(n.keeps)])
+  results.write_csv(run_folder.folder / 'detectability.csv', head, table)
+
+
+def ignored(before: float, after: float) -> bool:
+  """The verdict's definition, of detectabilities that are known."""
+  return before > invariances.verdict.VISIBLE and after < invariances.verdict.RETAINED * before and after < invariances.verdict.UNSEEN
+
+
+def _truth(network, made, seed, reference):
+  """d'_out by class: computed for linear networks; for others an observer of an independent, larger set of scans says."""
+  if network.linear:
+    return [known.exact(network.network, made.noise, k.size, k.contrast) for k in made.kinds]
+  f = jax.jit(network.network)
+  parts = []
+  for i in range(reference):
+    seen = [
+      (np.asarray(f(s.absent)).reshape(made.scans, -1), np.asarray(f(s.present.reshape(-1, *s.present.shape[2:]))).reshape(*s.present.shape[:2], -1))
+      for s in sites(made, seed + _REFERENCE, i)
+    ]
+    parts.append(invariances.statistics_of([invariances.site_statistics(a, p, a[: made.few]) for a, p in seen]))
+  detection = invariances.observe(invariances.Statistics(*(np.stack(p) for p in zip(*parts))))
+  return [float(d) for d in detection.detectability()]
+
+
+def _bottleneck(config, made, run_folder, parallel) -> Callable:
+  """A denoiser of these scans that pools by 8; trained once, kept in the run folder."""
+  options = config.known
+  module = models.build('bottleneck', **options.bottleneck)
+  task = training.supervised(module, training.optimizer('adam', options.learning_rate), loss='mse', average=parallel.average)
+  checkpointer = training.Checkpointer(run_folder.folder / 'checkpoints')
+  side, size = options.side, options.batch_size // parallel.parts
+
+  def batches(start):
+    step = start
+    while True:
+      rng = np.random.default_rng([config.seed + _TRAINING, step, parallel.part])
+      clean = np.stack([known.background(rng, side) for _ in range(size)])
+      clean += made.signals[rng.integers(len(made.signals), size=size)] * (rng.random((size, 1, 1)) < 0.5)
+      ones = np.ones((size,), np.float32)
+      yield Slice(clean + known.draw(rng, made.noise, size), clean, np.ones_like(clean), ones)
+      step += 1
+
+  def write(record):
+    if parallel.part == 0:
+      results.append_jsonl(run_folder.folder / 'metrics.jsonl', [record])
+
+  if parallel.part == 0:
+    results.cut_metrics(run_folder.folder / 'metrics.jsonl', checkpointer.latest_step() or 0)
+  try:
+    state = training.fit(
+      task, batches, options.train_steps, key=jax.random.key(config.seed), parallel=parallel, writer=write, checkpointer=checkpointer,
+      validate_every=max(options.train_steps // 2, 1), report_every=100,
+    )  # fmt: skip
+  finally:
+    checkpointer.close()
+  variables = task.variables(jax.device_get(state))
+  return lambda images: module.apply(variables, images)
+
+
+def report(config: ConfigDict, folder) -> object:
+  """Writes `report.html` from `detectability.csv`."""
+  rows = results.read_csv(folder / 'detectability.csv')
+  if not rows:
+    raise results.RunError(f'{folder}: has no rows to report; run the known stage first')
+  (folder / 'figures').mkdir(parents=True, exist_ok=True)
+  page = Page(folder)
+  page.text(_summary(rows))
+  page.figure(
+    'retained', figures.retained_curves(rows, 'pixels'),
+    'Retained detectability r = d\'_out / d\'_in against the detectability in the input, by size of the structure; bands: 95% intervals over patients that hold together for all classes of a network. '
+    'Networks that lose nothing lie at 1, whatever they do to the eye.',
+  )  # fmt: skip
+  page.heading('Verdicts')
+  page.table(
+    'Ignored: visible (d\' in the input above 2), r below .5 and d\' in the output below 1, each with its whole interval. Known: the same from the exact d\' in the output (linear networks), or from an independent, '
+    'larger set of scans. Witnesses: share of inputs for which the search finds a sample that a scan could be, in which the evidence for the structure fell by 2 deviations or more while it moved by at most half a '
+    'deviation in the output and the output stayed as close as those of two scans; fell: the median fall.',
+    *verdict_table(rows), name='verdicts',
+  )  # fmt: skip
+  page.heading('Where the numbers come from')
+  p = results.read_json(folder / 'provenance.json')
+  page.table('', ['folder', 'revision', 'devices', 'seed'], [[str(folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), str(p.get('seed', ''))]])
+  return page.write('jaxrec: the verdict on networks whose answer is known')
+
+
+def verdict_table(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
+  """Head and lines of the report's table."""
+  head = ['network', 'size', 'd\' in input', 'd\' in output', 'known', 'r', 'ignored', 'known ', 'witnesses', 'fell']
+  lines = []
+  for r in rows:
+    cell = {name: f'{float(r[name]):.2f} ({float(r[f"{name}_low"]):.2f} to {float(r[f"{name}_high"]):.2f})' for name in ('input', 'output')}
+    retained = f'{float(r["retained"]):.3f} ({float(r["retained_low"]):.3f} to {float(r["retained_high"]):.3f})'
+    hunted = [f'{float(r[k]):.2f}' if r[k] else '' for k in ('witnesses', 'fell')]
+    lines.append([r['network'], f'{float(r["size"]):g}', cell['input'], cell['output'], f'{float(r["exact"]):.2f}', retained, _word(r['ignored']), _word(r['truth']), *hunted])
+  return head, lines
+
+
+def _word(flag):
+  return 'yes' if flag == '1' else 'no'
+
+
+def _summary(rows):
+  wrong = [r for r in rows if r['ignored'] != r['truth']]
+  lines = [
+    f'{len(rows)} classes of {len({r["network"] for r in rows})} networks: {sum(r["ignored"] == "1" for r in rows)} are judged as ignored, {sum(r["truth"] == "1" for r in rows)} are; '
+    f'{len(wrong)} verdicts differ from the known answer' + (': ' + ', '.join(f'{r["network"]} at {float(r["size"]):g} pixels and d\' {float(r["aim"]):g}' for r in wrong) if wrong else '') + '.'
+  ]
+  keeps = [r for r in rows if r['keeps'] == '1']
+  lines.append(f'Networks that lose nothing: r from {min(float(r["retained"]) for r in keeps):.4f} to {max(float(r["retained"]) for r in keeps):.4f}.')
+  linear = [abs(float(r['output']) / float(r['exact']) - 1) for r in rows if float(r['exact']) > 0.5]
+  lines.append(f'd\' in the output differs from its known value by at most {100 * max(linear):.1f}% where that is above .5.')
+  hunted = [r for r in rows if r['witnesses']]
+  if hunted:
+    share = max(float(r['witnesses']) for r in hunted if r['keeps'] == '1')
+    lines.append(f'Search: at most {share:.3f} witnesses for a network that loses nothing.')
+    truths = [r['truth'] == '1' for r in hunted]
+    if len(set(truths)) == 2:
+      areas = {k: statistics.roc_area([float(r[k]) for r in hunted], truths) for k in ('witnesses', 'fell')}
+      lines.append(f'Area under the ROC curve of the search against the known answer: {areas["witnesses"]:.3f} by the share of witnesses, {areas["fell"]:.3f} by the median fall.')
+  return lines
