@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrec import tomography
+from jaxrec.data import synthetic
 from jaxrec.tomography import Geometry
 
 WATER = 0.0192
@@ -53,7 +54,7 @@ class ChestVolume(NamedTuple):
 
 
 def volume(
-  seed: int, *, slices: int = 2, repeats: int = 0, nodules: int = 8, pixels: int = 256, photons: float = 2.4e4,
+  seed: int | Sequence[int], *, slices: int = 2, repeats: int = 0, nodules: int = 8, pixels: int = 256, photons: float = 2.4e4,
   dose: float = 0.1, diameters: Sequence[float] = DIAMETERS, contrasts: Sequence[float] = CONTRASTS,
 ) -> ChestVolume:  # fmt: skip
   """Draws the slices of one patient and scans them.
@@ -133,20 +134,20 @@ def write_dataset(
     val: patients to validate and analyse.
     slices: slices per patient.
     repeats: further low-dose scans of the slices of `val`.
-    seed: seed of the first patient.
+    seed: every patient is drawn from `(seed, split, number)`: seeds and splits share none.
     **options: of `volume`.
 
   Returns:
     The folder.
   """
   root = Path(root)
-  work = [(split, seed + first + i) for split, count, first in (('train', train, 0), ('val', val, 50_000)) for i in range(count)]
+  work = [(split, i) for split, count in (('train', train), ('val', val)) for i in range(count)]
   for split, number in tqdm(work, desc='phantom', unit='patient'):
-    path = root / split / f'chest{number:07d}.h5'
+    path = root / split / f'chest-{seed}-{split}-{number:04d}.h5'
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
       continue
-    drawn = volume(number, slices=slices, repeats=repeats if split == 'val' else 0, **options)
+    drawn = volume(synthetic.entropy(seed, split, number), slices=slices, repeats=repeats if split == 'val' else 0, **options)
     temporary = path.with_suffix(f'.{os.getpid()}')
     with h5py.File(temporary, 'w') as file:
       file['low_dose'], file['full_dose'] = drawn.low_dose, drawn.full_dose

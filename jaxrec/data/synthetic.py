@@ -8,6 +8,8 @@ lesions with boxes. The files are read by the one real loader.
 
 import csv
 import os
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +46,13 @@ def output_shape(rows: int, cols: int) -> tuple[int, int]:
   return side - side % 2, side - side % 2
 
 
+def entropy(seed: int, split: str, number: int) -> tuple[int, int, int]:
+  """What a phantom's patient is drawn from: two seeds, splits or numbers never share a patient."""
+  return seed, zlib.crc32(split.encode()), number
+
+
 def volume(
-  seed: int, *, slices: int = 2, rows: int = 96, cols: int = 96, coils: int = 4, snr: float = 40.0, padding: float = 0.06
+  seed: int | Sequence[int], *, slices: int = 2, rows: int = 96, cols: int = 96, coils: int = 4, snr: float = 40.0, padding: float = 0.06
 ) -> PhantomVolume:
   """Draws a knee-like volume.
 
@@ -155,19 +162,19 @@ def write_dataset(
     cols: phase encodings.
     coils: receiver coils.
     snr: see `volume`.
-    seed: seed of the first volume.
+    seed: every volume is drawn from `(seed, split, number)`: seeds and splits share none.
 
   Returns:
     The path of the annotation file.
   """
   root = Path(root)
   table = []
-  for split, count, first in (('train', train, 0), ('val', val, 50_000)):
+  for split, count in (('train', train), ('val', val)):
     folder = root / f'multicoil_{split}'
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-      drawn = volume(seed + first + i, slices=slices, rows=rows, cols=cols, coils=coils, snr=snr)
-      name = f'phantom{seed + first + i:07d}'
+      drawn = volume(entropy(seed, split, i), slices=slices, rows=rows, cols=cols, coils=coils, snr=snr)
+      name = f'phantom-{seed}-{split}-{i:04d}'
       _write_volume(folder / f'{name}.h5', drawn, name)
       table += [(name, s, 'No', *_drawn(r, drawn.target.shape[1]), r.label) for s, rs in enumerate(drawn.regions) for r in rs]
   path = root / 'annotations.csv'

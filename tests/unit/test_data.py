@@ -1,7 +1,9 @@
 """Readers against good, strange and hostile files."""
 
 import csv
+import hashlib
 import shutil
+from functools import partial
 
 import h5py
 import jax
@@ -11,7 +13,7 @@ from absl import flags
 
 from jaxrec import fourier, masks
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import fastmri, loader, singlecoil, synthetic
+from jaxrec.data import chest, fastmri, loader, singlecoil, synthetic
 from jaxrec.data.errors import DataError
 
 MASK = dict(kind='random', center_fractions=(0.2,), accelerations=(3,))
@@ -28,7 +30,7 @@ def test_phantom_is_read_as_it_was_drawn(dataset):
   found = fastmri.index(fastmri.folder(dataset, 'val'))
   assert len(found.volumes) == 2 and not found.bad
   volume = found.volumes[0]
-  drawn = synthetic.volume(50_000, slices=2, rows=48, cols=48, coils=2)
+  drawn = synthetic.volume(synthetic.entropy(0, 'val', 0), slices=2, rows=48, cols=48, coils=2)
   scan = fastmri.read_scan(volume, 1, DRAW)
   np.testing.assert_array_equal(scan.kspace, drawn.kspace[1])
   assert volume.acquired == drawn.acquired and volume.shape == (2, 2, 48, 48)
@@ -55,6 +57,19 @@ def test_phantoms_follow_from_their_seed_and_have_all_sizes():
   assert synthetic.volume(5, slices=1, rows=128, cols=72, coils=1).target.shape == (1, 64, 64)
   with pytest.raises(ValueError, match='phantom'):
     synthetic.volume(0, rows=8, cols=8)
+
+@pytest.mark.parametrize('write, data', [
+  (partial(synthetic.write_dataset, slices=1, rows=32, cols=32, coils=1), 'kspace'), (partial(chest.write_dataset, slices=1, repeats=1, pixels=64, nodules=1), 'full_dose'),
+], ids=['knee', 'chest'])  # fmt: skip
+def test_seeds_and_splits_share_no_patient(write, data, tmp_path):
+  hashes = []
+  for seed in (0, 1, 7):
+    write(tmp_path / str(seed), train=3, val=2, seed=seed)
+    for path in (tmp_path / str(seed)).rglob('*.h5'):
+      with h5py.File(path) as file:
+        # Names differ anyway: the images must.
+        hashes += [hashlib.sha256(path.read_bytes()).hexdigest(), hashlib.sha256(file[data][()].tobytes()).hexdigest()]
+  assert len(hashes) == 30 == len(set(hashes))
 
 
 def test_interrupted_phantom_is_continued(tmp_path):
