@@ -126,7 +126,9 @@ def network(config: ml_collections.ConfigDict):
   if weights:
     kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(options['name'])
     if kind is not None:
-      return models.load_fastmri(weights, kind, sha256=digest)
+      module, variables = models.load_fastmri(weights, kind, sha256=digest)
+      # The sizes are in the file, the field of view is not.
+      return (module.clone(crop=options['crop']) if options.get('crop') else module), variables
     if options['name'] not in ('cnn10', 'redcnn', 'wganvgg', 'dugan'):
       raise ValueError(f'model.weights: there is no import for {options["name"]}; use varnet, unet_recon, cnn10, redcnn, wganvgg or dugan')
     return models.load_ldct(weights, options['name'], sha256=digest)
