@@ -125,7 +125,10 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
 
 
 def share_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """One data set for all runs of a comparison: `--config.data.root=...` reaches each of them, as do the options beside it."""
+  """One data set for all runs of a comparison: `--config.data.root=...` reaches each of them, as do the options beside it.
+
+  So does the VGG file of one run all others that compare features of the same kind.
+  """
   runs = [*config.experiments.values()]
   runs += [inner for run in runs for inner in run.get('experiments', {}).values()]
   if 'data' not in config:
@@ -136,6 +139,15 @@ def share_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       shared = ml_collections.FieldReference(next(iter(holders.values()))[name])
       for data in {id(config.data): config.data, **holders}.values():
         data[name] = shared
+  compared = [run.train.task.perceptual for run in runs if 'perceptual' in run.get('train', {}).get('task', {})]
+  for kind in {features.kind for features in compared}:
+    alike = [features for features in compared if features.kind == kind]
+    for name in ('vgg', 'sha256'):
+      shared = ml_collections.FieldReference(alike[0][name])
+      for features in alike:
+        # Assigned over the reference of a comparison inside this one, it would only stand behind it.
+        del features[name]
+        features[name] = shared
   return config
 
 
@@ -158,6 +170,8 @@ def unet(config: ml_collections.ConfigDict, *, chans: int) -> ml_collections.Con
   small = {'demo': dict(chans=16, pools=3), 'smoke': dict(chans=4, pools=2, crop=(48, 48))}
   config.model.update(name='unet_recon', **small.get(config.profile, dict(chans=chans, pools=4, crop=(320, 320))))
   config.train.loss = 'l1' if config.profile == 'demo' else 'normalised_l1'
+  if config.profile == 'paper':
+    config.train.best = 'loss'
   config.train.optimizer = 'rmsprop'
   config.train.learning_rate = 1e-3
   return config
