@@ -88,6 +88,9 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   attack.pictures = 8
   attack.strict = False
   attack.splits = ('val',)
+  # Masks of the attack where they are not those of the training; empty: the same.
+  attack.accelerations = ()
+  attack.center_fractions = ()
   attack.sees = 'defence'
   attack.draws = 4
   attack.lipschitz_iterations = 0
@@ -122,7 +125,10 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
 
 
 def share_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """One data set for all runs of a comparison: `--config.data.root=...` reaches each of them, as do the options beside it."""
+  """One data set for all runs of a comparison: `--config.data.root=...` reaches each of them, as do the options beside it.
+
+  So does the VGG file of one run all others that compare features of the same kind.
+  """
   runs = [*config.experiments.values()]
   runs += [inner for run in runs for inner in run.get('experiments', {}).values()]
   if 'data' not in config:
@@ -133,6 +139,15 @@ def share_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       shared = ml_collections.FieldReference(next(iter(holders.values()))[name])
       for data in {id(config.data): config.data, **holders}.values():
         data[name] = shared
+  compared = [run.train.task.perceptual for run in runs if 'perceptual' in run.get('train', {}).get('task', {})]
+  for kind in {features.kind for features in compared}:
+    alike = [features for features in compared if features.kind == kind]
+    for name in ('vgg', 'sha256'):
+      shared = ml_collections.FieldReference(alike[0][name])
+      for features in alike:
+        # Assigned over the reference of a comparison inside this one, it would only stand behind it.
+        del features[name]
+        features[name] = shared
   return config
 
 
@@ -147,10 +162,16 @@ def varnet(config: ml_collections.ConfigDict, **sizes: int) -> ml_collections.Co
 
 
 def unet(config: ml_collections.ConfigDict, *, chans: int) -> ml_collections.ConfigDict:
-  """Adds an image-domain U-Net with fastMRI's recipe; demo and smoke are tiny."""
-  small = {'demo': dict(chans=16, pools=3), 'smoke': dict(chans=4, pools=2)}
-  config.model.update(name='unet_recon', **small.get(config.profile, dict(chans=chans, pools=4)))
-  config.train.loss = 'l1'
+  """Adds an image-domain U-Net with fastMRI's recipe; demo and smoke are tiny.
+
+  The demo sees the whole field of view, which on the phantom is the target's, and
+  its loss is in units of the data range: the README's numbers were measured so.
+  """
+  small = {'demo': dict(chans=16, pools=3), 'smoke': dict(chans=4, pools=2, crop=(48, 48))}
+  config.model.update(name='unet_recon', **small.get(config.profile, dict(chans=chans, pools=4, crop=(320, 320))))
+  config.train.loss = 'l1' if config.profile == 'demo' else 'normalised_l1'
+  if config.profile == 'paper':
+    config.train.best = 'loss'
   config.train.optimizer = 'rmsprop'
   config.train.learning_rate = 1e-3
   return config
@@ -160,4 +181,13 @@ def acceleration(config: ml_collections.ConfigDict, factor: int) -> ml_collectio
   """Sets the acceleration with its usual share of central columns, 8% at 4x and 4% at 8x."""
   config.data.accelerations = (factor,)
   config.data.center_fractions = (0.32 / factor,)
+  return config
+
+
+def joint_training(config: ml_collections.ConfigDict, *, attacked: int) -> ml_collections.ConfigDict:
+  """Trains on 4x and 8x, drawn at random as fastMRI's network of both is, and attacks at one of them."""
+  config.data.accelerations = (4, 8)
+  config.data.center_fractions = (0.08, 0.04)
+  config.attack.accelerations = (attacked,)
+  config.attack.center_fractions = (0.32 / attacked,)
   return config

@@ -54,8 +54,8 @@ def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = ''
     config: of `base`.
     network: key of `RECIPES`.
     label: name in reports.
-    perceptual: run whose outputs WGAN-VGG's perceptual loss compares where no VGG
-      file is given; with a file set `perceptual_weight` to .6893.
+    perceptual: run whose outputs WGAN-VGG's perceptual loss compares; empty for
+      features of VGG-19, whose file is then to be given.
   """
   recipe = dict(RECIPES[network])
   config.model.update(name=network)

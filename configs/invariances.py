@@ -10,7 +10,8 @@ def autoencoder(config: ml_collections.ConfigDict, network: str, *, size: int, p
     config: an experiment without its network.
     network: run of the network.
     size: side of the images.
-    perceptual: run whose features are compared where no VGG file is given.
+    perceptual: run whose outputs are compared; empty for features of VGG-16,
+      whose file is then to be given.
   """
   task = dict(
     name='cvae', network=network, image='low_dose', critic=dict(name='cvae_critic'), critic_learning_rate=4e-5,

@@ -5,6 +5,8 @@ slides: Eulig et al. 2022
 Command: python -m jaxrec.main --config=configs/invariances_cnn10.py with LDCT_ROOT set
 Without data: python -m jaxrec.main --config=configs/invariances_cnn10.py:demo (phantom, under 20 minutes on 2 cores)
 Hardware: the paper's sizes need one large GPU for days.
+VGG features: --config.experiments.vae.train.task.perceptual.vgg=vgg16.pth (a file of yours, needed at full size); the demo
+trains a second CNN-10 first and compares its outputs instead.
 Expected: samples that the network maps to nearly the same output; small structures come and go among them.
 """
 
@@ -14,7 +16,7 @@ from configs import common, ct, invariances
 
 
 def get_config(arg: str = ''):
-  """Denoiser, a second one for features, VAE, flows, and the analysis; `arg` is the profile."""
+  """Denoiser, in small profiles a second one for features, VAE, flows, and the analysis; `arg` is the profile."""
   return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=(1,) if (arg or 'paper') == 'paper' else ())
 
 
@@ -30,9 +32,11 @@ def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[i
   """
   config = ml_collections.ConfigDict(dict(name=name, profile=arg or 'paper', label=label, seed=0, stages=('invariances', 'report')))
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
-  runs.independent = ct.independent(name, arg)
-  runs.denoiser = ct.denoiser(ct.base(name, arg), network, label=label, perceptual='independent')
-  runs.vae = invariances.autoencoder(_patches(name, arg), 'denoiser', size=_patches(name, arg).data.patch, perceptual='independent')
+  features = '' if config.profile == 'paper' else 'independent'
+  if features:
+    runs.independent = ct.independent(name, arg)
+  runs.denoiser = ct.denoiser(ct.base(name, arg), network, label=label, perceptual=features)
+  runs.vae = invariances.autoencoder(_patches(name, arg), 'denoiser', size=_patches(name, arg).data.patch, perceptual=features)
   flows = {f'flow_{layer}': layer for layer in layers} | {'flow_output': 0}
   for run, layer in flows.items():
     runs[run] = invariances.flow(_patches(name, arg), 'denoiser', 'vae', layer)

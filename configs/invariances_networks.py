@@ -4,6 +4,9 @@ Paper: Eulig et al. 2025 (four networks)
 Command: python -m jaxrec.main --config=configs/invariances_networks.py with LDCT_ROOT set, or
 configs/invariances_networks.py:demo (two of them on the phantom, under 40 minutes on 2 cores)
 Hardware: the paper's sizes need one large GPU for days.
+VGG features (needed at full size; one file for all runs of its kind):
+--config.experiments.wganvgg.experiments.denoiser.train.task.perceptual.vgg=vgg19.pth
+--config.experiments.wganvgg.experiments.vae.train.task.perceptual.vgg=vgg16.pth
 Expected: the table of networks and layers by the share of structures lost, with bootstrap intervals over patients.
 """
 

@@ -4,6 +4,8 @@ Paper: Eulig et al. 2025 and 2022; see `invariances_cnn10`
 Command: python -m jaxrec.main --config=configs/invariances_wganvgg.py with LDCT_ROOT set, or
 configs/invariances_wganvgg.py:demo (phantom, under 20 minutes on 2 cores)
 Hardware: the paper's sizes need one large GPU for days.
+VGG features (needed at full size): --config.experiments.denoiser.train.task.perceptual.vgg=vgg19.pth
+--config.experiments.vae.train.task.perceptual.vgg=vgg16.pth
 Expected: as `invariances_cnn10`; the slides tap layers 1, 4, 7 and the output.
 """
 

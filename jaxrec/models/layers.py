@@ -251,30 +251,38 @@ class Conv(nn.Module):
 
 
 class NormActivation(nn.Module):
-  """Normalisation and activation after a convolution.
+  """Normalisation and activation after a convolution, in either order.
 
   Attributes:
     norm: `instance` (no affine), or `batch`, whose running averages are used
       where the collection `batch_stats` is not mutable.
     activation: `leaky_relu` (0.2) or `prelu` (one learned slope, from 0.25).
+    activation_first: the activation stands before the normalisation.
     batch_axis: name of the device axis over which batch norm takes its statistics.
   """
 
   norm: str = 'instance'
   activation: str = 'leaky_relu'
+  activation_first: bool = False
   batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x):
+    if self.activation_first:
+      return self._normalise(self._activate(x))
     if (self.norm, self.activation) == ('instance', 'leaky_relu'):
       return instance_norm_leaky_relu(x)
+    return self._activate(self._normalise(x))
+
+  def _normalise(self, x):
     if self.norm == 'instance':
-      x = instance_norm_leaky_relu(x, 1.0)
-    elif self.norm == 'batch':
+      return instance_norm_leaky_relu(x, 1.0)
+    if self.norm == 'batch':
       running = not self.is_mutable_collection('batch_stats')
-      x = nn.BatchNorm(use_running_average=running, momentum=0.9, axis_name=self.batch_axis, name='batch_norm')(x)
-    else:
-      raise ValueError(f'norm: {self.norm!r} is unknown; choose instance or batch')
+      return nn.BatchNorm(use_running_average=running, momentum=0.9, axis_name=self.batch_axis, name='batch_norm')(x)
+    raise ValueError(f'norm: {self.norm!r} is unknown; choose instance or batch')
+
+  def _activate(self, x):
     if self.activation == 'leaky_relu':
       return nn.leaky_relu(x, 0.2)
     if self.activation == 'prelu':
@@ -317,12 +325,13 @@ class ConvBlock(nn.Module):
   features: int
   norm: str = 'instance'
   activation: str = 'leaky_relu'
+  activation_first: bool = False
   batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x):
     for _ in range(2):
-      x = NormActivation(self.norm, self.activation, self.batch_axis)(Conv(self.features)(x))
+      x = NormActivation(self.norm, self.activation, self.activation_first, self.batch_axis)(Conv(self.features)(x))
     return x
 
 
@@ -332,12 +341,13 @@ class UpBlock(nn.Module):
   features: int
   norm: str = 'instance'
   activation: str = 'leaky_relu'
+  activation_first: bool = False
   batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x):
     kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features), x.dtype)
-    return NormActivation(self.norm, self.activation, self.batch_axis)(upsample_conv2x2(x, kernel))
+    return NormActivation(self.norm, self.activation, self.activation_first, self.batch_axis)(upsample_conv2x2(x, kernel))
 
 
 # Which tap of a 4x4 transposed kernel joins an input, one pixel off at most, with an output of either parity.

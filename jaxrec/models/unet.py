@@ -22,11 +22,12 @@ class UNet(nn.Module):
     upsample: `transposed` 2x2 convolutions, or `bilinear` as in the first
       fastMRI baseline: the bottom does not double its channels, the last
       convolutions are a chain of three 1x1.
+    activation_first: the activation stands before the normalisation, not after.
     batch_axis: device axis of batch norm, `training.Parallel.axis`.
 
   Reference:
     Ronneberger et al. 2015, in the form of the fastMRI repository; Huang and
-    Liang 2020, section 2.4 (`prelu`, `bilinear`).
+    Liang 2020, section 2.4 (`prelu`, `bilinear`, `activation_first`).
 
   Example:
     >>> import jax, jaxrec
@@ -43,6 +44,7 @@ class UNet(nn.Module):
   norm: str = 'instance'
   activation: str = 'leaky_relu'
   upsample: str = 'transposed'
+  activation_first: bool = False
   batch_axis: str | None = None
 
   @nn.compact
@@ -54,7 +56,7 @@ class UNet(nn.Module):
     if self.upsample not in ('transposed', 'bilinear'):
       raise ValueError(f'upsample: {self.upsample!r} is unknown; choose transposed or bilinear')
     bilinear = self.upsample == 'bilinear'
-    style = dict(norm=self.norm, activation=self.activation, batch_axis=self.batch_axis)
+    style = dict(norm=self.norm, activation=self.activation, activation_first=self.activation_first, batch_axis=self.batch_axis)
     x = x.reshape(-1, *x.shape[-3:])
     skips = []
     for level in range(self.pools):
@@ -142,6 +144,7 @@ class ImageUNet(nn.Module):
     norm: see `UNet`.
     activation: see `UNet`.
     upsample: see `UNet`.
+    activation_first: see `UNet`.
     batch_axis: see `UNet`.
 
   Reference:
@@ -153,6 +156,7 @@ class ImageUNet(nn.Module):
   norm: str = 'instance'
   activation: str = 'leaky_relu'
   upsample: str = 'transposed'
+  activation_first: bool = False
   batch_axis: str | None = None
 
   @nn.compact
@@ -163,17 +167,31 @@ class ImageUNet(nn.Module):
   def _restore(self, x):
     mean, std = moments(x, (-2, -1))
     x = jnp.clip((x - mean) / (std + 1e-11), -6, 6)
-    style = dict(norm=self.norm, activation=self.activation, upsample=self.upsample, batch_axis=self.batch_axis)
-    x = UNet(self.chans, self.pools, **style, name='unet')(x[..., None])[..., 0]
+    style = dict(norm=self.norm, activation=self.activation, activation_first=self.activation_first)
+    x = UNet(self.chans, self.pools, **style, upsample=self.upsample, batch_axis=self.batch_axis, name='unet')(x[..., None])[..., 0]
     return x * std + mean
+
+
+def zero_filled(kspace: Array, mask: Array) -> Array:
+  """RSS of the zero-filled coil images.
+
+  Args:
+    kspace: `[..., coil, row, col]` complex, not masked.
+    mask: `[..., 1 or row, col]` bool.
+
+  Returns:
+    `[..., row, col]` float.
+  """
+  return rss(ifft2c(jnp.where(mask[..., None, :, :], kspace, 0)))
 
 
 class UNetRecon(ImageUNet):
   """Image-domain reconstruction: a U-Net on the RSS of the zero-filled coils.
 
   Attributes:
-    crop: `(row, col)` to which the zero-filled image is cropped first, as
-      fastMRI trains it; `None` keeps the full field of view.
+    crop: `(row, col)` of the central part that the U-Net sees and normalises, as
+      fastMRI trains it; outside it the zero-filled image stands, so that a
+      rotation can be undone. `None`: the U-Net sees the full field of view.
 
   Reference:
     Zbontar et al. 2018, the fastMRI U-Net baseline.
@@ -191,8 +209,12 @@ class UNetRecon(ImageUNet):
       acs: not used.
 
     Returns:
-      `[..., row, col]` float, or the size of `crop`.
+      `[..., row, col]` float.
     """
     del acs
-    x = rss(ifft2c(jnp.where(mask[..., None, :, :], kspace, 0)))
-    return self._restore(x if self.crop is None else center_crop(x, self.crop))
+    x = zero_filled(kspace, mask)
+    if self.crop is None:
+      return self._restore(x)
+    rows, cols = (min(n, size) for n, size in zip(self.crop, x.shape[-2:]))
+    top, left = (x.shape[-2] - rows) // 2, (x.shape[-1] - cols) // 2
+    return x.at[..., top : top + rows, left : left + cols].set(self._restore(center_crop(x, (rows, cols))))

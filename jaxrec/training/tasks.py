@@ -13,9 +13,10 @@ from jaxrec import metrics
 from jaxrec.geometry import center_crop
 from jaxrec.models import bind, bind_training
 from jaxrec.models import start as start_variables
-from jaxrec.types import Array, Image, Key, Sample, Scalar
+from jaxrec.models.unet import moments, zero_filled
+from jaxrec.types import Array, Image, Key, Sample, Scalar, Scan
 
-LOSSES = ('ssim', 'l1', 'mse', 'dssim')
+LOSSES = ('ssim', 'l1', 'normalised_l1', 'mse', 'dssim')
 
 
 @struct.dataclass
@@ -48,6 +49,10 @@ class Task(NamedTuple):
 def image_loss(kind: str) -> Callable[[Image, Sample], Scalar]:
   """Training loss of one example: `ssim` (1 - SSIM), `dssim`, or `l1` or `mse` in units of the data range.
 
+  `normalised_l1` is fastMRI's loss of U-Nets: with mean m and unbiased standard
+  deviation s of the input image, the zero-filled one cropped to the target's
+  size, it is `mean |f(x) - clip(t, m - 6 s, m + 6 s)| / s`.
+
   Args:
     kind: one of `LOSSES`.
 
@@ -56,6 +61,9 @@ def image_loss(kind: str) -> Callable[[Image, Sample], Scalar]:
 
   Raises:
     ValueError: for an unknown kind.
+
+  Reference:
+    Zbontar et al. 2018, the fastMRI U-Net baseline (`normalised_l1`).
   """
   if kind == 'ssim':
     return lambda image, sample: 1 - metrics.ssim(image, sample.target, sample.scale)
@@ -63,9 +71,20 @@ def image_loss(kind: str) -> Callable[[Image, Sample], Scalar]:
     return lambda image, sample: metrics.dssim(image, sample.target, sample.scale)
   if kind == 'l1':
     return lambda image, sample: jnp.mean(jnp.abs(_error(image, sample)))
+  if kind == 'normalised_l1':
+    return _normalised_l1
   if kind == 'mse':
     return lambda image, sample: jnp.mean(_error(image, sample) ** 2)
   raise ValueError(f'train.loss: {kind!r} is unknown; choose one of {", ".join(LOSSES)}')
+
+
+def _normalised_l1(image, sample):
+  shape = sample.target.shape
+  seen = zero_filled(sample.kspace, sample.mask) if isinstance(sample, Scan) else sample.low_dose
+  mean, std = moments(center_crop(seen, shape), (-2, -1))
+  # The target that fastMRI shows is clipped as the input is.
+  target = jnp.clip(sample.target, mean - 6 * std, mean + 6 * std)
+  return jnp.mean(jnp.abs(center_crop(image, shape) - target) / (std + 1e-11))
 
 
 def _error(image, sample):

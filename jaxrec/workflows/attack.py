@@ -34,6 +34,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       raise ValueError(f'attack.attacked: {aim!r} is unknown; choose among {", ".join(AIMS)}')
   plans = [_plan(config, name, run_folder.folder, data, parallel) for name in config.perturbation]
   examples, skipped = datasets.examples(config, data)
+  read = datasets.reader(config, attacked=True)
   for plan in plans:
     plan['pictured'] = {_name(e) for e in examples[: config.attack.pictures]}
     plan['split_of'] = {v.name: split for split in ('train', 'val') for v in getattr(data, split).volumes}
@@ -62,7 +63,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       ):  # fmt: skip
         bar.update(len(plans) * len(config.attack.attacked))
         continue
-      chosen, scans = _read(config, data, [examples[i] for i in members], bad)
+      chosen, scans = _read(config, read, [examples[i] for i in members], bad)
       for plan in plans:
         for aim in config.attack.attacked:
           bar.update()
@@ -89,11 +90,11 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       print(f'attack: skipped {len(bad)} bad files, listed in the report; the first: {next(iter(bad.values()))}')
 
 
-def _read(config, data, examples, bad):
+def _read(config, read, examples, bad):
   chosen, scans = [], []
   for example in examples:
     try:
-      scans.append(data.read(example, 0))
+      scans.append(read(example, 0))
       chosen.append(example)
     except DataError as error:
       if config.attack.strict:
@@ -266,7 +267,7 @@ def _attack_batch(config, run_folder, plan, program, variables, examples, scans,
         'annotation': example.region.annotation if example.region else 0,
         'label': example.region.label if example.region else '',
         'model': config.model.name,
-        'acceleration': '/'.join(str(a) for a in config.data.get('accelerations', ())),
+        'acceleration': '/'.join(str(a) for a in datasets.accelerations(config, attacked=True)),
         'perturbation': plan['name'],
         'attacked': aim,
         'strength': strength,
@@ -285,7 +286,7 @@ def _attack_batch(config, run_folder, plan, program, variables, examples, scans,
 
 def _save_sampling(config, run_folder, example):
   """Full and undersampled k-space of the first coil and their images, for the report."""
-  scan = datasets.reader(config, form='kspace')(example, 0)
+  scan = datasets.reader(config, form='kspace', attacked=True)(example, 0)
   sampled = np.where(scan.mask, scan.kspace, 0)
   run_folder.save_arrays('sampling', {
     'kspace': np.abs(scan.kspace[0]), 'sampled': np.abs(sampled[0]),

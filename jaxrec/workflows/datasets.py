@@ -57,7 +57,7 @@ class _Read:
 
 
 def reader(
-  config: ml_collections.ConfigDict, *, redraw: bool = False, form: str | None = None
+  config: ml_collections.ConfigDict, *, redraw: bool = False, form: str | None = None, attacked: bool = False
 ) -> Callable[[fastmri.Example, int], Sample]:
   """Reads examples with the config's masks.
 
@@ -65,6 +65,8 @@ def reader(
     config: the experiment.
     redraw: give new masks every epoch.
     form: `kspace` for scans, `image` for zero-filled images; the config's if `None`.
+    attacked: with the masks of the attack, `attack.accelerations`, where they are
+      not those of the training.
   """
   if is_ct(config):
     return _ReadCT(config.seed, redraw, tuple(config.data.centre_hu))
@@ -75,7 +77,13 @@ def reader(
   if form == 'image':
     options['added_noise'] = config.data.get('added_noise', 0.0)
     options['inserted'] = dict(config.data.get('inserted', {}))
-  return _Read(_mask_options(config), redraw, **options)
+  return _Read(_mask_options(config, attacked), redraw, **options)
+
+
+def accelerations(config: ml_collections.ConfigDict, *, attacked: bool = False) -> tuple[int, ...]:
+  """Accelerations of training and validation, or of the attack; none for CT."""
+  own = config.attack.get('accelerations', ()) if attacked else ()
+  return tuple(own or config.data.get('accelerations', ()))
 
 
 def is_ct(config: ml_collections.ConfigDict) -> bool:
@@ -103,10 +111,11 @@ class _ReadCT:
     return ldct.read_patch(example.volume, (self.seed, epoch, example.slice), self.centre_hu)
 
 
-def _mask_options(config):
+def _mask_options(config, attacked=False):
   c = config.data
+  own = config.attack.get('center_fractions', ()) if attacked else ()
   return dict(
-    kind=c.mask, center_fractions=tuple(c.center_fractions), accelerations=tuple(c.accelerations), seed=config.seed
+    kind=c.mask, center_fractions=tuple(own or c.center_fractions), accelerations=accelerations(config, attacked=attacked), seed=config.seed
   )
 
 
@@ -138,7 +147,8 @@ def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | 
       raise DataError(f'{path}: no usable volume; the first problem: {reason}')
     indices.append(found)
   # Options of the mask are checked here, not at the first slice of a long run.
-  fastmri.mask_drawer(**_mask_options(config))(found.volumes[0])
+  for attacked in (False, True):
+    fastmri.mask_drawer(**_mask_options(config, attacked))(found.volumes[0])
   if annotations:
     annotations = annotations_lib.read(annotations)
   return Data(*indices, annotations or None, reader(config))

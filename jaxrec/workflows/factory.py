@@ -4,6 +4,7 @@ The keys of a section are the argument names of the factory it feeds.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -126,7 +127,9 @@ def network(config: ml_collections.ConfigDict):
   if weights:
     kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(options['name'])
     if kind is not None:
-      return models.load_fastmri(weights, kind, sha256=digest)
+      module, variables = models.load_fastmri(weights, kind, sha256=digest)
+      # The sizes are in the file, the field of view is not.
+      return (module.clone(crop=options['crop']) if options.get('crop') else module), variables
     if options['name'] not in ('cnn10', 'redcnn', 'wganvgg', 'dugan'):
       raise ValueError(f'model.weights: there is no import for {options["name"]}; use varnet, unet_recon, cnn10, redcnn, wganvgg or dugan')
     return models.load_ldct(weights, options['name'], sha256=digest)
@@ -225,12 +228,8 @@ def task(
     rate = options.pop('critic_learning_rate', config.train.learning_rate)
     parts['critic_optimizer'] = training.optimizer(config.train.optimizer, rate, b1=config.train.get('b1', 0.9))
   if name in ('cvae', 'wgan_vgg'):
+    check_perceptual(config)
     parts['perceptual'] = perceptual(dict(options.pop('perceptual', {})), load)
-    if name == 'wgan_vgg' and parts['perceptual'] is None:
-      raise ValueError(
-        'train.task.perceptual.vgg: is missing, and nothing else ties the output to the input; give a VGG-19 checkpoint of torchvision, '
-        'or train.task.perceptual.network=RUN of a denoiser with a perceptual_weight for its outputs'
-      )
   if name in ('cvae', 'flow'):
     del common['loss']
     network, layer = options.pop('network'), options.pop('layer', 0) or None
@@ -243,6 +242,39 @@ def task(
       parts['codes'] = codes(load, network, options.pop('autoencoder'), layer, options.pop('image', 'low_dose'))
   made = _pick(TASKS, 'train.task.name', name)
   return _call(made, f'train.task.{name}', parts | options | common)
+
+
+def check_perceptual(config: ml_collections.ConfigDict, section: str = 'train.task') -> None:
+  """Checks that a task with a perceptual loss says what it compares; other tasks pass.
+
+  Weights for features of VGG and for outputs of a denoiser differ by orders of
+  magnitude: whoever changes from one to the other is to change the weight too.
+
+  Args:
+    config: the experiment.
+    section: name of its task, for messages.
+
+  Raises:
+    ValueError: for no features, for both kinds, or for a file that is missing.
+  """
+  options = config.train.task
+  if options.name not in ('cvae', 'wgan_vgg'):
+    return
+  chosen = options.get('perceptual', {})
+  path, run, kind = chosen.get('vgg', ''), chosen.get('network', ''), chosen.get('kind', 'vgg16')
+  if path and run:
+    raise ValueError(
+      f'{section}.perceptual: has both vgg={path} and network={run}; give one of them, and the perceptual_weight that belongs to it '
+      '(.6893 of WGAN-VGG and .121 of the VAE are for VGG features)'
+    )
+  if path and not Path(path).is_file():
+    raise ValueError(f'{section}.perceptual.vgg: {path} is no file; give a {kind} checkpoint of torchvision')
+  # The VAE's other terms stand without it; of WGAN-VGG nothing else ties the output to the input.
+  if not (path or run) and (options.name == 'wgan_vgg' or options.get('perceptual_weight') != 0):
+    raise ValueError(
+      f'{section}.perceptual.vgg: is missing; give a {kind} checkpoint of torchvision, '
+      f'or {section}.perceptual.network=RUN of a denoiser with a perceptual_weight for its outputs'
+    )
 
 
 def perceptual(options: dict[str, Any], load: Load) -> Callable | None:

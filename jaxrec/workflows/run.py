@@ -7,7 +7,11 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
+<<<<<<< HEAD
 from jaxrec.workflows import attack, datasets, invariance_report, invariances, known, report, train
+=======
+from jaxrec.workflows import attack, datasets, factory, invariance_report, invariances, report, train
+>>>>>>> recipes
 
 STAGES = ('train', 'attack', 'invariances', 'known', 'report')
 
@@ -29,8 +33,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     ValueError: for bad options or input, with one clear line.
   """
   workdir = Path(workdir)
+<<<<<<< HEAD
   if 'known' in config:
     return _known(config, workdir)
+=======
+  _check_features(config)
+>>>>>>> recipes
   if 'experiments' in config:
     folders = []
     if not jax.config.jax_compilation_cache_dir:
@@ -67,6 +75,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   if 'report' in config.stages and parallel.part == 0:
     _announce(report.run(config, workdir, [workdir, *config.report.runs]))
   return workdir
+
+
+def _check_features(config, prefix=''):
+  # Now, not after days of training the networks that come first.
+  for name, experiment in config.get('experiments', {}).items():
+    _check_features(experiment, f'{prefix}experiments.{name}.')
+  if 'train' in config.stages and not (config.model.weights or config.model.checkpoint):
+    factory.check_perceptual(config, f'{prefix}train.task')
 
 
 def _sample(config, workdir):

@@ -9,7 +9,7 @@ import pytest
 
 from configs import adversarial_unet, cnn10, defences, dugan, quickstart, redcnn, wganvgg
 from configs import invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg
-from jaxrec import geometry, training
+from jaxrec import geometry, models, training
 from jaxrec.data import cases, ldct, synthetic
 from jaxrec.workflows import datasets, denoise, factory, invariances, verify_data
 from tests.e2e.test_main import launch
@@ -97,8 +97,9 @@ def test_ct_data_are_verified(tmp_path, capsys):
 ])  # fmt: skip
 @pytest.mark.parametrize('profile', ['', 'demo', 'smoke'])
 def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
-  """Every option of every run is one that its factory takes."""
+  """Every option of every run is one that its factory takes; at full size perceptual losses ask for VGG features."""
   monkeypatch.setenv('LDCT_ROOT', '')
+  monkeypatch.setattr(models, 'load_vgg', lambda path, kind, sha256: (kind, {}))
   config = experiments.get_config(profile)
   nested = config.experiments.values() if experiments is invariances_networks else [config]
   for part in nested:
@@ -109,10 +110,16 @@ def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
       if name == 'vae' and profile == '':
         assert run.model.size[0] in (128, 320)
       build = functools.partial(factory.task, run, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, None, load)
-      if experiments is wganvgg and profile == '':
-        # Nothing else would tie its output to the input.
-        with pytest.raises(ValueError, match='perceptual.vgg: is missing'):
+      compared = run.train.task.get('perceptual')
+      if compared and profile == '':
+        kind, weight = ('vgg19', 0.6893) if run.model.name == 'wganvgg' else ('vgg16', None)
+        assert (compared.kind, run.train.task.get('perceptual_weight')) == (kind, weight) and 'independent' not in runs
+        with pytest.raises(ValueError, match=f'perceptual.vgg: is missing; give a {kind} checkpoint'):
           build()
+        compared.vgg = __file__
+        build()
+        # Other runs share it.
+        compared.vgg = ''
       else:
         build()
     if 'invariances' in part:
@@ -130,6 +137,41 @@ def test_one_root_serves_all_runs(experiments):
       yield from roots(run)
 
   assert set(roots(config)) == {'/data'} and len(list(roots(config))) > 2
+
+
+@pytest.mark.parametrize('experiments, where', [
+  (invariances_cnn10, 'experiments.vae.train.task'), (invariances_wganvgg, 'experiments.denoiser.train.task'),
+  (invariances_mr_unet, 'experiments.vae.train.task'), (invariances_networks, 'experiments.cnn10.experiments.vae.train.task'),
+  (wganvgg, 'train.task'),
+])  # fmt: skip
+def test_vgg_features_are_asked_for_before_any_training(experiments, where, tmp_path):
+  from jaxrec.workflows.run import run
+
+  with pytest.raises(ValueError, match=f'^{where}.perceptual.vgg: is missing; give a vgg'):
+    run(experiments.get_config('paper'), tmp_path / 'run')
+  assert not list(tmp_path.iterdir())
+
+
+def test_one_vgg_file_serves_all_runs_of_its_kind(tmp_path):
+  from jaxrec.workflows.run import run
+
+  config = invariances_networks.get_config('paper')
+  parts = config.experiments
+  parts.wganvgg.experiments.vae.train.task.perceptual.vgg = 'vgg16.pth'
+  assert {part.experiments.vae.train.task.perceptual.vgg for part in parts.values()} == {'vgg16.pth'}
+  assert parts.wganvgg.experiments.denoiser.train.task.perceptual.vgg == ''
+  with pytest.raises(ValueError, match='experiments.cnn10.experiments.vae.train.task.perceptual.vgg: vgg16.pth is no file'):
+    run(config, tmp_path / 'run')
+
+
+def test_weights_of_two_kinds_of_features_are_not_mixed_up(tmp_path):
+  """The weights of small profiles are for outputs of a denoiser: a file alone would leave them."""
+  from jaxrec.workflows.run import run
+
+  config = wganvgg.get_config('smoke')
+  config.experiments.wganvgg.train.task.perceptual.vgg = __file__
+  with pytest.raises(ValueError, match='has both vgg=.* and network=independent; give one of them, and the perceptual_weight'):
+    run(config, tmp_path / 'run')
 
 
 def test_denoising_keeps_units_and_takes_the_offset_of_the_run(tmp_path, monkeypatch):

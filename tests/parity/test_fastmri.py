@@ -8,6 +8,7 @@ import pytest
 import jaxrec
 from jaxrec import masks, metrics
 from jaxrec.models import weights
+from jaxrec.training import tasks
 
 
 def kspace(coils, rows, cols, seed=0):
@@ -120,6 +121,41 @@ def test_unet_output(tmp_path, chans, shape):
     want = net(torch.tensor(np.clip((image - mean) / std, -6, 6), dtype=torch.float32)[None, None])[0, 0].numpy() * std + mean
   got = jax.jit(module.apply)(variables, k.astype(np.complex64), line.mask, line.acs)
   assert relative(got, want) < 1e-4
+
+
+@pytest.mark.parametrize('challenge, coils', [('multicoil', 3), ('singlecoil', 1)])
+def test_unet_recipe(tmp_path, challenge, coils):
+  """Loss and gradient of the weights are those of fastMRI's transform and training step."""
+  import torch
+  from fastmri.data.transforms import UnetDataTransform
+  from fastmri.models import Unet
+
+  k = kspace(coils, 96, 60).astype(np.complex64)
+  line = masks.line_mask('random', 60, center_fractions=[0.08], accelerations=[4], seed=3)
+  full = np.fft.ifft2(np.fft.ifftshift(k, (-2, -1)), norm='ortho')
+  full = np.sqrt((np.abs(np.fft.fftshift(full, (-2, -1))) ** 2).sum(0)).astype(np.float32)
+  target = full[24:72, 6:54]
+  # So that the target's clipping is seen.
+  target[10, 10] = 40 * target.max()
+  masked = k * line.mask
+  sample = UnetDataTransform(challenge)(masked if coils > 1 else masked[0], None, target, {'max': 1.0}, 'a.h5', 0)
+  torch.manual_seed(0)
+  net = Unet(in_chans=1, out_chans=1, chans=8, num_pool_layers=2)
+  loss = torch.nn.functional.l1_loss(net(sample.image[None, None])[:, 0], sample.target[None])
+  loss.backward()
+  torch.save(net.state_dict(), tmp_path / 'u.pt')
+  torch.save({name: p.grad for name, p in net.named_parameters()}, tmp_path / 'g.pt')
+  module, variables = jaxrec.models.load_fastmri(tmp_path / 'u.pt', 'unet')
+  want = jaxrec.models.load_fastmri(tmp_path / 'g.pt', 'unet')[1]['params']
+  module = module.clone(crop=(48, 48))
+  scan = jaxrec.Scan(k, line.mask, line.acs, np.ones((1, 60), bool), target, np.ones_like(target), np.float32(1.0))
+
+  def ours(params):
+    return tasks.image_loss('normalised_l1')(module.apply({'params': params}, scan.kspace, scan.mask), scan)
+
+  value, gradient = jax.jit(jax.value_and_grad(ours))(variables['params'])
+  assert float(value) == pytest.approx(loss.item(), rel=1e-4)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4 * np.abs(b).max()), gradient, want)
 
 
 def test_masks_are_identical():

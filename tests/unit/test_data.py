@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from absl import flags
 
+from configs import varnet_8x_full
 from jaxrec import fourier, masks
 from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import chest, fastmri, loader, singlecoil, synthetic
 from jaxrec.data.errors import DataError
+from jaxrec.workflows import datasets
 
 MASK = dict(kind='random', center_fractions=(0.2,), accelerations=(3,))
 DRAW = fastmri.mask_drawer(**MASK)
@@ -357,3 +359,19 @@ def test_zero_filled_images_are_those_of_the_sampled_k_space():
   np.testing.assert_allclose(full.low_dose, scan.target, rtol=1e-4, atol=1e-4 * scan.target.max())
   low = singlecoil.zero_filled(scan).low_dose
   assert low.shape == scan.target.shape and np.linalg.norm(low - scan.target) > 0.05 * np.linalg.norm(scan.target)
+
+
+def test_a_network_of_two_accelerations_is_attacked_at_one(tmp_path):
+  config = varnet_8x_full.get_config('smoke')
+  config.data.phantom.update(rows=128, cols=128)
+  found = datasets.data(config, tmp_path / 'run')
+  examples = [fastmri.Example(v, s, None) for v in found.train.volumes for s in range(2)]
+  train, attack = datasets.reader(config, redraw=True), datasets.reader(config, attacked=True)
+  widths = [int(train(e, epoch).acs.sum()) for e in examples for epoch in range(8)]
+  assert set(widths) == {10, 5} and 8 <= widths.count(10) <= 24
+  assert {int(attack(e, 0).acs.sum()) for e in examples} == {5}
+  assert datasets.accelerations(config) == (4, 8) and datasets.accelerations(config, attacked=True) == (8,)
+  # Masks of the attack are checked before the training.
+  config.attack.accelerations = (8, 4)
+  with pytest.raises(ValueError, match='center_fractions'):
+    datasets.data(config, tmp_path / 'run')

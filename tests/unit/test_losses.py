@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage, stats
 
 from jaxrec import training
+from jaxrec.data import singlecoil, synthetic
 from jaxrec.training import gan
 from jaxrec.types import Slice
 
@@ -18,6 +19,25 @@ REAL, MADE = (RNG.standard_normal((3, 8, 9)).astype(np.float32) + shift for shif
 
 def batch(target, low):
   return Slice(low, target, np.ones_like(target), np.ones(len(target), np.float32))
+
+
+def test_the_loss_of_unets_is_in_units_of_their_input():
+  rng = np.random.default_rng(1)
+  low, target = rng.uniform(1, 3, (2, 12, 12)).astype(np.float32)
+  target[0, 0] = 50.0
+  image = target + 0.1
+  loss = training.tasks.image_loss('normalised_l1')
+  for unit in (1.0, 1e-5):
+    sample = jax.tree.map(lambda x: np.float32(unit) * x, Slice(low, target, np.ones_like(target), np.float32(50)))
+    clipped = np.minimum(target, low.mean() + 6 * low.std(ddof=1))
+    want = np.abs(image - clipped).mean() / low.std(ddof=1)
+    assert float(loss(unit * image, sample)) == pytest.approx(want, rel=1e-4)
+  # A scan whose field of view is larger than its target: its central part counts.
+  scan = synthetic.scan(0, rows=64, cols=36, coils=2)
+  seen = singlecoil.zero_filled(scan)
+  assert scan.target.shape != scan.kspace.shape[-2:]
+  full = np.pad(1.1 * scan.target, [((n - c) // 2, n - c - (n - c) // 2) for n, c in zip(scan.kspace.shape[-2:], scan.target.shape)])
+  np.testing.assert_allclose(loss(full, scan), loss(1.1 * scan.target, seen), rtol=1e-4)
 
 
 class Bias(nn.Module):

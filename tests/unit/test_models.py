@@ -9,7 +9,7 @@ from jax import lax
 import jaxrec
 from jaxrec.data import synthetic
 from jaxrec.models import layers, weights
-from jaxrec.models.unet import moments
+from jaxrec.models.unet import moments, zero_filled
 
 
 def normal(shape, seed=0):
@@ -181,11 +181,46 @@ def test_rematerialisation_changes_nothing():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), again, gradient(plain))
 
 
-def test_cropped_unet_gives_the_cropped_field():
+def test_cropped_unet_sees_the_centre_and_keeps_the_field():
   module = jaxrec.models.UNetRecon(chans=2, pools=1, crop=(16, 16))
   scan = synthetic.scan(0, rows=32, cols=32, coils=2, acceleration=2)
   variables = module.init(jax.random.key(0), scan.kspace, scan.mask)
-  assert module.apply(variables, scan.kspace, scan.mask).shape == (16, 16)
+  image = np.array(module.apply(variables, scan.kspace, scan.mask))
+  seen = np.array(zero_filled(scan.kspace, scan.mask))
+  inner = jaxrec.models.build('unet_image', chans=2, pools=1).apply(variables, seen[8:24, 8:24])
+  np.testing.assert_allclose(image[8:24, 8:24], inner, atol=1e-5 * seen.max())
+  assert np.abs(image - seen)[8:24, 8:24].max() > 1e-2 * seen.max()
+  image[8:24, 8:24] = seen[8:24, 8:24]
+  np.testing.assert_allclose(image, seen, atol=1e-5 * seen.max())
+  # A field of view that is smaller than the crop is taken as it is.
+  whole = [module.clone(crop=crop).apply(variables, scan.kspace, scan.mask) for crop in ((320, 320), None)]
+  np.testing.assert_allclose(*whole, atol=1e-5 * seen.max())
+
+
+@pytest.mark.parametrize('norm, activation', [('instance', 'leaky_relu'), ('instance', 'prelu'), ('batch', 'prelu')])
+def test_activation_before_or_after_the_normalisation(norm, activation):
+  x = np.asarray(normal((3, 8, 9, 2))) + 0.5
+  axes = (1, 2) if norm == 'instance' else (0, 1, 2)
+
+  def normalise(x):
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + 1e-5)
+
+  def activate(x):
+    return np.where(x > 0, x, (0.2 if activation == 'leaky_relu' else 0.25) * x)
+
+  for first, want in ((False, activate(normalise(x))), (True, normalise(activate(x)))):
+    module = layers.NormActivation(norm, activation, first)
+    got, _ = module.apply(module.init(jax.random.key(0), x), x, mutable=['batch_stats'])
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_a_unet_with_the_activation_first_has_the_same_parameters_and_another_output():
+  x = normal((1, 16, 16))
+  net = jaxrec.models.build('unet_image', chans=4, pools=2, activation='prelu', upsample='bilinear')
+  variables = net.init(jax.random.key(0), x)
+  other = net.clone(activation_first=True)
+  jax.tree.map(np.testing.assert_array_equal, variables, other.init(jax.random.key(0), x))
+  assert np.abs(net.apply(variables, x) - other.apply(variables, x)).max() > 1e-3
 
 
 def test_unknown_networks_and_options_are_named():
