@@ -6,7 +6,10 @@ synced), `arrays/` (pictures of single examples until they are compacted),
 `results.csv` and `images.h5` (both compacted), `figures/` and `report.html`.
 """
 
+import contextlib
 import csv
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -14,8 +17,11 @@ import json
 import os
 import platform
 import re
+import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +49,58 @@ def key_of(row: Mapping[str, Any]) -> tuple:
   return tuple(row[name] for name in KEY)
 
 
+@contextlib.contextmanager
+def exclusive(folder: str | Path, *, part: int = 0) -> Iterator[None]:
+  """Keeps other runs out of a folder while the context lasts.
+
+  The lock is the system's: it goes with the process, however that ends. What a
+  killed run left half-written is removed, as nobody else can be writing it.
+
+  Args:
+    folder: created if missing.
+    part: number of this process; process 0 holds the lock for all of a run.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    RunError: if another process writes to the folder, naming it, or if the
+      folder cannot be written.
+  """
+  if part:
+    yield
+    return
+  folder = Path(folder)
+  path = folder / '.lock'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = open(path, 'a+')
+  except OSError as error:
+    raise _folder_error(folder, error) from None
+  with stream:
+    try:
+      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        stream.seek(0)
+        raise RunError(
+          f'{folder}: is in use by {stream.read().strip() or "another process"}; wait for it or set another workdir; '
+          f'if it is gone (a network disk can keep its lock), delete {path}'
+        ) from None
+      print(f'note: {folder}: its disk has no locks ({error.strerror}); start no second run in it', file=sys.stderr)
+    stream.truncate(0)
+    stream.write(f'process {os.getpid()} on {socket.gethostname()}, started {time.strftime("%Y-%m-%d %H:%M:%S %z")}\n')
+    stream.flush()
+    for pattern in ('*.tmp', 'rows/*.tmp', 'arrays/*.tmp', 'figures/*.tmp'):
+      for left in folder.glob(pattern):
+        left.unlink(missing_ok=True)
+    yield
+
+
+def _folder_error(folder, error):
+  return RunError(f'{folder}: cannot be written ({error.strerror}); set another workdir')
+
+
 class Run:
   """One run folder.
 
@@ -63,7 +121,7 @@ class Run:
       probe.write_bytes(b'x')
       probe.unlink()
     except OSError as error:
-      raise RunError(f'{self.folder}: cannot be written ({error.strerror}); set another workdir') from None
+      raise _folder_error(self.folder, error) from None
 
   def check_config(self, resolved: Mapping[str, Any]) -> None:
     """Writes `config.json`, or checks that the folder belongs to the same config.
