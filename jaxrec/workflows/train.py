@@ -43,10 +43,19 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   validate = validation(config, data, task, parallel)
   tensorboard = _tensorboard(config, run_folder, parallel)
 
+  cost = run_folder.folder / 'cost.json'
+  before = results.read_json(cost).get('seconds', 0.0)
+
+  def write_cost(steps: int) -> None:
+    _write_cost(cost, task, config, steps, before + time.perf_counter() - start)
+
   def write(record: dict[str, Any]) -> None:
     if parallel.part == 0:
       results.append_jsonl(run_folder.folder / 'metrics.jsonl', [record])
       tensorboard(record)
+      if record['step'] % every == 0:
+        # A checkpoint follows. What is killed later has cost this much at least.
+        write_cost(record['step'])
 
   fit(
     task,
@@ -65,17 +74,16 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     score=f'val_{config.train.best}',
     patience=config.train.patience or None,
   )  # fmt: skip
-  if parallel.part == 0:
-    _write_cost(run_folder.folder / 'cost.json', task, config, checkpointer.latest_step() - done, time.perf_counter() - start)
+  if parallel.part == 0 and (checkpointer.latest_step() > done or results.read_json(cost).get('steps') != done):
+    write_cost(checkpointer.latest_step())
   checkpointer.close()
 
 
 def _write_cost(path, task, config, steps, seconds):
-  """What training cost, added up over resumed runs."""
-  cost = json.loads(path.read_text()) if path.exists() else {'steps': 0, 'seconds': 0.0}
-  cost = {'steps': cost['steps'] + steps, 'seconds': cost['seconds'] + seconds}
+  """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen."""
   forward, backward = (n * config.train.batch_size for n in task.calls)
-  results.write_text(path, json.dumps(cost | {'forward_per_step': forward, 'backward_per_step': backward}) + '\n')
+  cost = {'steps': steps, 'seconds': seconds, 'forward_per_step': forward, 'backward_per_step': backward}
+  results.write_text(path, json.dumps(cost) + '\n')
 
 
 def validation(config, data: datasets.Data, task, parallel: Parallel):
