@@ -137,17 +137,29 @@ def sibling(folder: Path, run: str) -> Path:
   return folder.parent / run if (folder.parent / run).is_dir() else Path(run)
 
 
+def stored_config(folder: Path) -> ml_collections.ConfigDict:
+  """The config that a run was made with.
+
+  Raises:
+    RunError: if its file is damaged.
+  """
+  path = folder / 'config.json'
+  stored = results.read_json(path)
+  missing = [name for name in ('data', 'model', 'train') if not isinstance(stored.get(name), dict)]
+  if missing:
+    raise results.RunError(f'{path}: is damaged (it has no section {missing[0]}); put back the one of the run')
+  return ml_collections.ConfigDict(stored)
+
+
 def loader_of(folder: Path, data: datasets.Data, parallel: Parallel) -> factory.Load:
   """Networks of other runs by name, each read once."""
 
   @functools.cache
   def load(run: str):
     other = sibling(folder, run)
-    stored = other / 'config.json'
-    if not stored.exists():
+    if not (other / 'config.json').exists():
       raise ValueError(f'{other}: is no run folder; train it first')
-    own = ml_collections.ConfigDict(json.loads(stored.read_text()))
-    return trained(own, other, data, parallel)
+    return trained(stored_config(other), other, data, parallel)
 
   return load
 
@@ -175,8 +187,7 @@ def restored(config, module, folder: Path, data: datasets.Data, parallel: Parall
   """
   if not (folder / 'checkpoints').is_dir():
     raise ValueError(f'{folder}: holds no checkpoints; train first, or set model.checkpoint to a run folder')
-  stored = folder / 'config.json'
-  own = ml_collections.ConfigDict(json.loads(stored.read_text())) if stored.exists() else config
+  own = stored_config(folder) if (folder / 'config.json').exists() else config
   sample = _training_sample(own, data)
   task = factory.task(own, module, parallel, 1, sample, loader_of(folder, data, parallel))
   like = jax.eval_shape(task.init, jax.random.key(0), loader.stack([sample]))
@@ -200,10 +211,9 @@ def _training_sample(config, data):
 
 def generator_of(config, folder: Path, data: datasets.Data, parallel: Parallel):
   """The generator of an adversarially trained run: its adversary and variables."""
-  stored = folder / 'config.json'
-  if not stored.exists():
+  if not (folder / 'config.json').exists():
     raise ValueError(f'{folder}: is no run folder; train the generator first')
-  own = ml_collections.ConfigDict(json.loads(stored.read_text()))
+  own = stored_config(folder)
   if own.train.task.name != 'adversarial':
     raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={own.train.task.name}')
   module, _ = factory.network(own)
