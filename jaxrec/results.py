@@ -92,7 +92,7 @@ def exclusive(folder: str | Path, *, part: int = 0) -> Iterator[None]:
     stream.write(f'process {os.getpid()} on {socket.gethostname()}, started {time.strftime("%Y-%m-%d %H:%M:%S %z")}\n')
     stream.flush()
     for pattern in ('*.tmp', 'rows/*.tmp', 'arrays/*.tmp', 'figures/*.tmp'):
-      for left in folder.glob(pattern):
+      for left in filter(Path.is_file, folder.glob(pattern)):
         left.unlink(missing_ok=True)
     yield
 

@@ -188,3 +188,17 @@ def test_a_disk_that_fills_while_pictures_are_compacted(tmp_path):
   assert (run.folder / 'images.h5').read_bytes() == before and not list(run.folder.rglob('*.tmp'))
   run.compact()
   assert images(run).shape == (20, 20)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'rows/00000.jsonl', 'provenance.json'])
+def test_the_launcher_gives_one_line_and_exit_code_2(name, tmp_path, capsys, monkeypatch):
+  folder = tmp_path / 'run'
+  arguments = ['--config=configs/unet_8x.py:smoke', f'--workdir={folder}', '--config.stages=("report",)']
+  code, captured = run_main(capsys, monkeypatch, arguments)
+  assert code == 2 and 'has no rows to report' in captured.err
+  results.Run(folder).append([row(i) for i in range(3)])
+  (folder / name).write_text('[1]\n')
+  code, captured = run_main(capsys, monkeypatch, arguments)
+  lines = captured.err.splitlines()
+  assert code == 2 and len(lines) == 1 and lines[0].startswith(f'error: {folder / name}: ') and 'holds a list' in lines[0]
+  assert (folder / name).read_text() == '[1]\n'
