@@ -52,6 +52,9 @@ CASES = {
   'terminal closed': ('obey', 'obey', signal.SIGHUP, 129, ['stopped by SIGHUP']),
 }  # fmt: skip
 
+# A shell that was started with SIGINT ignored cannot trap it.
+LISTENING = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])'
+
 
 @pytest.mark.parametrize('case', CASES)
 def test_no_worker_outlives_the_others(case, tmp_path):
@@ -60,11 +63,9 @@ def test_no_worker_outlives_the_others(case, tmp_path):
   stand_in.write_text(STAND_IN)
   stand_in.chmod(0o755)
   env = {**os.environ, 'PYTHON': str(stand_in), 'PORT': '1', 'PROCESSES': '2', 'GRACE': '1', 'NOTES': str(tmp_path), 'B0': first, 'B1': second}
-  # A shell that was started with SIGINT ignored cannot trap it.
   launcher = subprocess.Popen(
-    ['bash', 'launch/local_processes.sh', '--config=x'], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-  )  # fmt: skip
+    [sys.executable, '-c', LISTENING, 'bash', 'launch/local_processes.sh', '--config=x'], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+  )
   until(lambda: (tmp_path / '0').exists() and (tmp_path / '1').exists())
   pids = [int((tmp_path / n).read_text()) for n in '01']
   time.sleep(0.1)
