@@ -6,11 +6,10 @@ import sys
 import warnings
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec.workflows import run
+from jaxrec.workflows import run, workers
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/varnet_8x.py or configs/varnet_8x.py:demo.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<profile> if not given.')
@@ -51,10 +50,7 @@ def main(argv: list[str]) -> int:
   except (flags.Error, OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, SyntaxError) as error:
     return _fail(error)
   try:
-    if _COORDINATOR.value == 'auto':
-      jax.distributed.initialize()
-    elif _COORDINATOR.value:
-      jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    workers.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     run.run(config, _WORKDIR.value or Path('runs') / f'{config.name}-{config.profile}')
   except KeyboardInterrupt:
     print('\nstopped; the same command goes on from here', file=sys.stderr)

@@ -6,7 +6,10 @@ synced), `arrays/` (pictures of single examples until they are compacted),
 `results.csv` and `images.h5` (both compacted), `figures/` and `report.html`.
 """
 
+import contextlib
 import csv
+import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import io
@@ -14,8 +17,11 @@ import json
 import os
 import platform
 import re
+import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +49,58 @@ def key_of(row: Mapping[str, Any]) -> tuple:
   return tuple(row[name] for name in KEY)
 
 
+@contextlib.contextmanager
+def exclusive(folder: str | Path, *, part: int = 0) -> Iterator[None]:
+  """Keeps other runs out of a folder while the context lasts.
+
+  The lock is the system's: it goes with the process, however that ends. What a
+  killed run left half-written is removed, as nobody else can be writing it.
+
+  Args:
+    folder: created if missing.
+    part: number of this process; process 0 holds the lock for all of a run.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    RunError: if another process writes to the folder, naming it, or if the
+      folder cannot be written.
+  """
+  if part:
+    yield
+    return
+  folder = Path(folder)
+  path = folder / '.lock'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = open(path, 'a+')
+  except OSError as error:
+    raise _folder_error(folder, error) from None
+  with stream:
+    try:
+      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        stream.seek(0)
+        raise RunError(
+          f'{folder}: is in use by {stream.read().strip() or "another process"}; wait for it or set another workdir; '
+          f'if it is gone (a network disk can keep its lock), delete {path}'
+        ) from None
+      print(f'note: {folder}: its disk has no locks ({error.strerror}); start no second run in it', file=sys.stderr)
+    stream.truncate(0)
+    stream.write(f'process {os.getpid()} on {socket.gethostname()}, started {time.strftime("%Y-%m-%d %H:%M:%S %z")}\n')
+    stream.flush()
+    for pattern in ('*.tmp', 'rows/*.tmp', 'arrays/*.tmp', 'figures/*.tmp'):
+      for left in filter(Path.is_file, folder.glob(pattern)):
+        left.unlink(missing_ok=True)
+    yield
+
+
+def _folder_error(folder, error):
+  return RunError(f'{folder}: cannot be written ({error.strerror}); set another workdir')
+
+
 class Run:
   """One run folder.
 
@@ -63,7 +121,7 @@ class Run:
       probe.write_bytes(b'x')
       probe.unlink()
     except OSError as error:
-      raise RunError(f'{self.folder}: cannot be written ({error.strerror}); set another workdir') from None
+      raise _folder_error(self.folder, error) from None
 
   def check_config(self, resolved: Mapping[str, Any]) -> None:
     """Writes `config.json`, or checks that the folder belongs to the same config.
@@ -71,15 +129,12 @@ class Run:
     Stages and the report may differ: they do not change numbers.
 
     Raises:
-      RunError: naming the first option that differs.
+      RunError: naming the first option that differs, or a damaged file.
     """
     path = self.folder / 'config.json'
     resolved = json.loads(json.dumps(resolved, sort_keys=True))
     if path.exists():
-      try:
-        stored = json.loads(path.read_text())
-      except ValueError:
-        stored = resolved
+      stored = read_json(path)
       difference = _first_difference(stored, resolved, skip=('stages', 'report', 'workdir'))
       if difference:
         name, old, new = difference
@@ -107,10 +162,7 @@ class Run:
 
   def rows(self) -> list[dict[str, Any]]:
     """All finished rows, each once, in the order of their keys."""
-    found = {}
-    for path in sorted((self.folder / 'rows').glob('*.jsonl')):
-      for row in read_jsonl(path):
-        found.setdefault(key_of(row), row)
+    found = read_rows(self.folder)
     return [found[k] for k in sorted(found, key=_sortable)]
 
   def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -123,17 +175,9 @@ class Run:
 
   def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the arrays of one example, whole or not at all."""
-    target = self.folder / 'arrays' / f'{safe_name(name)}.npz'
-    temporary = target.with_suffix(f'.{os.getpid()}.tmp')
-    try:
-      with open(temporary, 'wb') as stream:
-        np.savez(stream, **arrays)
-        stream.flush()
-        os.fsync(stream.fileno())
-      temporary.replace(target)
-    except OSError as error:
-      temporary.unlink(missing_ok=True)
-      raise _disk_error(target, error) from None
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    _write_bytes(self.folder / 'arrays' / f'{safe_name(name)}.npz', stream.getvalue())
 
   def compact(self) -> None:
     """Writes `results.csv` and `images.h5` from rows and arrays; process 0 only."""
@@ -141,23 +185,56 @@ class Run:
     self.compact_arrays()
 
   def compact_arrays(self) -> None:
-    """Writes `images.h5` from the arrays; process 0 only."""
-    try:
-      self._compact_arrays()
-    except OSError as error:
-      raise _disk_error(self.folder, error) from None
+    """Writes `images.h5` from the arrays; process 0 only.
 
-  def _compact_arrays(self):
+    Raises:
+      RunError: if an array is damaged or the disk is full.
+    """
     parts = sorted((self.folder / 'arrays').glob('*.npz'))
     if not parts:
       return
-    temporary = self.folder / f'images.h5.{os.getpid()}.tmp'
-    with h5py.File(temporary, 'w', libver='latest', track_order=False) as file:
+    # In memory first: HDF5 does not survive a disk that fills while it writes.
+    stream = io.BytesIO()
+    with h5py.File(stream, 'w', libver='latest', track_order=False) as file:
       for part in parts:
-        with np.load(part) as arrays:
-          for name in arrays.files:
-            file.create_dataset(f'{part.stem}/{name}', data=arrays[name], track_times=False)
-    temporary.replace(self.folder / 'images.h5')
+        for name, array in _load_arrays(part).items():
+          file.create_dataset(f'{part.stem}/{name}', data=array, track_times=False)
+    _write_bytes(self.folder / 'images.h5', stream.getbuffer())
+
+
+def _load_arrays(path):
+  try:
+    with np.load(path) as arrays:
+      return {name: arrays[name] for name in arrays.files}
+  except Exception as error:  # Damaged archives raise whatever they stumble over.
+    raise RunError(
+      f'{path}: is damaged ({_reason(error)}); delete it to go on without this picture, or delete rows and arrays in '
+      f'{path.parent.parent} to compute all again'
+    ) from None
+
+
+@contextlib.contextmanager
+def open_images(folder: str | Path) -> Iterator[h5py.File | None]:
+  """The pictures of a run, for reading.
+
+  Args:
+    folder: the run folder.
+
+  Yields:
+    The open file, or `None` if the run kept no pictures.
+
+  Raises:
+    RunError: if the file is damaged, on opening or later.
+  """
+  path = Path(folder) / 'images.h5'
+  if not path.exists():
+    yield None
+    return
+  try:
+    with h5py.File(path) as file:
+      yield file
+  except (OSError, KeyError, RuntimeError) as error:
+    raise RunError(f'{path}: is damaged ({_reason(error)}); delete it and run the attack stage, which makes it from arrays') from None
 
 
 def _installed(package):
@@ -220,10 +297,18 @@ def write_text(path: str | Path, text: str) -> None:
   Raises:
     RunError: if it cannot be written.
   """
+  _write_bytes(path, text.encode())
+
+
+def _write_bytes(path, content):
+  """Replaces a file whole or not at all, even if the power fails."""
   path = Path(path)
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
-    temporary.write_text(text)
+    with open(temporary, 'wb') as stream:
+      stream.write(content)
+      stream.flush()
+      os.fsync(stream.fileno())
     temporary.replace(path)
   except OSError as error:
     temporary.unlink(missing_ok=True)
@@ -291,18 +376,73 @@ def _end_of_last_line(stream):
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-  """Contents of a JSON file, or nothing if there is none."""
+  """Contents of a JSON file, or nothing if there is none.
+
+  Raises:
+    RunError: naming a file that is damaged or holds something else.
+  """
   path = Path(path)
-  return json.loads(path.read_text()) if path.exists() else {}
+  if not path.exists():
+    return {}
+  try:
+    stored = json.loads(path.read_text())
+    if not isinstance(stored, dict):
+      raise ValueError(f'it holds a {type(stored).__name__}')
+    return stored
+  except (ValueError, OSError, RecursionError) as error:
+    raise RunError(f'{path}: is damaged ({_reason(error)}); {_REMEDIES.get(path.name, "delete it and run the same command, which writes it again")}') from None
+
+
+_REMEDIES = {
+  'config.json': 'put back the one of the run; if you are sure of the config, delete it: the same command writes it again',
+  'cost.json': 'delete it and run the same command: training steps are counted again, the time of earlier runs is lost',
+}
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-  """Whole lines of a file; a last line without an end is left out."""
+  """Whole lines of a file; a last line without an end is left out.
+
+  Raises:
+    RunError: naming the file and a line that is damaged.
+  """
   path = Path(path)
   if not path.exists():
     return []
   content = path.read_bytes()
-  return [json.loads(line) for line in content[: content.rfind(b'\n') + 1].splitlines()]
+  records = []
+  for number, line in enumerate(content[: content.rfind(b'\n') + 1].split(b'\n')[:-1], 1):
+    try:
+      records.append(json.loads(line))
+      if not isinstance(records[-1], dict):
+        raise ValueError(f'it holds a {type(records[-1]).__name__}')
+    except (ValueError, RecursionError) as error:
+      raise _line_error(path, number, error) from None
+  return records
+
+
+def read_rows(folder: str | Path) -> dict[tuple, dict[str, Any]]:
+  """Finished rows of a run folder by `key_of`, each once.
+
+  Raises:
+    RunError: naming the file and a line that is damaged.
+  """
+  found = {}
+  for path in sorted((Path(folder) / 'rows').glob('*.jsonl')):
+    for number, row in enumerate(read_jsonl(path), 1):
+      try:
+        found.setdefault(key_of(row), row)
+      except (KeyError, TypeError) as error:
+        raise _line_error(path, number, error) from None
+  return found
+
+
+def _line_error(path, number, error):
+  lost = 'what it held is computed again' if path.parent.name == 'rows' else 'this record is lost, the others stay'
+  return RunError(f'{path}: line {number} is damaged ({_reason(error)}); delete the line and run the same command: {lost}')
+
+
+def _reason(error):
+  return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def cut_metrics(path: str | Path, step: int) -> None:

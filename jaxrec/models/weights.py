@@ -1,13 +1,15 @@
 """PyTorch checkpoints of the fastMRI repository, read without PyTorch.
 
 The pickle inside a checkpoint may name only an ordered dictionary, tensors and
-their storages; anything else is refused before it could run.
+their storages; anything else is refused before it could run. No more memory is
+taken than a small multiple of the file's size, whatever the file claims.
 """
 
 import collections
 import hashlib
 import io
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 
@@ -26,6 +28,8 @@ _DTYPES = {
   'ByteStorage': np.uint8,
   'BoolStorage': np.bool_,
 }
+# Tied weights may share a storage, but tensors do not outgrow the file.
+_MOST_SHARED = 4
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -98,14 +102,35 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
     raise WeightsError(f'{path}: its SHA-256 is {hashlib.sha256(raw).hexdigest()}, not {sha256}; download it again')
   try:
     content, storages = _read_zip(raw) if zipfile.is_zipfile(io.BytesIO(raw)) else _read_legacy(raw)
-    for name in ('state_dict', 'model_state_dict'):
-      while isinstance(content, dict) and isinstance(content.get(name), dict):
+    for name in ('state_dict', 'model_state_dict', 'state_dict'):
+      if isinstance(content, dict) and isinstance(content.get(name), dict):
         content = content[name]
-    return {name: _array(value, storages) for name, value in content.items() if isinstance(value, _Tensor)}
-  except WeightsError:
-    raise
-  except Exception as error:
+    if not isinstance(content, dict):
+      raise ValueError(f'it holds a {type(content).__name__.lstrip("_").lower()}')
+    tensors = {name: value for name, value in content.items() if isinstance(value, _Tensor) and isinstance(name, str)}
+    _check_sizes(tensors, storages, len(raw))
+    return {name: _array(value, storages) for name, value in tensors.items()}
+  except (_Truncated, EOFError):
+    raise WeightsError(f'{path}: not a PyTorch state dict (the file is truncated); download or copy it again') from None
+  except (ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
     raise WeightsError(f'{path}: not a PyTorch state dict ({error}); save model.state_dict()') from None
+  except Exception as error:  # Damaged pickles raise whatever they stumble over.
+    raise WeightsError(f'{path}: not a PyTorch state dict (it is damaged: {type(error).__name__} {error}); download or copy it again') from None
+
+
+class _Truncated(Exception):
+  """The file ends too early."""
+
+
+def _check_sizes(tensors, storages, file_size):
+  total = 0
+  for name, tensor in tensors.items():
+    key, dtype, _ = tensor.storage
+    size = int(np.prod(tensor.size, dtype=object)) * np.dtype(_DTYPES[dtype]).itemsize
+    total += size
+    # A stride of 0 would make any number of values out of one.
+    if size > len(storages[key]) or total > _MOST_SHARED * file_size:
+      raise ValueError(f'tensor {name} of shape {tensor.size} claims more than the file holds')
 
 
 def _array(tensor, storages):
@@ -121,28 +146,55 @@ def _array(tensor, storages):
 
 def _read_zip(raw):
   with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+    claimed = sum(entry.file_size for entry in archive.infolist())
+    # PyTorch stores, and never compresses or shares: nothing it writes unpacks to more than the file.
+    if claimed > len(raw):
+      raise ValueError(f'it would unpack from {len(raw):,} to {claimed:,} bytes, which no file of torch.save does')
     names = archive.namelist()
-    root = next(n for n in names if n.endswith('data.pkl'))[: -len('data.pkl')]
-    content = _Unpickler(io.BytesIO(archive.read(root + 'data.pkl'))).load()
+    root = next((n for n in names if n.endswith('data.pkl')), None)
+    if root is None:
+      raise ValueError('it is a zip archive without data.pkl')
+    root = root[: -len('data.pkl')]
+    content = _load(_Unpickler, io.BytesIO(archive.read(root + 'data.pkl')))
     data = root + 'data/'
     return content, {n[len(data) :]: archive.read(n) for n in names if n.startswith(data)}
 
 
+def _load(unpickler, stream):
+  """One pickle; the unpickler may be a class, or an instance that already has the stream."""
+  start = stream.tell()
+  try:
+    for code, argument, _ in pickletools.genops(stream):
+      # The memo is an array: a large index takes memory for all below it.
+      if 'PUT' in code.name and argument is not None and argument > stream.getbuffer().nbytes:
+        raise pickle.UnpicklingError('its pickle is malicious')
+  except ValueError:
+    if stream.tell() == stream.getbuffer().nbytes:
+      raise _Truncated from None
+    raise ValueError('it is neither a zip archive nor a pickle of torch.save') from None
+  stream.seek(start)
+  return (unpickler(stream) if isinstance(unpickler, type) else unpickler).load()
+
+
 def _read_legacy(raw):
+  # What begins as a zip archive and has no directory at its end has lost that end.
+  if not raw or raw.startswith(b'PK\x03\x04'):
+    raise _Truncated
   stream = io.BytesIO(raw)
-  if _Unpickler(stream).load() != _LEGACY_MAGIC:
-    raise ValueError('unknown format')
-  _Unpickler(stream).load()
-  _Unpickler(stream).load()
+  if _load(_Unpickler, stream) != _LEGACY_MAGIC:
+    raise ValueError('it is a pickle, but none of torch.save')
+  _load(_Unpickler, stream)
+  _load(_Unpickler, stream)
   unpickler = _Unpickler(stream)
-  content = unpickler.load()
+  content = _load(unpickler, stream)
   storages = {}
-  for key in _Unpickler(stream).load():
+  for key in _load(_Unpickler, stream):
     count = int.from_bytes(stream.read(8), 'little')
     size = count * np.dtype(_DTYPES[unpickler.storages[key]]).itemsize
+    # Asked first: to read more than there is would not fail before it has been tried.
+    if size > stream.getbuffer().nbytes - stream.tell():
+      raise _Truncated
     storages[key] = stream.read(size)
-    if len(storages[key]) != size:
-      raise ValueError('the file is truncated')
   return content, storages
 
 

@@ -1,12 +1,15 @@
 """Denoises images with a trained network: `python -m jaxrec.workflows.denoise RUN INPUT OUTPUT`.
 
 RUN is the run folder of a denoiser, INPUT a DICOM, TIFF or NumPy image or a folder of
-them, OUTPUT a folder for `NAME.npy` in HU. TIFF and NumPy images are in HU plus the
-`data.offset` that the run was trained with. Images that exist there are
+them, OUTPUT another folder, which mirrors the folders of INPUT: a derived series for
+DICOM, `NAME.npy` or `NAME.tif.npy` in HU for others. TIFF and NumPy images are in HU
+plus the `data.offset` that the run was trained with. Images that exist there are
 not made again. Exit code 2 if an image is bad; the others are written.
 """
 
-import json
+import collections
+import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -14,11 +17,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxrec import results
 from jaxrec.data import ct_images, ldct
 from jaxrec.data.errors import DataError
 from jaxrec.models import observer
 from jaxrec.training import data_parallel
 from jaxrec.types import Slice
+from jaxrec.version import __version__
 from jaxrec.workflows import datasets
 from jaxrec.workflows.train import loader_of
 
@@ -29,46 +34,95 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
   Args:
     run: run folder of a trained denoiser, or of one with published weights.
     source: image or folder.
-    target: folder for the results.
+    target: folder for the results, outside the source.
 
   Returns:
     What is wrong with images that could not be denoised, by path.
 
   Raises:
-    DataError: if there is no image.
+    DataError: if there is no image, or the target would mix with the source.
   """
   source, target = Path(source), Path(target)
-  files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ct_images.SUFFIXES) if source.is_dir() else [source]
-  if not files or not files[0].exists():
+  root = source if source.is_dir() else source.parent
+  files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ct_images.SUFFIXES and not p.is_dir()) if source.is_dir() else [source]
+  if not files or not os.path.lexists(files[0]):
     raise DataError(f'{source}: holds no {", ".join(ct_images.SUFFIXES)} image')
+  if target.resolve() == root.resolve() or source.is_dir() and target.resolve().is_relative_to(root.resolve()):
+    raise DataError(f'{target}: lies in the input folder, where results would pass as inputs; give another folder')
+  places = {path: target / path.relative_to(root).with_name(_output_name(path)) for path in files}
+  shared = collections.Counter(places.values())
+  inputs = {path.resolve() for path in files}
   module, variables, offset = _network(Path(run))
   network = jax.jit(observer(module))
-  target.mkdir(parents=True, exist_ok=True)
-  bad = {}
-  for path in tqdm(files, desc='denoise', unit='image'):
-    name = '-'.join(path.relative_to(source).with_suffix('').parts) if source.is_dir() else path.stem
-    out = target / f'{name}.npy'
-    if out.exists():
-      continue
-    try:
-      image = ct_images.read_file(path)
-      if path.suffix.lower() != '.dcm':
-        image -= np.float32(offset)
-    except DataError as error:
-      bad[str(path)] = str(error)
-      continue
-    cleaned = ldct.hounsfield(np.asarray(network(variables, ldct.normalise(image))))
-    temporary = out.with_suffix('.tmp')
-    with open(temporary, 'wb') as stream:
-      np.save(stream, cleaned.astype(np.float32))
-    temporary.replace(out)
+  name = f'jaxrec {__version__}, {results.read_json(Path(run) / "config.json").get("model", {}).get("name", "a network")} of run {Path(run).absolute().name}'
+  digest = _digest(variables)
+  bad, there = {}, 0
+  for path, out in tqdm(places.items(), desc='denoise', unit='image'):
+    if shared[out] > 1 or out.resolve() in inputs:
+      bad[str(path)] = f'{path}: its result {out} would replace another file; rename it or give another folder'
+    elif out.exists():
+      there += 1
+    else:
+      try:
+        cleaned = _denoised(path, network, variables, offset)
+        _write(out, path, cleaned, name, digest)
+      except DataError as error:
+        bad[str(path)] = str(error)
+  if there:
+    print(f'denoise: {there} of {len(files)} were in {target} already and are left as they are; empty it to make them again')
   return bad
+
+
+def _output_name(path):
+  return path.name if path.suffix.lower() in ('.dcm', '.npy') else f'{path.name}.npy'
+
+
+def _denoised(path, network, variables, offset):
+  image = ct_images.read_file(path)
+  if path.suffix.lower() != '.dcm':
+    image -= np.float32(offset)
+  try:
+    cleaned = ldct.hounsfield(np.asarray(network(variables, ldct.normalise(image))))
+  except (ValueError, TypeError) as error:
+    raise DataError(f'{path}: {image.shape[0]} x {image.shape[1]} pixels do not pass the network ({_reason(error)})') from None
+  if cleaned.shape != image.shape or not np.isfinite(cleaned).all():
+    raise DataError(f'{path}: the network makes no finite image of its size from it')
+  return cleaned.astype(np.float32)
+
+
+def _write(out, path, cleaned, name, digest):
+  """Whole or not at all."""
+  out.parent.mkdir(parents=True, exist_ok=True)
+  temporary = out.with_name(f'{out.name}.{os.getpid()}.tmp')
+  try:
+    if path.suffix.lower() == '.dcm':
+      ct_images.write_dicom(path, temporary, cleaned, network=name, digest=digest)
+    else:
+      with open(temporary, 'wb') as stream:
+        np.save(stream, cleaned)
+    temporary.replace(out)
+  except (ValueError, TypeError, KeyError, AttributeError) as error:  # A header that can be read but not written.
+    raise DataError(f'{path}: its result cannot be written ({_reason(error)}); export the image again') from None
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _reason(error):
+  return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _digest(variables):
+  """Short name of a network's weights."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(variables):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
 
 
 def _network(run):
   if not (run / 'config.json').exists():
     raise DataError(f'{run}: is no run folder; train a denoiser first')
-  options = json.loads((run / 'config.json').read_text())['data']
+  options = results.read_json(run / 'config.json').get('data', {})
   if options.get('layout') != 'ldct':
     raise DataError(f'{run}: is no run of a CT denoiser')
   # Checkpoints are restored by shapes alone: no data set is needed.

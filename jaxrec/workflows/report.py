@@ -1,10 +1,8 @@
 """The report: figures, tables and one self-contained page, from rows and images alone."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from jaxrec import figures, results
@@ -81,8 +79,7 @@ class _Source:
 
   def __init__(self, folder):
     self.folder = folder
-    self.rows = [r for path in sorted((folder / 'rows').glob('*.jsonl')) for r in results.read_jsonl(path)]
-    self.rows = list({results.key_of(r): r for r in reversed(self.rows)}.values())[::-1]
+    self.rows = list(results.read_rows(folder).values())
     self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
     self.provenance = results.read_json(folder / 'provenance.json')
     self.config = results.read_json(folder / 'config.json')
@@ -93,27 +90,21 @@ class _Source:
 
   def examples(self, perturbation, aim):
     """Names of the examples whose pictures are kept."""
-    path = self.folder / 'images.h5'
-    if not path.exists():
-      return []
     suffix = f'.{perturbation}.{aim}'
-    with h5py.File(path) as file:
-      return sorted(n.removesuffix(suffix) for n in file if n.endswith(suffix))
+    with results.open_images(self.folder) as file:
+      return sorted(n.removesuffix(suffix) for n in file or () if n.endswith(suffix))
 
   def arrays(self, example, perturbation, aim):
     return self._group(f'{example}.{perturbation}.{aim}')
 
   def sampling(self):
     """The k-space of one slice, if it was kept."""
-    path = self.folder / 'images.h5'
-    if not path.exists():
-      return None
-    with h5py.File(path) as file:
-      kept = 'sampling' in file
+    with results.open_images(self.folder) as file:
+      kept = file is not None and 'sampling' in file
     return self._group('sampling') if kept else None
 
   def _group(self, name):
-    with h5py.File(self.folder / 'images.h5') as file:
+    with results.open_images(self.folder) as file:
       return {k: v[()] for k, v in file[name].items()}
 
 
@@ -192,9 +183,9 @@ def _bad_input(page, runs):
   files, boxes = {}, {}
   for r in runs:
     for path in sorted(r.folder.glob('skipped-*.json')):
-      content = json.loads(path.read_text())
-      files |= content['files']
-      boxes |= content['boxes']
+      content = results.read_json(path)
+      files |= content.get('files', {})
+      boxes |= content.get('boxes', {})
   if files or boxes:
     page.heading('Left out')
     page.table('Boxes by reason', ['reason', 'boxes'], [[k, str(v)] for k, v in sorted(boxes.items())])

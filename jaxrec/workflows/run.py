@@ -40,19 +40,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   _check_features(config)
 >>>>>>> recipes
   if 'experiments' in config:
-    folders = []
-    if not jax.config.jax_compilation_cache_dir:
-      # Runs of a comparison compile the same programs.
-      jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
-    for name, experiment in config.experiments.items():
-      print(f'-- {name}')
-      folders.append(run(experiment, workdir / name))
-    if 'invariances' in config.stages:
-      _sample(config, workdir)
-    if 'report' in config.stages and data_parallel().part == 0:
-      sampled = [f for f in (workdir, *folders) if (f / 'thresholds.json').exists()]
-      make = invariance_report.run if sampled else report.run
-      _announce(make(config, workdir, [*(sampled or folders), *config.report.runs]))
+    # Before processes meet in `data_parallel`: the others write nothing if process 0 is refused.
+    with results.exclusive(workdir, part=jax.process_index()):
+      _compare(config, workdir)
     return workdir
   for stage in config.stages:
     if stage not in STAGES:
@@ -61,6 +51,28 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       raise ValueError('stages: invariances needs the experiments that train its networks; use configs/invariances_*.py')
   if not config.data.root:
     print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
+  with results.exclusive(workdir, part=jax.process_index()):
+    _run_stages(config, workdir)
+  return workdir
+
+
+def _compare(config, workdir):
+  folders = []
+  if not jax.config.jax_compilation_cache_dir:
+    # Runs of a comparison compile the same programs.
+    jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
+  for name, experiment in config.experiments.items():
+    print(f'-- {name}')
+    folders.append(run(experiment, workdir / name))
+  if 'invariances' in config.stages:
+    _sample(config, workdir)
+  if 'report' in config.stages and data_parallel().part == 0:
+    sampled = [f for f in (workdir, *folders) if (f / 'thresholds.json').exists()]
+    make = invariance_report.run if sampled else report.run
+    _announce(make(config, workdir, [*(sampled or folders), *config.report.runs]))
+
+
+def _run_stages(config, workdir):
   parallel = data_parallel(config.train.num_devices or None)
   folder = results.Run(workdir, part=parallel.part)
   folder.check_config(config.to_dict())
@@ -74,7 +86,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       attack.run(config, folder, data, parallel)
   if 'report' in config.stages and parallel.part == 0:
     _announce(report.run(config, workdir, [workdir, *config.report.runs]))
-  return workdir
 
 
 def _check_features(config, prefix=''):

@@ -43,10 +43,19 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   validate = validation(config, data, task, parallel)
   tensorboard = _tensorboard(config, run_folder, parallel)
 
+  cost = run_folder.folder / 'cost.json'
+  before = results.read_json(cost).get('seconds', 0.0)
+
+  def write_cost(steps: int) -> None:
+    _write_cost(cost, task, config, steps, before + time.perf_counter() - start)
+
   def write(record: dict[str, Any]) -> None:
     if parallel.part == 0:
       results.append_jsonl(run_folder.folder / 'metrics.jsonl', [record])
       tensorboard(record)
+      if record['step'] % every == 0:
+        # A checkpoint follows. What is killed later has cost this much at least.
+        write_cost(record['step'])
 
   fit(
     task,
@@ -65,17 +74,16 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     score=f'val_{config.train.best}',
     patience=config.train.patience or None,
   )  # fmt: skip
-  if parallel.part == 0:
-    _write_cost(run_folder.folder / 'cost.json', task, config, checkpointer.latest_step() - done, time.perf_counter() - start)
+  if parallel.part == 0 and (checkpointer.latest_step() > done or results.read_json(cost).get('steps') != done):
+    write_cost(checkpointer.latest_step())
   checkpointer.close()
 
 
 def _write_cost(path, task, config, steps, seconds):
-  """What training cost, added up over resumed runs."""
-  cost = json.loads(path.read_text()) if path.exists() else {'steps': 0, 'seconds': 0.0}
-  cost = {'steps': cost['steps'] + steps, 'seconds': cost['seconds'] + seconds}
+  """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen."""
   forward, backward = (n * config.train.batch_size for n in task.calls)
-  results.write_text(path, json.dumps(cost | {'forward_per_step': forward, 'backward_per_step': backward}) + '\n')
+  cost = {'steps': steps, 'seconds': seconds, 'forward_per_step': forward, 'backward_per_step': backward}
+  results.write_text(path, json.dumps(cost) + '\n')
 
 
 def validation(config, data: datasets.Data, task, parallel: Parallel):
@@ -129,17 +137,29 @@ def sibling(folder: Path, run: str) -> Path:
   return folder.parent / run if (folder.parent / run).is_dir() else Path(run)
 
 
+def stored_config(folder: Path) -> ml_collections.ConfigDict:
+  """The config that a run was made with.
+
+  Raises:
+    RunError: if its file is damaged.
+  """
+  path = folder / 'config.json'
+  stored = results.read_json(path)
+  missing = [name for name in ('data', 'model', 'train') if not isinstance(stored.get(name), dict)]
+  if missing:
+    raise results.RunError(f'{path}: is damaged (it has no section {missing[0]}); put back the one of the run')
+  return ml_collections.ConfigDict(stored)
+
+
 def loader_of(folder: Path, data: datasets.Data, parallel: Parallel) -> factory.Load:
   """Networks of other runs by name, each read once."""
 
   @functools.cache
   def load(run: str):
     other = sibling(folder, run)
-    stored = other / 'config.json'
-    if not stored.exists():
+    if not (other / 'config.json').exists():
       raise ValueError(f'{other}: is no run folder; train it first')
-    own = ml_collections.ConfigDict(json.loads(stored.read_text()))
-    return trained(own, other, data, parallel)
+    return trained(stored_config(other), other, data, parallel)
 
   return load
 
@@ -167,8 +187,7 @@ def restored(config, module, folder: Path, data: datasets.Data, parallel: Parall
   """
   if not (folder / 'checkpoints').is_dir():
     raise ValueError(f'{folder}: holds no checkpoints; train first, or set model.checkpoint to a run folder')
-  stored = folder / 'config.json'
-  own = ml_collections.ConfigDict(json.loads(stored.read_text())) if stored.exists() else config
+  own = stored_config(folder) if (folder / 'config.json').exists() else config
   sample = _training_sample(own, data)
   task = factory.task(own, module, parallel, 1, sample, loader_of(folder, data, parallel))
   like = jax.eval_shape(task.init, jax.random.key(0), loader.stack([sample]))
@@ -192,10 +211,9 @@ def _training_sample(config, data):
 
 def generator_of(config, folder: Path, data: datasets.Data, parallel: Parallel):
   """The generator of an adversarially trained run: its adversary and variables."""
-  stored = folder / 'config.json'
-  if not stored.exists():
+  if not (folder / 'config.json').exists():
     raise ValueError(f'{folder}: is no run folder; train the generator first')
-  own = ml_collections.ConfigDict(json.loads(stored.read_text()))
+  own = stored_config(folder)
   if own.train.task.name != 'adversarial':
     raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={own.train.task.name}')
   module, _ = factory.network(own)

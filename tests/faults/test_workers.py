@@ -1,0 +1,108 @@
+"""Several processes of one run: a fault of one ends all, and says which."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# In place of Python: notes its process id and does as the case asks. `exec` keeps the id when it waits.
+STAND_IN = """#!/usr/bin/env bash
+for argument in "$@"; do case "$argument" in --process_id=*) number="${argument#*=}" ;; esac; done
+echo "$$" > "$NOTES/$number.part" && mv "$NOTES/$number.part" "$NOTES/$number"
+behaviour="B$number"
+case "${!behaviour}" in
+  obey) exec sleep 60 ;;
+  stubborn) trap '' TERM; while :; do sleep 0.1; done ;;
+  fail) sleep 0.3; exit 3 ;;
+  done) exit 0 ;;
+esac
+"""
+
+
+def alive(pid):
+  """Whether a process runs; one that has ended but was not waited for does not."""
+  try:
+    return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False
+
+
+def until(condition, seconds=20):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, 'waited in vain'
+    time.sleep(0.02)
+
+
+# what worker 0 and worker 1 do, what happens (None; a signal for the launcher; a worker and a signal for it), exit code, words
+CASES = {
+  'both are done': ('done', 'done', None, 0, []),
+  'one fails': ('obey', 'fail', None, 3, ['worker 1: failed with exit code 3', 'worker 0: ended by SIGTERM, as asked']),
+  'one is done, one fails': ('done', 'fail', None, 3, ['worker 1: failed with exit code 3']),
+  'one is killed': ('obey', 'obey', (1, signal.SIGKILL), 137, ['worker 1: ended by SIGKILL', 'worker 0: ended by SIGTERM, as asked']),
+  'one is killed, one stubborn': ('stubborn', 'obey', (1, signal.SIGKILL), 137, ['worker 1: ended by SIGKILL', '0: still there after 1 s', 'worker 0: ended by SIGKILL']),
+  'launcher terminated': ('obey', 'obey', signal.SIGTERM, 143, ['stopped by SIGTERM; the same command goes on', 'worker 0: ended by SIGTERM', 'worker 1: ended by SIGTERM']),
+  'launcher interrupted': ('obey', 'stubborn', signal.SIGINT, 130, ['stopped by SIGINT', 'worker 0: ended by SIGTERM', 'worker 1: ended by SIGKILL']),
+  'terminal closed': ('obey', 'obey', signal.SIGHUP, 129, ['stopped by SIGHUP']),
+}  # fmt: skip
+
+# A shell that was started with SIGINT ignored cannot trap it.
+LISTENING = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])'
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_no_worker_outlives_the_others(case, tmp_path):
+  first, second, event, code, words = CASES[case]
+  stand_in = tmp_path / 'python'
+  stand_in.write_text(STAND_IN)
+  stand_in.chmod(0o755)
+  env = {**os.environ, 'PYTHON': str(stand_in), 'PORT': '1', 'PROCESSES': '2', 'GRACE': '1', 'NOTES': str(tmp_path), 'B0': first, 'B1': second}
+  launcher = subprocess.Popen(
+    [sys.executable, '-c', LISTENING, 'bash', 'launch/local_processes.sh', '--config=x'], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+  )
+  until(lambda: (tmp_path / '0').exists() and (tmp_path / '1').exists())
+  pids = [int((tmp_path / n).read_text()) for n in '01']
+  time.sleep(0.1)
+  if isinstance(event, tuple):
+    os.kill(pids[event[0]], event[1])
+  elif event:
+    launcher.send_signal(event)
+  _, err = launcher.communicate(timeout=20)
+  assert launcher.returncode == code, err
+  assert all(word in err for word in words), err
+  assert not any(map(alive, pids))
+
+
+WORKER = 'import time; from jaxrec.workflows import workers; workers.join(None); print("ready", flush=True); time.sleep(60)'
+
+
+@pytest.mark.parametrize('start', ['{} &', 'bash -c "{}; true" &'], ids=['direct', 'through a wrapper'])
+def test_a_worker_without_launcher_ends_itself(start, tmp_path):
+  """After `kill -9` of the launcher, which nobody can trap."""
+  (tmp_path / 'worker.py').write_text(f'import os\nopen({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))\n{WORKER}')
+  line = start.format(f'{sys.executable} {tmp_path}/worker.py')
+  launcher = subprocess.Popen(
+    ['bash', '-c', f'export JAXREC_LAUNCHER=$$; {line} wait'], cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  assert launcher.stdout.readline() == 'ready\n'
+  pid = int((tmp_path / 'pid').read_text())
+  launcher.kill()
+  launcher.wait()
+  until(lambda: not alive(pid))
+  assert f'the launcher (process {launcher.pid}) is gone' in launcher.stderr.read()
+
+
+def test_a_worker_that_starts_too_late_ends_itself():
+  gone = subprocess.Popen(['true'])
+  gone.wait()
+  done = subprocess.run(
+    [sys.executable, '-c', WORKER], cwd=ROOT, env={**os.environ, 'JAXREC_LAUNCHER': str(gone.pid)}, capture_output=True, text=True, timeout=60
+  )
+  assert done.returncode == 2 and 'is gone' in done.stderr
