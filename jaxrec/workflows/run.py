@@ -7,11 +7,7 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-<<<<<<< HEAD
-from jaxrec.workflows import attack, datasets, invariance_report, invariances, known, report, train
-=======
-from jaxrec.workflows import attack, datasets, factory, invariance_report, invariances, report, train
->>>>>>> recipes
+from jaxrec.workflows import attack, datasets, factory, invariance_report, invariances, known, report, train
 
 STAGES = ('train', 'attack', 'invariances', 'known', 'report')
 
@@ -33,12 +29,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     ValueError: for bad options or input, with one clear line.
   """
   workdir = Path(workdir)
-<<<<<<< HEAD
   if 'known' in config:
-    return _known(config, workdir)
-=======
+    with results.exclusive(workdir, part=jax.process_index()):
+      _known(config, workdir)
+    return workdir
   _check_features(config)
->>>>>>> recipes
   if 'experiments' in config:
     # Before processes meet in `data_parallel`: the others write nothing if process 0 is refused.
     with results.exclusive(workdir, part=jax.process_index()):
@@ -116,7 +111,6 @@ def _known(config, workdir):
     known.run(config, folder, parallel)
   if 'report' in config.stages and parallel.part == 0:
     _announce(known.report(config, workdir))
-  return workdir
 
 
 def _announce(page: Path) -> None:
