@@ -151,6 +151,22 @@ def share_data(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return config
 
 
+def share_seed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """One seed for all runs of a comparison and their phantom: `--config.seed=7` draws other patients and trains anew.
+
+  Runs keep their distance to it: an independent network starts elsewhere.
+  """
+  config.seed = shared = ml_collections.FieldReference(config.get('seed', 0))
+  runs = [*config.experiments.values()]
+  runs += [inner for run in runs for inner in run.get('experiments', {}).values()]
+  for run in runs:
+    run.seed = shared + run.seed
+  # Once each: a comparison may hold the data of one of its runs.
+  for data in {id(h.data): h.data for h in (config, *runs) if 'phantom' in h.get('data', {})}.values():
+    data.phantom.seed = shared
+  return config
+
+
 def varnet(config: ml_collections.ConfigDict, **sizes: int) -> ml_collections.ConfigDict:
   """Adds an E2E-VarNet; the demo and smoke profiles replace its sizes by tiny ones."""
   small = {

@@ -15,6 +15,9 @@ RECIPES = {
   'dugan': dict(learning_rate=1.2436e-5, b1=0.9, num_steps=33_875, batch_size=92, patch=128),
 }
 
+# A network of ours that has no published recipe: that of the plainest one.
+RECIPES['bottleneck'] = RECIPES['cnn10']
+
 
 def base(name: str, arg: str) -> ml_collections.ConfigDict:
   """A CT experiment without its network; profiles as in `common.base`."""
@@ -40,7 +43,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
     config.attack.max_examples = 8
   if config.profile == 'smoke':
     config.data.update(patch=32, patches_per_patient=2)
-    config.data.phantom.update(train=2, val=2, slices=1, repeats=4, nodules=3, pixels=64)
+    config.data.phantom.update(train=2, val=3, slices=1, repeats=4, nodules=3, pixels=64)
     config.train.update(num_steps=2, batch_size=2, validate_every=2, max_validation=2, learning_rate=1e-3)
     config.perturbation.image_noise.relative_radius = (0.0, 0.02)
     config.search.image_noise.num_steps = 2

@@ -71,3 +71,24 @@ def analysis(config: ml_collections.ConfigDict, network: str, autoencoder: str, 
   if profile == 'smoke':
     config.invariances.update(num_samples=6, chunk=3, repeats=4, corrections=1, others=2, alpha=0.25, max_cases=3, pictures=1, max_moments=4)
   return config
+
+
+def detection(config: ml_collections.ConfigDict, networks: tuple[str, ...], profile: str) -> ml_collections.ConfigDict:
+  """The observer's verdict on trained CT networks, and the search for witnesses.
+
+  Args:
+    config: a comparison with `experiments`.
+    networks: runs that are judged, `run` or `run/inner run`.
+    profile: of the experiments.
+  """
+  config.detect = ml_collections.ConfigDict(dict(
+    networks=networks, diameters=(2.0, 3.0, 4.0, 6.0), aims=(2.0, 3.0, 5.0, 8.0), side=64, reach=10, slices=40, sites=4, repeats=24, few=12,
+    calibration=8, folds=5, level=0.95, draws=10_000, searched_aims=(5.0, 8.0), num_steps=150,
+  ))  # fmt: skip
+  if profile == 'demo':
+    config.detect.update(diameters=(2.0, 3.0, 6.0), side=40, reach=7, slices=2, sites=5, repeats=48, few=24, calibration=40, folds=4)
+  if profile == 'smoke':
+    config.detect.update(
+      diameters=(6.0,), aims=(3.0, 5.0), side=24, reach=1, slices=1, sites=2, repeats=4, few=2, calibration=12, folds=3, draws=50, searched_aims=(5.0,), num_steps=2
+    )
+  return config

@@ -30,7 +30,7 @@ def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[i
     label: name in reports.
     layers: tapped besides the output.
   """
-  config = ml_collections.ConfigDict(dict(name=name, profile=arg or 'paper', label=label, seed=0, stages=('invariances', 'report')))
+  config = ml_collections.ConfigDict(dict(name=name, profile=arg or 'paper', label=label, seed=0, stages=('detect', 'invariances', 'report')))
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
   features = '' if config.profile == 'paper' else 'independent'
   if features:
@@ -45,7 +45,8 @@ def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[i
   config.data = runs.vae.data
   config.train = ml_collections.ConfigDict(dict(num_devices=0))
   config.report = ml_collections.ConfigDict(dict(draws=runs.vae.report.draws, runs=(), generators=()))
-  return common.share_data(invariances.analysis(config, 'denoiser', 'vae', tuple(flows), arg or 'paper'))
+  config = invariances.detection(config, ('denoiser',), config.profile)
+  return common.share_seed(common.share_data(invariances.analysis(config, 'denoiser', 'vae', tuple(flows), config.profile)))
 
 
 def _patches(name, arg):

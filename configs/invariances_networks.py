@@ -2,30 +2,44 @@
 
 Paper: Eulig et al. 2025 (four networks)
 Command: python -m jaxrec.main --config=configs/invariances_networks.py with LDCT_ROOT set, or
-configs/invariances_networks.py:demo (two of them on the phantom, under 40 minutes on 2 cores)
+configs/invariances_networks.py:demo (on the phantom, under 60 minutes on 2 cores)
 Hardware: the paper's sizes need one large GPU for days.
 VGG features (needed at full size; one file for all runs of its kind):
 --config.experiments.wganvgg.experiments.denoiser.train.task.perceptual.vgg=vgg19.pth
 --config.experiments.wganvgg.experiments.vae.train.task.perceptual.vgg=vgg16.pth
-Expected: the table of networks and layers by the share of structures lost, with bootstrap intervals over patients.
+Expected: the retained detectability of every network by size and contrast, and paired differences, over patients.
 """
 
 import ml_collections
 
-from configs import common, invariances_cnn10, invariances_wganvgg
+from configs import common, ct, invariances, invariances_cnn10, invariances_wganvgg
+
+
+NETWORKS = {'cnn10': 'CNN-10', 'redcnn': 'RED-CNN', 'wganvgg': 'WGAN-VGG', 'dugan': 'DU-GAN'}
 
 
 def get_config(arg: str = ''):
-  """The analyses; `arg` is the profile."""
+  """Detectability of all networks, at full size with samples; `arg` is the profile."""
   profile = arg or 'paper'
-  config = ml_collections.ConfigDict(dict(name='invariances_networks', profile=profile, stages=('report',)))
+  config = ml_collections.ConfigDict(dict(name='invariances_networks', profile=profile, label='networks', seed=0, stages=('detect', 'report')))
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
-  runs.cnn10 = invariances_cnn10.get_config(arg)
-  runs.wganvgg = invariances_wganvgg.get_config(arg)
   if profile == 'paper':
-    for network, label in (('redcnn', 'RED-CNN'), ('dugan', 'DU-GAN')):
-      runs[network] = invariances_cnn10.experiment(f'invariances_{network}', arg, network, label, layers=())
-  for run in runs.values():
-    run.stages = ('invariances',)
-  config.report = ml_collections.ConfigDict(dict(draws=runs.cnn10.report.draws, runs=(), generators=()))
-  return common.share_data(config)
+    for network, label in NETWORKS.items():
+      own = {'cnn10': invariances_cnn10, 'wganvgg': invariances_wganvgg}.get(network)
+      runs[network] = own.get_config(arg) if own else invariances_cnn10.experiment(f'invariances_{network}', arg, network, label, layers=())
+      # Judged by the observer together, below.
+      runs[network].stages = ('invariances',)
+    judged = tuple(f'{name}/denoiser' for name in NETWORKS)
+  else:
+    # The samples of CNN-10 and WGAN-VGG have demos of their own.
+    runs.independent = ct.independent('invariances_networks', arg)
+    for network, label in (NETWORKS | {'bottleneck': 'bottleneck'}).items():
+      runs[network] = ct.denoiser(ct.base('invariances_networks', arg), network, label=label, perceptual='independent')
+      runs[network].stages = ('train',)
+    judged = (*NETWORKS, 'bottleneck')
+  first = runs.cnn10
+  config.data = ml_collections.ConfigDict(first.data.to_dict())
+  config.data.centre_hu = ct.LUNGS
+  config.train = ml_collections.ConfigDict(dict(num_devices=0))
+  config.report = ml_collections.ConfigDict(dict(draws=first.report.draws, runs=(), generators=()))
+  return common.share_seed(common.share_data(invariances.detection(config, judged, profile)))

@@ -91,7 +91,7 @@ def exclusive(folder: str | Path, *, part: int = 0) -> Iterator[None]:
     stream.truncate(0)
     stream.write(f'process {os.getpid()} on {socket.gethostname()}, started {time.strftime("%Y-%m-%d %H:%M:%S %z")}\n')
     stream.flush()
-    for pattern in ('*.tmp', 'rows/*.tmp', 'arrays/*.tmp', 'figures/*.tmp'):
+    for pattern in ('*.tmp', 'rows/*.tmp', 'arrays/*.tmp', 'detections/*.tmp', 'figures/*.tmp'):
       for left in filter(Path.is_file, folder.glob(pattern)):
         left.unlink(missing_ok=True)
     yield
@@ -115,7 +115,7 @@ class Run:
   def __init__(self, folder: str | Path, *, part: int = 0):
     self.folder, self.part = Path(folder), part
     try:
-      for name in ('rows', 'arrays', 'figures', 'checkpoints'):
+      for name in ('rows', 'arrays', 'detections', 'figures', 'checkpoints'):
         (self.folder / name).mkdir(parents=True, exist_ok=True)
       probe = self.folder / f'.write-{os.getpid()}'
       probe.write_bytes(b'x')
@@ -173,11 +173,11 @@ class Run:
     """
     append_jsonl(self.folder / 'rows' / f'{self.part:05d}.jsonl', rows)
 
-  def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes the arrays of one example, whole or not at all."""
+  def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray], *, where: str = 'arrays') -> None:
+    """Writes the arrays of one example, whole or not at all; those in `arrays` go into `images.h5`."""
     stream = io.BytesIO()
     np.savez(stream, **arrays)
-    _write_bytes(self.folder / 'arrays' / f'{safe_name(name)}.npz', stream.getvalue())
+    _write_bytes(self.folder / where / f'{safe_name(name)}.npz', stream.getvalue())
 
   def compact(self) -> None:
     """Writes `results.csv` and `images.h5` from rows and arrays; process 0 only."""

@@ -114,7 +114,8 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
     # Doses and twins share most of their noise: what the structures add to one dose, they add to the other, up to the noise of thinning.
     twin_full = full + (twin - low)
     if again is not None and len(again) >= repeats:
-      fresh = again[:repeats]
+      # They hold no structures: those of this scan are put in.
+      fresh = again[:repeats] + (low - twin)
     else:
       fresh = full + np.stack([_other_noise(rng, volume, case.slice) for _ in range(repeats)])
     diameter = structure.diameter / volume.pixel
@@ -132,9 +133,57 @@ def read_ct(case: Plan, *, repeats: int, centre_hu: Sequence[float], seed: int) 
   return Case(*images, centre, diameter, structure.contrast / ldct.STD)
 
 
+def places_ct(volume: ldct.Series, number: int, *, count: int, side: int, centre_hu: Sequence[float], seed: int, apart: float = 8.0) -> list[tuple[int, int]]:
+  """Places of a slice for structures, with room for a patch of `side` around each.
+
+  Args:
+    volume: a series with pairs.
+    number: of the slice.
+    count: places; fewer where there is no room.
+    side: of the patch, pixels.
+    centre_hu: where structures may be, see `ldct.read_patch`.
+    seed: of the places.
+    apart: least distance between places, pixels.
+
+  Returns:
+    Rows and columns, pixels.
+  """
+  rng = np.random.default_rng([zlib.crc32(volume.name.encode()), number, seed])
+  full = ldct.read_hu(volume, number)[1]
+  inner = tuple(slice(side // 2, n - side + side // 2 + 1) for n in full.shape)
+  found: list[tuple[int, int]] = []
+  for _ in range(8 * count):
+    if len(found) == count:
+      break
+    at = _place(rng, full[inner], (4, 4), centre_hu)
+    at = at and (int(at[0]) + side // 2, int(at[1]) + side // 2)
+    if at and all(np.hypot(at[0] - r, at[1] - c) > apart for r, c in found):
+      found.append(at)
+  return found
+
+
+def absent_ct(volume: ldct.Series, number: int, places: Sequence[tuple[int, int]], *, repeats: int, side: int, seed: int) -> np.ndarray:
+  """Scans without structures around some places, `[place, repeat, side, side]` float32 in the networks' units.
+
+  They are the recorded repeats of the twin where there are enough; elsewhere the
+  full-dose image with the noise of other slices.
+
+  Raises:
+    DataError: if the slice cannot be read.
+  """
+  twin, again = ldct.read_recorded(volume, number) if ldct.read_structures(volume, number)[1] else (None, None)
+  if again is None or len(again) < repeats:
+    rng = np.random.default_rng([zlib.crc32(volume.name.encode()), number, seed, 1])
+    full = ldct.read_hu(volume, number)[1]
+    again = np.stack([full + _other_noise(rng, volume, number) for _ in range(repeats)])
+  low = side // 2
+  cut = [again[:repeats, r - low : r - low + side, c - low : c - low + side] for r, c in places]
+  return ldct.normalise(np.stack(cut)) if cut else np.zeros((0, repeats, side, side), np.float32)
+
+
 def _place(rng, image, crop, centre_hu):
   rows, cols = image.shape
-  margin = min(12, crop[0] // 4)
+  margin = max(min(12, crop[0] // 4), 4)
   for _ in range(500):
     row, col = (rng.integers(margin, n - margin) for n in (rows, cols))
     around = image[row - 4 : row + 5, col - 4 : col + 5]

@@ -43,7 +43,7 @@ class ChestVolume(NamedTuple):
 
   `low_dose`, `full_dose` and `twin_low_dose` (without nodules, same noise) are
   `[slice, row, col]`; `repeats` `[slice, repeat, row, col]` are low-dose scans of
-  the same slices with new noise.
+  the twin, with new noise.
   """
 
   low_dose: np.ndarray
@@ -62,7 +62,7 @@ def volume(
   Args:
     seed: anatomy, nodules and noise follow from it.
     slices: slices, 8 mm apart in shape.
-    repeats: further low-dose scans of every slice.
+    repeats: further low-dose scans of the twin of every slice.
     nodules: nodules per slice.
     pixels: rows and columns of 400 mm; detector and views go with it.
     photons: I0 of the full dose per detector bin; 2.4e4 gives low-dose images
@@ -102,7 +102,7 @@ def volume(
     rest_with = rng.binomial(counts - kept, survive)
     electronic = _ELECTRONIC * rng.standard_normal((2, *without.shape))
     fresh = [
-      rng.poisson(photons * dose * np.exp(-without - nodule)) + _ELECTRONIC * rng.standard_normal(without.shape)
+      rng.poisson(photons * dose * np.exp(-without)) + _ELECTRONIC * rng.standard_normal(without.shape)
       for _ in range(repeats)
     ]
     measured = [kept_with + electronic[0], kept + electronic[0], *fresh]
@@ -133,7 +133,7 @@ def write_dataset(
     train: patients to train on.
     val: patients to validate and analyse.
     slices: slices per patient.
-    repeats: further low-dose scans of the slices of `val`.
+    repeats: further low-dose scans of the twins of `val`.
     seed: every patient is drawn from `(seed, split, number)`: seeds and splits share none.
     **options: of `volume`.
 

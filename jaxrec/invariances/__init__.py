@@ -12,7 +12,6 @@ from jaxrec.invariances.analysis import components as components
 from jaxrec.invariances.analysis import contrast as contrast
 from jaxrec.invariances.analysis import contrast_interval as contrast_interval
 from jaxrec.invariances.analysis import deviations as deviations
-from jaxrec.invariances.analysis import detectability as detectability
 from jaxrec.invariances.analysis import disc as disc
 from jaxrec.invariances.analysis import displacement as displacement
 from jaxrec.invariances.analysis import excess_variation as excess_variation

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from scipy import ndimage
 
-from jaxrec.types import Array, Image, Key, Scalar
+from jaxrec.types import Array, Image, Key
 
 SCALES = (1.0, 1.6, 2.5)
 
@@ -243,31 +243,6 @@ def presence_threshold(absent: np.ndarray, *, alpha: float = 0.05) -> float:
     The threshold, in the units of the contrast.
   """
   return float(np.quantile(np.asarray(absent, float).ravel(), 1 - alpha, method='higher'))
-
-
-def detectability(image: Any, changed: Any, fresh: Any, inside: Array, around: Array) -> Scalar:
-  """How well the contrast at a structure tells its presence from new noise, d'.
-
-  `|c(x) - c(x_changed)| / std_j c(x_j)` with c of `contrast`. Asked of inputs and
-  of outputs, it says what the network does to the structure: the output cannot
-  show better than the input what the network ignores.
-
-  Args:
-    image: `[row, col]`, with or without the structure; or an output.
-    changed: the same under the same noise, the other way round.
-    fresh: the same anatomy under new noise, `[repeat, row, col]`.
-    inside: `[row, col]` bool, see `disc`.
-    around: `[row, col]` bool.
-
-  Returns:
-    `[]`.
-
-  Reference:
-    Barrett and Myers 2004, Foundations of Image Science, chapter 13 (a linear
-    observer with the disc as its template).
-  """
-  seen = contrast(fresh, inside, around)
-  return jnp.abs(contrast(image, inside, around) - contrast(changed, inside, around)) / jnp.std(seen, ddof=1)
 
 
 def displacement(output: Any, changed: Any, fresh: Any, mask: Array | None = None, *, level: float = 0.5) -> Array:

@@ -2,7 +2,7 @@
 
 Sites are places of patients with repeated scans that hold no structure; structures
 are added to them. What the observer sees of every patient goes to the disk once
-(`arrays/detect.*.npz`), so the same command goes on where it stopped.
+(`detections/*.npz`), so the same command goes on where it stopped.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -78,11 +78,11 @@ def measure(
     for view, f in views.items():
       arrays[f'{view}.absent'] = np.stack([_seen(f, s.absent, region, chunk) for s in sites])
       arrays[f'{view}.present'] = np.stack([_seen(f, s.present, region, chunk) for s in sites])
-    folder.save_arrays(f'detect.{name}', arrays)
+    folder.save_arrays(name, arrays, where='detections')
 
 
 def _path(folder, patient):
-  return folder.folder / 'arrays' / f'{results.safe_name(f"detect.{patient}")}.npz'
+  return folder.folder / 'detections' / f'{results.safe_name(patient)}.npz'
 
 
 def _seen(f, images, region, chunk):
@@ -120,7 +120,7 @@ def gathered(folder: results.Run, patients: Sequence[str], view: str) -> Seen:
 def judged(
   folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Sequence[Site]]],
   kinds: Sequence[Kind], region: tuple[slice, slice], *, level: float = 0.95, draws: int = 10_000, num_steps: int = 150,
-  searched: Sequence[int] = (), part: int = 0,
+  searched: Sequence[int] = (), folds: int = 4, part: int = 0,
 ) -> dict[str, Result]:  # fmt: skip
   """Verdicts on all networks, and a search for witnesses at one site of every patient.
 
@@ -134,15 +134,16 @@ def judged(
     draws: bootstrap draws.
     num_steps: of the search from each start; 0 leaves it out.
     searched: classes to search in.
+    folds: groups of patients, each judged by the others.
     part: only the first process shows progress.
   """
   before = gathered(folder, list(patients), INPUT)
-  seen = observers.observe(before.statistics)
+  seen = observers.observe(before.statistics, folds=folds)
   sites = [read()[0] for read in patients.values()] if num_steps and searched else []
   found = {}
   for name, f in tqdm(networks.items(), desc='judge', unit='network', disable=part > 0):
     after = gathered(folder, list(patients), name)
-    detection = observers.observe(after.statistics)
+    detection = observers.observe(after.statistics, folds=folds)
     verdicts = verdict.judge(seen, detection, level=level, draws=draws)
     witnesses = _hunt(f, before, after, seen, detection, sites, searched, region, num_steps) if sites else None
     found[name] = Result(detection, verdicts, witnesses)

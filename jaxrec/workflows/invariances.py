@@ -267,7 +267,6 @@ def _row(config, plan, case, tap, structure, found, sizes):
   ))  # fmt: skip
   moved = tap.observe(tap.variables, changed)
   gaps = invariances.displacement(found['output'], found['outputs'], found['outputs_fresh'], near)
-  masks = invariances.disc(image.shape, case.centre, case.diameter)
   return {
     'case': plan.name,
     'layer': tap.name,
@@ -297,8 +296,6 @@ def _row(config, plan, case, tap, structure, found, sizes):
     # At the structure and its edge: farther away the samples' own errors are found as well.
     'excess_near': float(np.max(found['excess'][_near(case, margin=2)])),
     'excess': float(np.mean(found['excess'])),
-    'detectability_input': float(invariances.detectability(image, changed, fresh, *masks)),
-    'detectability_output': float(invariances.detectability(found['output'], moved, found['outputs_fresh'], *masks)),
     'moved_near': float(invariances.displacement(found['output'], moved, found['outputs_fresh'], near)),
     'moved_beyond': int(invariances.displacement(found['output'], moved, found['outputs_fresh'], near, level=1 - config.invariances.alpha) > 1),
     'moved': float(invariances.displacement(found['output'], moved, found['outputs_fresh'])),

@@ -7,9 +7,9 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, datasets, factory, invariance_report, invariances, known, report, train
+from jaxrec.workflows import attack, datasets, detectability, factory, invariance_report, invariances, known, report, train
 
-STAGES = ('train', 'attack', 'invariances', 'known', 'report')
+STAGES = ('train', 'attack', 'invariances', 'detect', 'known', 'report')
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -42,8 +42,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   for stage in config.stages:
     if stage not in STAGES:
       raise ValueError(f'stages: {stage!r} is unknown; choose among {", ".join(STAGES)}')
-    if stage == 'invariances':
-      raise ValueError('stages: invariances needs the experiments that train its networks; use configs/invariances_*.py')
+    if stage in ('invariances', 'detect'):
+      raise ValueError(f'stages: {stage} needs the experiments that train its networks; use configs/invariances_*.py')
   if not config.data.root:
     print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
   with results.exclusive(workdir, part=jax.process_index()):
@@ -59,10 +59,12 @@ def _compare(config, workdir):
   for name, experiment in config.experiments.items():
     print(f'-- {name}')
     folders.append(run(experiment, workdir / name))
-  if 'invariances' in config.stages:
+  if 'invariances' in config.stages or 'detect' in config.stages:
     _sample(config, workdir)
   if 'report' in config.stages and data_parallel().part == 0:
     sampled = [f for f in (workdir, *folders) if (f / 'thresholds.json').exists()]
+    if 'detect' in config and not sampled:
+      return _announce(detectability.report(workdir))
     make = invariance_report.run if sampled else report.run
     _announce(make(config, workdir, [*(sampled or folders), *config.report.runs]))
 
@@ -98,7 +100,10 @@ def _sample(config, workdir):
   # Beside the networks' runs, so that all share one phantom.
   data = datasets.data(config, workdir / 'stage', parallel)
   folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path))
-  invariances.run(config, folder, data, parallel)
+  if 'detect' in config.stages:
+    detectability.run(config, folder, data, parallel)
+  if 'invariances' in config.stages:
+    invariances.run(config, folder, data, parallel)
 
 
 def _known(config, workdir):

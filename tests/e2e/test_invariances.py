@@ -101,7 +101,7 @@ def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
   monkeypatch.setenv('LDCT_ROOT', '')
   monkeypatch.setattr(models, 'load_vgg', lambda path, kind, sha256: (kind, {}))
   config = experiments.get_config(profile)
-  nested = config.experiments.values() if experiments is invariances_networks else [config]
+  nested = config.experiments.values() if experiments is invariances_networks and profile == '' else [config]
   for part in nested:
     runs = part.experiments if 'experiments' in part else {'': part}
     for name, run in runs.items():
@@ -150,6 +150,19 @@ def test_vgg_features_are_asked_for_before_any_training(experiments, where, tmp_
   with pytest.raises(ValueError, match=f'^{where}.perceptual.vgg: is missing; give a vgg'):
     run(experiments.get_config('paper'), tmp_path / 'run')
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_wganvgg, invariances_networks])
+@pytest.mark.parametrize('profile', ['', 'demo'])
+def test_one_seed_serves_all_runs_and_their_phantom(experiments, profile):
+  config = experiments.get_config(profile)
+  config.seed = 7
+  runs = list(config.experiments.values())
+  runs += [inner for run in runs for inner in run.get('experiments', {}).values()]
+  assert config.data.phantom.seed == 7
+  for run in runs:
+    assert run.seed == (8 if run.label == 'independent' else 7)
+    assert 'data' not in run or run.data.phantom.seed == 7
 
 
 def test_one_vgg_file_serves_all_runs_of_its_kind(tmp_path):
