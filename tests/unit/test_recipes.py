@@ -28,10 +28,10 @@ BUILT = {'loss', 'average', 'perceptual', 'image', 'frozen', 'epsilon', 'smoothi
 
 
 def configs():
-  """Configs at full size by name; `quickstart` has none."""
+  """Configs at full size by name; `quickstart` and `invariances_known` have none."""
   names = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
   found = {name: importlib.import_module(f'configs.{name}') for name in names}
-  return {name: m.get_config('') for name, m in found.items() if hasattr(m, 'get_config') and name != 'quickstart'}
+  return {name: m.get_config('') for name, m in found.items() if hasattr(m, 'get_config') and name not in ('quickstart', 'invariances_known')}
 
 
 def runs_of(config, name):
