@@ -203,6 +203,11 @@ class Bench:
     )  # fmt: skip
 
 
+def word(truth: bool) -> str:
+  """As tables say it."""
+  return 'yes' if truth else 'no'
+
+
 def columns() -> list[str]:
   """Columns of `detectability.csv`."""
   ends = [f'{name}{end}' for name in ('input', 'output', 'retained') for end in ('', '_low', '_high')]
@@ -216,5 +221,5 @@ def lines(label: str, kinds: Sequence[Kind], result: Result, searched: Sequence[
     numbers = [x for estimate in (v.input, v.output, v.retained) for x in estimate]
     mine = result.found[searched.index(i)] if result.found is not None and i in searched else None
     hunted = ['', '', 0] if mine is None else [float(np.mean(mine.witness)), float(np.median(mine.fell)), len(mine.witness)]
-    found.append([label, *kind, *numbers, int(v.visible), int(v.ignored), *hunted, len(result.detection.fold)])
+    found.append([label, *kind, *numbers, word(v.visible), word(v.ignored), *hunted, len(result.detection.fold)])
   return found

@@ -143,7 +143,7 @@ def section(page: Page, folder) -> None:
   if not rows:
     return
   page.heading('What the networks retain of small structures')
-  ignored = [f'{r["network"]}: {float(r["size"]):g} mm at {float(r["contrast"]):.0f} HU' for r in rows if r['ignored'] == '1']
+  ignored = [f'{r["network"]}: {float(r["size"]):g} mm at {float(r["contrast"]):.0f} HU' for r in rows if r['ignored'] == 'yes']
   page.text([f'Ignored: {"; ".join(ignored) or "no class, by any network"}. {rows[0]["patients"]} patients, each judged by the others.'])
   page.figure(
     'retained', figures.retained_curves(rows, 'mm'),
@@ -154,7 +154,7 @@ def section(page: Page, folder) -> None:
   for r in rows:
     cells = [f'{float(r[k]):.2f} ({float(r[f"{k}_low"]):.2f} to {float(r[f"{k}_high"]):.2f})' for k in ('input', 'output', 'retained')]
     hunted = [f'{float(r[k]):.2f}' if r[k] else '' for k in ('witnesses', 'fell')]
-    lines.append([r['network'], f'{float(r["size"]):g} mm', f'{float(r["contrast"]):.0f} HU', *cells, 'yes' if r['ignored'] == '1' else 'no', *hunted])
+    lines.append([r['network'], f'{float(r["size"]):g} mm', f'{float(r["contrast"]):.0f} HU', *cells, r['ignored'], *hunted])
   page.table(
     'Ignored: visible (d\' in the input above 2), r below .5 and d\' in the output below 1, each with its whole interval. Contrasts follow from the d\' aimed at and the noise of training patients. Witnesses: share of '
     'inputs for which the search finds a sample that a scan could be, in which the evidence fell by 2 deviations or more, moved by at most half a deviation in the output, and whose output is as close as those of two scans.',

@@ -82,7 +82,7 @@ def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None
   table = []
   for name, n in networks.items():
     for line, kind, exact in zip(detect.lines(n.label, made.kinds, found[name], searched), made.kinds, truth[name]):
-      table.append([*line, exact, int(ignored(kind.aim, exact)), int(n.keeps), int(n.linear)])
+      table.append([*line, exact, detect.word(ignored(kind.aim, exact)), int(n.keeps), int(n.linear)])
   results.write_csv(run_folder.folder / 'detectability.csv', head, table)
 
 
@@ -176,18 +176,14 @@ def verdict_table(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[li
     cell = {name: f'{float(r[name]):.2f} ({float(r[f"{name}_low"]):.2f} to {float(r[f"{name}_high"]):.2f})' for name in ('input', 'output')}
     retained = f'{float(r["retained"]):.3f} ({float(r["retained_low"]):.3f} to {float(r["retained_high"]):.3f})'
     hunted = [f'{float(r[k]):.2f}' if r[k] else '' for k in ('witnesses', 'fell')]
-    lines.append([r['network'], f'{float(r["size"]):g}', cell['input'], cell['output'], f'{float(r["exact"]):.2f}', retained, _word(r['ignored']), _word(r['truth']), *hunted])
+    lines.append([r['network'], f'{float(r["size"]):g}', cell['input'], cell['output'], f'{float(r["exact"]):.2f}', retained, r['ignored'], r['truth'], *hunted])
   return head, lines
-
-
-def _word(flag):
-  return 'yes' if flag == '1' else 'no'
 
 
 def _summary(rows):
   wrong = [r for r in rows if r['ignored'] != r['truth']]
   lines = [
-    f'{len(rows)} classes of {len({r["network"] for r in rows})} networks: {sum(r["ignored"] == "1" for r in rows)} are judged as ignored, {sum(r["truth"] == "1" for r in rows)} are; '
+    f'{len(rows)} classes of {len({r["network"] for r in rows})} networks: {sum(r["ignored"] == "yes" for r in rows)} are judged as ignored, {sum(r["truth"] == "yes" for r in rows)} are; '
     f'{len(wrong)} verdicts differ from the known answer' + (': ' + ', '.join(f'{r["network"]} at {float(r["size"]):g} pixels and d\' {float(r["aim"]):g}' for r in wrong) if wrong else '') + '.'
   ]
   keeps = [r for r in rows if r['keeps'] == '1']
@@ -200,7 +196,7 @@ def _summary(rows):
   if hunted:
     share = max(float(r['witnesses']) for r in hunted if r['keeps'] == '1')
     lines.append(f'Search: at most {share:.3f} witnesses for a network that loses nothing.')
-    truths = [r['truth'] == '1' for r in hunted]
+    truths = [r['truth'] == 'yes' for r in hunted]
     if len(set(truths)) == 2:
       areas = {k: statistics.roc_area([float(r[k]) for r in hunted], truths) for k in ('witnesses', 'fell')}
       lines.append(f'Area under the ROC curve of the search against the known answer: {areas["witnesses"]:.3f} by the share of witnesses, {areas["fell"]:.3f} by the median fall.')

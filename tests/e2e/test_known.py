@@ -25,19 +25,19 @@ def test_rows_hold_what_is_known(finished):
     if r['linear'] == '1':
       assert float(r['retained']) == pytest.approx(float(r['exact']) / float(r['aim']), abs=0.05)
     if r['keeps'] == '1':
-      assert float(r['exact']) == pytest.approx(float(r['aim']), rel=1e-4) and r['ignored'] == r['truth'] == '0'
+      assert float(r['exact']) == pytest.approx(float(r['aim']), rel=1e-4) and r['ignored'] == r['truth'] == 'no'
     # Input and output are means over the same patients: their ratio is r.
     assert float(r['retained']) == pytest.approx(float(r['output']) / float(r['input']), rel=1e-9)
     assert float(r['input_low']) <= float(r['input']) <= float(r['input_high'])
   removed = [r for r in rows if r['network'].startswith('removes')]
-  assert [r['truth'] for r in removed] == ['1' if float(r['size']) <= 3 and float(r['aim']) > 2 else '0' for r in removed]
+  assert [r['truth'] for r in removed] == ['yes' if float(r['size']) <= 3 and float(r['aim']) > 2 else 'no' for r in removed]
 
 
 def test_report_counts_what_the_rows_say(finished):
   _, folder = finished
   page = (folder / 'report.html').read_text()
   rows = results.read_csv(folder / 'detectability.csv')
-  assert f'{sum(r["ignored"] == "1" for r in rows)} are judged as ignored, {sum(r["truth"] == "1" for r in rows)} are' in page
+  assert f'{sum(r["ignored"] == "yes" for r in rows)} are judged as ignored, {sum(r["truth"] == "yes" for r in rows)} are' in page
   assert (folder / 'figures' / 'retained.png').exists()
   with pytest.raises(results.RunError, match='has no rows to report'):
     known.report(finished[0], folder / 'figures')
