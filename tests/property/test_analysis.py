@@ -102,17 +102,6 @@ def test_the_control_measures_moves_in_units_of_noise():
   assert invariances.displacement(output, changed, fresh, ~mask) == 0
 
 
-def test_detectability_is_the_contrast_over_its_noise():
-  inside, around = invariances.disc(SHAPE, (12.3, 20.6), 4.0)
-  repeats = noise(9, 400)
-  level = (repeats[:, inside].mean(1) - repeats[:, around].mean(1)).std(ddof=1)
-  x = ANATOMY + noise(10, 1)[0]
-  for factor in (1.0, 0.2):
-    # A gain changes nothing; only noise hides a structure.
-    found = invariances.detectability(factor * (x + 3 * inside), factor * x, factor * (x + repeats), inside, around)
-    np.testing.assert_allclose(found, 3 / level, rtol=1e-4)
-  assert invariances.detectability(x, x + 3 * inside, x + repeats, inside, around) > 0
-
 
 def test_a_correction_that_leads_away_is_not_taken():
   """x' + y - f(x') with f(x) = 2.5 x multiplies the error by -1.5."""

@@ -362,7 +362,7 @@ def test_eight_devices_equal_one():
   'call, words',
   [
     (lambda: training.optimizer('sgd', 0.1), 'train.optimizer.*adam, adamw, rmsprop'),
-    (lambda: training.image_loss('psnr'), 'train.loss.*ssim, l1, mse, dssim'),
+    (lambda: training.image_loss('psnr'), 'train.loss.*ssim, l1, normalised_l1, mse, dssim'),
     (lambda: training.data_parallel(1000), 'train.num_devices: 1000 asked for'),
   ],
 )

@@ -115,7 +115,7 @@ def test_samples_that_lack_a_structure_give_it_to_the_noise(case):
   # Samples lack the disc there, and only there do they differ from new noise.
   rows, cols = np.unravel_index(found['excess'].argmax(), SHAPE)
   assert np.hypot(rows - 15, cols - 17) < 3 and row['excess_near'] == found['excess'].max()
-  assert row['detectability_output'] == pytest.approx(row['detectability_input'], rel=1e-4) and row['moved_near'] > row['moved']
+  assert row['moved_near'] > row['moved']
   # The identity shows the disc as well as the input does.
   assert row['moved_beyond'] == 1
   # Mismatched samples are made of images of another mean.
@@ -137,7 +137,7 @@ def test_a_twin_is_measured_like_its_case(case):
   _, row = measured(case, case.twin_target, structure=0)
   assert row['structure'] == 0 and row['contrast_true'] == 0
   np.testing.assert_allclose(row['contrasts']['samples']['4.0'], 0, atol=1e-4)
-  assert row['excess_near'] < 2 and row['detectability_input'] > 3
+  assert row['excess_near'] < 2
 
 
 def test_if_no_image_can_be_read_for_the_moments_it_is_said(monkeypatch):
