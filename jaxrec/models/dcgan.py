@@ -46,11 +46,11 @@ class DCGAN(nn.Module):
     start = [-(-n // 2**self.depth) for n in self.size]
     features = self.chans * 2 ** (self.depth - 1)
     kernel = self.param('kernel', layers.transposed_kernel_init, (latent.shape[-1], *start, features), latent.dtype)
-    x = layers.NormActivation('batch', 'prelu', batch_axis=self.batch_axis)(jnp.tensordot(latent, kernel, 1))
+    x = layers.NormActivation('batch', 'prelu', self.batch_axis)(jnp.tensordot(latent, kernel, 1))
     for level in reversed(range(self.depth)):
       x = layers.FractionalConv(self.chans * 2 ** (level - 1) if level else 1)(x)
       if level:
-        x = layers.NormActivation('batch', 'prelu', batch_axis=self.batch_axis)(x)
+        x = layers.NormActivation('batch', 'prelu', self.batch_axis)(x)
     return center_crop(jnp.tanh(x[..., 0]), self.size)
 
 

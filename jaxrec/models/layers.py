@@ -257,14 +257,14 @@ class NormActivation(nn.Module):
     norm: `instance` (no affine), or `batch`, whose running averages are used
       where the collection `batch_stats` is not mutable.
     activation: `leaky_relu` (0.2) or `prelu` (one learned slope, from 0.25).
-    activation_first: the activation stands before the normalisation.
     batch_axis: name of the device axis over which batch norm takes its statistics.
+    activation_first: the activation stands before the normalisation.
   """
 
   norm: str = 'instance'
   activation: str = 'leaky_relu'
-  activation_first: bool = False
   batch_axis: str | None = None
+  activation_first: bool = False
 
   @nn.compact
   def __call__(self, x):
@@ -325,13 +325,13 @@ class ConvBlock(nn.Module):
   features: int
   norm: str = 'instance'
   activation: str = 'leaky_relu'
-  activation_first: bool = False
   batch_axis: str | None = None
+  activation_first: bool = False
 
   @nn.compact
   def __call__(self, x):
     for _ in range(2):
-      x = NormActivation(self.norm, self.activation, self.activation_first, self.batch_axis)(Conv(self.features)(x))
+      x = NormActivation(self.norm, self.activation, self.batch_axis, self.activation_first)(Conv(self.features)(x))
     return x
 
 
@@ -341,13 +341,13 @@ class UpBlock(nn.Module):
   features: int
   norm: str = 'instance'
   activation: str = 'leaky_relu'
-  activation_first: bool = False
   batch_axis: str | None = None
+  activation_first: bool = False
 
   @nn.compact
   def __call__(self, x):
     kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features), x.dtype)
-    return NormActivation(self.norm, self.activation, self.activation_first, self.batch_axis)(upsample_conv2x2(x, kernel))
+    return NormActivation(self.norm, self.activation, self.batch_axis, self.activation_first)(upsample_conv2x2(x, kernel))
 
 
 # Which tap of a 4x4 transposed kernel joins an input, one pixel off at most, with an output of either parity.

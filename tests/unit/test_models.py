@@ -209,7 +209,7 @@ def test_activation_before_or_after_the_normalisation(norm, activation):
     return np.where(x > 0, x, (0.2 if activation == 'leaky_relu' else 0.25) * x)
 
   for first, want in ((False, activate(normalise(x))), (True, normalise(activate(x)))):
-    module = layers.NormActivation(norm, activation, first)
+    module = layers.NormActivation(norm, activation, activation_first=first)
     got, _ = module.apply(module.init(jax.random.key(0), x), x, mutable=['batch_stats'])
     np.testing.assert_allclose(got, want, atol=2e-4)
 
