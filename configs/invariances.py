@@ -89,6 +89,6 @@ def detection(config: ml_collections.ConfigDict, networks: tuple[str, ...], prof
     config.detect.update(diameters=(2.0, 3.0, 6.0), side=40, reach=7, slices=2, sites=5, repeats=48, few=24, calibration=40, folds=4)
   if profile == 'smoke':
     config.detect.update(
-      diameters=(6.0,), aims=(3.0, 5.0), side=24, reach=1, slices=1, sites=2, repeats=4, few=2, calibration=12, folds=3, draws=50, searched_aims=(5.0,), num_steps=2
+      diameters=(6.0,), aims=(3.0, 5.0), side=24, reach=1, slices=1, sites=2, repeats=14, few=2, calibration=12, folds=3, draws=50, searched_aims=(5.0,), num_steps=2
     )
   return config

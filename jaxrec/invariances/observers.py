@@ -6,6 +6,11 @@ of scans, its template is `w = K^-1 D` and its detectability `d'^2 = D^T K^-1 D`
 Asked of inputs and of outputs it gives the *retained detectability* r = d'_out /
 d'_in, which is 1 for every invertible linear network whatever it does to the eye.
 
+What it does not know: the background (a network that turns the sign of a structure
+with it looks blind), and what leaves the region (which has to be a few times as
+wide as the structure and the network's reach). A network may keep a structure in a
+way that no linear observer sees; then r is small and nothing is lost.
+
 Reference:
   Barrett and Myers 2004, Foundations of Image Science, sections 13.2 and 14.3.
 """
@@ -15,13 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Shares of the mean variance that are added to every pixel's.
-SHRINKAGES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Noise of the observer itself, as a share of the mean variance: rounding of float32 is no evidence.
+# Parts of a scan whose gain is below about a hundredth are lost in it as well.
 INTERNAL = 1e-7
-# Without shrinkage, evidence in the input and in the output of an invertible linear network are
-# the same number, scan by scan; with it they are not. So shrinkage has to be worth it.
-WORTH = 0.95
+# Degrees of freedom per pixel below which a covariance is not trusted.
+LEAST = 5
 
 
 class Statistics(NamedTuple):
@@ -43,27 +46,32 @@ class Statistics(NamedTuple):
 class Detection(NamedTuple):
   """Evidence of the observer on patients that it has not learnt from.
 
-  Evidence is in units of its standard deviation over the scans learnt from.
-
   Attributes:
-    signal: `[patient, class]`, mean evidence of the structure.
-    variance: `[patient, class]`, of the evidence over scans.
-    templates: `[fold, class, pixel]`.
+    squares: `[patient, class]`, the patient's part in d'^2: `D_p^T K^-1 D` with D
+      and K learnt from other patients. Errors of the two D are independent, so
+      they do not add up, and the error of `K^-1` is taken back.
+    templates: `[fold, class, pixel]`, `K^-1 D`, so scaled that evidence has unit
+      variance over the scans learnt from.
     fold: `[patient]`, whose template judges a patient.
-    shrinkage: `[fold]`, chosen on the patients learnt from.
   """
 
-  signal: np.ndarray
-  variance: np.ndarray
+  squares: np.ndarray
   templates: np.ndarray
   fold: np.ndarray
-  shrinkage: np.ndarray
+
+  @property
+  def folds(self) -> int:
+    """Number of groups of patients."""
+    return len(self.templates)
 
   def detectability(self, weights: np.ndarray | None = None) -> np.ndarray:
-    """d' by class, `[..., class]`; `weights` `[..., patient]` count patients, each once if `None`."""
-    weights = np.ones(len(self.signal)) if weights is None else np.asarray(weights, float)
-    count = weights.sum(-1, keepdims=True)
-    return (weights @ self.signal / count) / np.sqrt(np.maximum(weights @ self.variance / count, 1e-30))
+    """d' by class, `[..., class]`; `weights` `[..., patient]` count patients, each once if `None`.
+
+    An observer whose evidence is the wrong way round tells as much: the sign of d'^2
+    is dropped, which near 0 errs towards seeing.
+    """
+    weights = np.ones(len(self.squares)) if weights is None else np.asarray(weights, float)
+    return np.sqrt(np.abs(weights @ self.squares / weights.sum(-1, keepdims=True)))
 
 
 def site_statistics(absent: np.ndarray, present: np.ndarray, paired: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -89,74 +97,54 @@ def statistics_of(sites: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> tuple[
   return np.mean([s[0] for s in sites], 0), sum(s[1] for s in sites) / count, count
 
 
-def observe(statistics: Statistics, *, folds: int = 4, shrinkages: Sequence[float] = SHRINKAGES) -> Detection:
+def observe(statistics: Statistics, *, folds: int = 4) -> Detection:
   """Learns templates on some patients and judges the others, in turn.
 
-  `w = (K + s tr(K)/n I)^-1 D`, scaled to unit variance on the patients learnt
-  from. The shrinkage s is the smallest whose detectability, on patients held out
-  among those, is at least `WORTH` times the best one.
+  `w = K^-1 D`, without shrinkage: then the evidence in the input and in the output
+  of an invertible linear network is the same number, scan by scan, and r = 1
+  however few scans there are; with shrinkage it is not. The inverse of a covariance
+  of n degrees of freedom and p pixels is too large by n / (n - p - 1), which is
+  taken back (exact for Gaussian scans).
 
   Args:
     statistics: of all patients.
     folds: groups of patients; each is judged by the others.
-    shrinkages: choices of s, ascending.
 
   Returns:
     Evidence by patient and class.
 
   Raises:
-    ValueError: if there are too few patients for the folds, or fewer than three folds.
+    ValueError: if there are too few patients for the folds, fewer than three
+      folds, or too few scans for the pixels.
+
+  Reference:
+    Barrett and Myers 2004; Haff 1979, the inverse Wishart mean.
   """
-  patients = len(statistics.counts)
+  patients, pixels = len(statistics.counts), statistics.covariances.shape[-1]
   if folds < 3 or patients < folds:
     raise ValueError(f'folds: {folds} for {patients} patients; give at least 3, and as many patients')
-  pixels = statistics.covariances.shape[-1]
-  internal = INTERNAL * np.trace(statistics.covariances.mean(0)) / pixels
-  statistics = statistics._replace(covariances=statistics.covariances + internal * np.eye(pixels))
   fold = np.arange(patients) % folds
-  signal, variance = (np.zeros(statistics.signals.shape[:2]) for _ in range(2))
-  templates, chosen = [], []
+  squares, templates = np.zeros(statistics.signals.shape[:2]), []
   for k in range(folds):
-    learnt = np.flatnonzero(fold != k)
-    inner = fold[learnt]
-    scores = np.zeros(len(shrinkages))
-    for j in np.unique(inner):
-      for i, w in enumerate(_templates(statistics, learnt[inner != j], shrinkages)):
-        held = _evidence(statistics, learnt[inner == j], w)
-        scores[i] += np.mean(np.maximum(held[0].mean(0) / np.sqrt(held[1].mean(0)), 0))
-    best = int(np.argmax(scores >= WORTH * scores.max()))
-    w = _templates(statistics, learnt, shrinkages[best : best + 1])[0]
-    judged = np.flatnonzero(fold == k)
-    signal[judged], variance[judged] = _evidence(statistics, judged, w)
-    templates.append(w)
-    chosen.append(shrinkages[best])
-  return Detection(signal, variance, np.stack(templates), fold, np.array(chosen))
+    learnt, judged = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+    count = int(statistics.counts[learnt].sum())
+    if count < LEAST * pixels:
+      raise ValueError(
+        f'scans: {count} for {pixels} pixels of the region are too few to learn from; give at least {LEAST * pixels} (more patients, sites or repeats), or a smaller region'
+      )
+    signals, covariance = pooled(statistics, learnt)
+    covariance = covariance + INTERNAL * max(np.trace(covariance) / pixels, 1e-30) * np.eye(pixels)
+    w = np.linalg.solve(covariance, signals.T).T
+    squares[judged] = (count - pixels - 1) / count * np.einsum('pci,ci->pc', statistics.signals[judged], w)
+    deviation = np.sqrt(np.einsum('ci,ij,cj->c', w, covariance, w, optimize=True))
+    templates.append(w / np.maximum(deviation, 1e-30)[:, None])
+  return Detection(squares, np.stack(templates), fold)
 
 
 def pooled(statistics: Statistics, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Mean signal `[class, pixel]` and covariance `[pixel, pixel]` of some patients."""
   counts = statistics.counts[patients]
   return statistics.signals[patients].mean(0), np.tensordot(counts / counts.sum(), statistics.covariances[patients], 1)
-
-
-def _templates(statistics, patients, shrinkages):
-  """`[class, pixel]` for every shrinkage; one eigenvalue decomposition serves all."""
-  signals, covariance = pooled(statistics, patients)
-  values, vectors = np.linalg.eigh(covariance)
-  values = np.maximum(values, 0)
-  mean = max(values.mean(), 1e-30)
-  found = []
-  for s in shrinkages:
-    w = (signals @ vectors / (values + s * mean)) @ vectors.T
-    deviation = np.sqrt(np.einsum('ci,ij,cj->c', w, covariance, w))
-    found.append(w / np.maximum(deviation, 1e-30)[:, None])
-  return found
-
-
-def _evidence(statistics, patients, templates):
-  signal = np.einsum('pci,ci->pc', statistics.signals[patients], templates)
-  variance = np.einsum('ci,pij,cj->pc', templates, statistics.covariances[patients], templates, optimize=True)
-  return signal, np.maximum(variance, 1e-30)
 
 
 def exact_detectability(signal: np.ndarray, covariance: np.ndarray) -> float:

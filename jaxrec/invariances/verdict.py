@@ -56,7 +56,7 @@ def judge(before: Detection, after: Detection, *, level: float = 0.95, draws: in
   Returns:
     One verdict per class.
   """
-  patients, classes = before.signal.shape
+  patients, classes = before.squares.shape
   weights = statistics.resampled(patients, draws=draws, seed=seed)
   one = statistics.corrected(level, classes)
   values = before.detectability(), after.detectability()
@@ -74,15 +74,16 @@ def difference(before: Detection, first: Detection, second: Detection, *, level:
     before: detection in the inputs that both networks saw.
     first: detection in the outputs of one.
     second: detection in the outputs of the other.
-    level: of each interval.
+    level: coverage of all intervals together, corrected for the number of classes.
     draws: bootstrap draws of patients.
     seed: of the draws.
   """
-  weights = statistics.resampled(len(before.signal), draws=draws, seed=seed)
+  weights = statistics.resampled(len(before.squares), draws=draws, seed=seed)
+  one = statistics.corrected(level, before.squares.shape[1])
   value, drawn = (
     _ratio(before.detectability(w), first.detectability(w)) - _ratio(before.detectability(w), second.detectability(w)) for w in (None, weights)
   )
-  return [Estimate(float(value[c]), *statistics.interval(drawn[:, c], level)) for c in range(len(value))]
+  return [Estimate(float(value[c]), *statistics.interval(drawn[:, c], one)) for c in range(len(value))]
 
 
 def _ratio(before, after):

@@ -23,7 +23,7 @@ MOVED = 0.5
 
 @struct.dataclass
 class Tests:
-  """What decides about a sample x' of the input x, all of it learnt from other patients.
+  """What decides about a sample x' of the input x, learnt from other patients but for the anatomy of the site.
 
   Attributes:
     before: `[pixel]`, template of the input; evidence of unit deviation.
@@ -86,7 +86,8 @@ def examine(tests: Tests, x: Array, seen: Array, other: Array, other_seen: Array
   share = jnp.clip((tests.before @ rest) / (tests.before @ tests.signal), 0, 1)
   modes = tests.whiten @ (rest - share * tests.signal)
   norm, mode = jnp.sqrt(jnp.mean(modes**2)), jnp.max(jnp.abs(modes))
-  away = jnp.sqrt(jnp.sum((other_seen - seen) ** 2) + 1e-20) / tests.spread
+  # A network whose outputs never differ gives 1.
+  away = jnp.sqrt(jnp.sum((other_seen - seen) ** 2) + 1e-20) / (tests.spread + 1e-10)
   plausible = (norm >= tests.norms[0]) & (norm <= tests.norms[1]) & (mode <= tests.mode)
   return Findings(fell, moved, norm, mode, away, plausible, (fell >= FELL) & (moved <= MOVED) & plausible & (away <= 1))
 
@@ -98,8 +99,8 @@ def search(
 
   Adam on the change in whitened units, from the input itself and from the input
   without the structure; what violates a test is penalised by its square, and every
-  iterate is judged by `examine`. A witness proves itself, however it was found;
-  none found proves nothing.
+  iterate is judged by `examine`. A witness shows that the linear evidence in the
+  output hardly moves, not that nothing else in it does; none found proves nothing.
 
   Args:
     network: f, `[row, col]` to the same.

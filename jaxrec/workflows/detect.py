@@ -5,6 +5,7 @@ are added to them. What the observer sees of every patient goes to the disk once
 (`detections/*.npz`), so the same command goes on where it stopped.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from jaxrec.invariances import observers, verdict, witness
 from jaxrec.types import Image
 
 INPUT = 'input'
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Kind(NamedTuple):
@@ -71,7 +73,7 @@ def measure(
   views = {INPUT: lambda x: x, **{name: jax.jit(f) for name, f in networks.items()}}
   mine = list(patients)[part::parts]
   for name in tqdm(mine, desc='detect', unit='patient', disable=part > 0):
-    if _path(folder, name).exists():
+    if _stored(_path(folder, name), views):
       continue
     sites = patients[name]()
     arrays = {}
@@ -79,6 +81,15 @@ def measure(
       arrays[f'{view}.absent'] = np.stack([_seen(f, s.absent, region, chunk) for s in sites])
       arrays[f'{view}.present'] = np.stack([_seen(f, s.present, region, chunk) for s in sites])
     folder.save_arrays(name, arrays, where='detections')
+
+
+def _stored(path, views):
+  """Whether a patient's file is whole and has all views; another is written in its place."""
+  try:
+    with np.load(path) as stored:
+      return all(f'{view}.{kind}' in stored.files for view in views for kind in ('absent', 'present'))
+  except _DAMAGED:
+    return False
 
 
 def _path(folder, patient):
@@ -102,13 +113,14 @@ def gathered(folder: results.Run, patients: Sequence[str], view: str) -> Seen:
   Raises:
     results.RunError: naming the file, if one is missing or damaged.
   """
-  absent, parts = [], []
+  absent: list[np.ndarray] = []
+  parts = []
   for name in patients:
     path = _path(folder, name)
     try:
       with np.load(path) as stored:
         without, present = stored[f'{view}.absent'], stored[f'{view}.present']
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except _DAMAGED as error:
       raise results.RunError(f'{path}: cannot be read ({str(error).splitlines()[0]}); remove it and run again') from None
     absent.append(without)
     few = present.shape[2]
@@ -177,7 +189,7 @@ class Bench:
 
   def __init__(self, before: Seen, after: Seen, seen: observers.Detection, detection: observers.Detection):
     self.before, self.seen, self.detection = before, seen, detection
-    folds = len(seen.shrinkage)
+    folds = seen.folds
     self._by_fold = [self._learnt(after, np.flatnonzero(seen.fold == (k + 1) % folds), k) for k in range(folds)]
 
   def _learnt(self, after, spare, fold):

@@ -162,7 +162,7 @@ def section(page: Page, folder) -> None:
   )  # fmt: skip
   apart = results.read_csv(folder / 'differences.csv')
   page.table(
-    'Paired differences of r over patients, 95% interval each', ['network', 'minus', 'size', 'contrast', 'difference of r'],
+    'Paired differences of r over patients, 95% intervals that hold together for all classes of a pair', ['network', 'minus', 'size', 'contrast', 'difference of r'],
     [[d['network'], d['other'], f'{float(d["size"]):g} mm', f'{float(d["contrast"]):.0f} HU', f'{float(d["difference"]):.3f} ({float(d["low"]):.3f} to {float(d["high"]):.3f})'] for d in apart],
   )  # fmt: skip
 

@@ -53,7 +53,7 @@ def test_noise_has_the_covariance_that_it_claims():
 
 def test_input_has_the_detectability_that_was_aimed_at(before):
   found = before[1].detectability()
-  np.testing.assert_allclose(found, [k.aim for k in KINDS], rtol=0.06)
+  np.testing.assert_allclose(found, [k.aim for k in KINDS], rtol=0.03)
 
 
 @pytest.mark.parametrize('name', LOSSLESS)
@@ -89,8 +89,10 @@ def test_opening_sees_large_structures_better(scans, before):
 
 def test_templates_never_see_the_patients_that_they_judge(before):
   statistics_of = before[0].statistics
-  fold = before[1].fold
-  changed = statistics_of._replace(signals=np.where((fold == 1)[:, None, None], 7.0, statistics_of.signals))
+  judged = (before[1].fold == 1)[:, None, None]
+  changed = statistics_of._replace(
+    signals=np.where(judged, 7.0, statistics_of.signals), covariances=statistics_of.covariances * np.where(judged, 1e6, 1)
+  )
   np.testing.assert_array_equal(observers.observe(changed).templates[1], before[1].templates[1])
   assert np.abs(observers.observe(changed).templates[0] - before[1].templates[0]).max() > 1e-3
 
@@ -104,13 +106,13 @@ def test_every_part_of_the_verdict_turns_it_alone(low, expected):
   assert base._replace(**low).ignored is expected
 
 
-@pytest.mark.parametrize('name', ['identity', 'smoothing', 'haar', 'removal'])
+@pytest.mark.parametrize('name', ['identity', 'smoothing', 'removal'])
 def test_search_finds_witnesses_where_and_only_where_something_is_lost(name, scans, before):
   inputs, seen_input = before
   network = NETWORKS[name].network
   after = seen(network, scans)
   detection = observers.observe(after.statistics)
-  run = jax.jit(jax.vmap(witness.search(network, REGION, num_steps=60)))
+  run = jax.jit(jax.vmap(witness.search(network, REGION, num_steps=40)))
   bench = detect.Bench(inputs, after, seen_input, detection)
   tests = [bench.tests(p, 1) for p in range(PATIENTS)]
   tests = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *tests)
@@ -137,6 +139,50 @@ def test_exact_detectability_refuses_what_is_certain():
   with pytest.raises(ValueError, match='without bound'):
     observers.exact_detectability(np.array([0.0, 1.0]), np.diag([1.0, 0.0]))
   assert observers.exact_detectability(np.array([3.0, 0.0]), np.diag([4.0, 0.0])) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize('name', ['sharpening', 'smoothing', 'directional'])
+def test_few_scans_do_not_make_an_invertible_network_lose_anything(name, scans, before):
+  """Just enough to be accepted: 5.2 degrees of freedom per pixel."""
+  few = scans[:, :, :43]
+  inputs, outputs = (observers.observe(seen(f, few).statistics) for f in (lambda x: x, NETWORKS[name].network))
+  np.testing.assert_allclose(outputs.detectability() / inputs.detectability(), 1, atol=1e-3)
+  np.testing.assert_allclose(inputs.detectability(), [k.aim for k in KINDS], rtol=0.1)
+  with pytest.raises(ValueError, match='scans: 702 for 144 pixels of the region are too few'):
+    observers.observe(seen(lambda x: x, scans[:, :, :40]).statistics)
+
+
+def test_detectability_does_not_depend_on_how_well_the_template_is_learnt():
+  """Noise in the differences of a network that is not linear makes the template worse, and must not hide the structure."""
+  rng = np.random.default_rng(3)
+  pixels, patients, exact = 30, 16, 2.0
+  signal = np.zeros(pixels)
+  signal[0] = exact
+  found = []
+  for _ in range(200):
+    noisy = signal + 0.5 * rng.standard_normal((patients, 1, pixels))
+    scans = rng.standard_normal((patients, 40, pixels))
+    away = scans - scans.mean(1, keepdims=True)
+    statistics_of = observers.Statistics(noisy, np.einsum('psi,psj->pij', away, away) / 39, np.full(patients, 39))
+    found.append((observers.observe(statistics_of).squares).mean())
+  # The signal over the deviation of the evidence would be less than 1.9.
+  assert np.std(found) / np.sqrt(200) < 0.1
+  assert np.mean(found) == pytest.approx(exact**2, abs=4 * np.std(found) / np.sqrt(200))
+
+
+def test_a_network_that_loses_everything_is_blind(scans, before):
+  after = seen(lambda x: 0 * x, scans)
+  detection = observers.observe(after.statistics)
+  assert (detection.detectability() == 0).all() and all(v.ignored for v in verdict.judge(before[1], detection, draws=500))
+  bench = detect.Bench(before[0], after, before[1], detection)
+  tests = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bench.tests(0, 1))
+  run = jax.jit(witness.search(lambda x: 0 * x, REGION, num_steps=5))
+  assert bool(run(tests, jnp.asarray(scans[0, 0, 0] + SIGNALS[1]))[1].witness)
+
+
+def test_evidence_the_wrong_way_round_is_evidence(before):
+  squares = -before[1].squares
+  np.testing.assert_array_equal(before[1]._replace(squares=squares).detectability(), before[1].detectability())
 
 
 def test_folds_need_patients(before):
