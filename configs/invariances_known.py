@@ -23,7 +23,7 @@ def get_config(arg: str = ''):
   config.train = ml_collections.ConfigDict(dict(num_devices=0))
   config.known = ml_collections.ConfigDict(dict(
     side=24, diameters=(2.0, 3.0, 6.0, 10.0), aims=(2.0, 3.0, 5.0, 8.0), removed=3.0,
-    patients=24, sites=6, scans=96, few=48, reference=96, level=0.95, draws=10_000,
+    patients=24, sites=12, scans=96, few=24, reference=96, level=0.95, draws=10_000,
     searched_aims=(5.0,), num_steps=150,
     bottleneck=dict(chans=16, code=2), train_steps=1500, learning_rate=3e-3, batch_size=16,
   ))  # fmt: skip

@@ -15,9 +15,6 @@ import shlex
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Being rewritten: its tables may lack comments until it has the first one; then remove its name.
-UNANNOTATED = ('What a network ignores',)
-
 _EXEMPT = '<!-- table without results -->'
 _TABLE = re.compile(r'<!-- table (?!without results -->)((?:(?!-->).)*)-->[ \t]*\n', re.DOTALL)
 _TEXT = re.compile(r'<!-- n ((?:(?!-->).)*)-->((?:(?!<!--).)*)<!-- /n -->', re.DOTALL)
@@ -173,16 +170,12 @@ def _short(line):
 
 def _bare_tables(text, covered):
   """Tables without a comment; a table each of whose lines holds a number from a file counts as covered."""
-  problems, waived, position, code = [], False, 0, False
+  problems, position, code = [], 0, False
   lines = text.splitlines(keepends=True)
   for i, line in enumerate(lines):
     code ^= line.startswith('```')
-    if line.startswith('## ') and not code:
-      section = line[3:].strip()
-      end = text.find('\n## ', position + 1)
-      waived = section in UNANNOTATED and not _OPENING.search(text[position : end if end >= 0 else len(text)])
     head = not code and '|' in line and i + 1 < len(lines) and '|' in lines[i + 1] and _RULE.match(lines[i + 1].strip())
-    if head and position not in covered and not waived:
+    if head and position not in covered:
       before = ''.join(lines[:i]).rstrip()
       body = []
       for row in lines[i + 2 :]:

@@ -4,7 +4,7 @@
   a pair shares its file name.
 - HDF5: `<root>/<split>/*.h5`, one patient each, `low_dose` and `full_dose`
   `[slice, row, col]` in HU; optional `twin_low_dose` (the same scan without its
-  structures), `repeats` `[slice, repeat, row, col]` and `structures`
+  structures), `repeats` `[slice, repeat, row, col]` (more scans of the twin) and `structures`
   `[n, 5]` (slice, row, col, diameter in mm, contrast in HU); attributes
   `patient_id` and `pixel_mm`.
 - Images: `<root>/<split>/low/*.{npy,tif,tiff}` and `<root>/<split>/full/` with the

@@ -1,4 +1,7 @@
-"""What a network ignores: sampling the inputs that it maps to the same output, and reading them.
+"""What a network ignores: an observer's verdict, witnesses, and samples of the inputs that it maps to the same output.
+
+`observers` and `verdict` say what is ignored, `witness` searches for proof by
+gradient, `known` holds networks on which both were tried. Of the rest:
 
 A conditional autoencoder describes inputs x given y = f(x) by a code z; a
 conditional flow t turns z given y into noise v that is independent of y. New

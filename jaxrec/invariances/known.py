@@ -160,7 +160,10 @@ def removal(noise: Texture, largest: float) -> Callable[[Image], Image]:
 
   def remove(image):
     flat = image.reshape(*image.shape[:-2], -1)
-    return (flat - (flat @ into.T) @ out.T).reshape(image.shape)
+    # Once more for what float32 left.
+    for _ in range(2):
+      flat = flat - (flat @ into.T) @ out.T
+    return flat.reshape(image.shape)
 
   return remove
 

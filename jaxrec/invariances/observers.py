@@ -47,15 +47,17 @@ class Detection(NamedTuple):
   """Evidence of the observer on patients that it has not learnt from.
 
   Attributes:
-    squares: `[patient, class]`, the patient's part in d'^2: `D_p^T K^-1 D` with D
-      and K learnt from other patients. Errors of the two D are independent, so
-      they do not add up, and the error of `K^-1` is taken back.
+    squares: `[patient, class]`, `D_p^T K^-1 D` with D and K learnt from other
+      patients. The errors of the two D are independent, so they do not add up.
+    variances: `[patient, class]`, of the evidence over the patient's own scans,
+      over that of the scans learnt from.
     templates: `[fold, class, pixel]`, `K^-1 D`, so scaled that evidence has unit
       variance over the scans learnt from.
     fold: `[patient]`, whose template judges a patient.
   """
 
   squares: np.ndarray
+  variances: np.ndarray
   templates: np.ndarray
   fold: np.ndarray
 
@@ -67,28 +69,26 @@ class Detection(NamedTuple):
   def detectability(self, weights: np.ndarray | None = None) -> np.ndarray:
     """d' by class, `[..., class]`; `weights` `[..., patient]` count patients, each once if `None`.
 
-    An observer whose evidence is the wrong way round tells as much: the sign of d'^2
+    `d'^2 = mean_p squares / mean_p variances`. An observer whose evidence is the wrong way round tells as much: the sign of d'^2
     is dropped, which near 0 errs towards seeing.
     """
     weights = np.ones(len(self.squares)) if weights is None else np.asarray(weights, float)
-    return np.sqrt(np.abs(weights @ self.squares / weights.sum(-1, keepdims=True)))
+    return np.sqrt(np.abs(weights @ self.squares) / np.maximum(weights @ self.variances, 1e-30))
 
 
-def site_statistics(absent: np.ndarray, present: np.ndarray, paired: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def site_statistics(absent: np.ndarray, signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
   """Sums of one site, to be added up over the sites of a patient.
 
   Args:
     absent: `[scan, pixel]`, without the structure.
-    present: `[class, scan', pixel]`, with it.
-    paired: `[scan', pixel]`, without it under the same noise as `present`.
+    signal: `[class, pixel]`, mean of scans with it minus the same scans without.
 
   Returns:
     Signal `[class, pixel]`, scatter matrix `[pixel, pixel]`, degrees of freedom.
   """
   absent = np.asarray(absent, float)
   away = absent - absent.mean(0)
-  signal = (np.asarray(present, float) - np.asarray(paired, float)).mean(1)
-  return signal, away.T @ away, len(absent) - 1
+  return np.asarray(signal, float), away.T @ away, len(absent) - 1
 
 
 def statistics_of(sites: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -102,9 +102,10 @@ def observe(statistics: Statistics, *, folds: int = 4) -> Detection:
 
   `w = K^-1 D`, without shrinkage: then the evidence in the input and in the output
   of an invertible linear network is the same number, scan by scan, and r = 1
-  however few scans there are; with shrinkage it is not. The inverse of a covariance
-  of n degrees of freedom and p pixels is too large by n / (n - p - 1), which is
-  taken back (exact for Gaussian scans).
+  however few scans there are; with shrinkage it is not. A covariance of n degrees of
+  freedom and rank p makes `D^T K^-1 D` too large by n / (n - p) and the variance
+  on other scans by its square, for Gaussian scans; the factor that is left is taken
+  back.
 
   Args:
     statistics: of all patients.
@@ -124,7 +125,8 @@ def observe(statistics: Statistics, *, folds: int = 4) -> Detection:
   if folds < 3 or patients < folds:
     raise ValueError(f'folds: {folds} for {patients} patients; give at least 3, and as many patients')
   fold = np.arange(patients) % folds
-  squares, templates = np.zeros(statistics.signals.shape[:2]), []
+  squares, variances = (np.zeros(statistics.signals.shape[:2]) for _ in range(2))
+  templates = []
   for k in range(folds):
     learnt, judged = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
     count = int(statistics.counts[learnt].sum())
@@ -133,12 +135,17 @@ def observe(statistics: Statistics, *, folds: int = 4) -> Detection:
         f'scans: {count} for {pixels} pixels of the region are too few to learn from; give at least {LEAST * pixels} (more patients, sites or repeats), or a smaller region'
       )
     signals, covariance = pooled(statistics, learnt)
-    covariance = covariance + INTERNAL * max(np.trace(covariance) / pixels, 1e-30) * np.eye(pixels)
+    internal = INTERNAL * max(np.trace(covariance) / pixels, 1e-30)
+    # A network that maps to few dimensions leaves few to learn.
+    rank = int(np.sum(np.linalg.eigvalsh(covariance) > internal))
+    covariance = covariance + internal * np.eye(pixels)
     w = np.linalg.solve(covariance, signals.T).T
-    squares[judged] = (count - pixels - 1) / count * np.einsum('pci,ci->pc', statistics.signals[judged], w)
     deviation = np.sqrt(np.einsum('ci,ij,cj->c', w, covariance, w, optimize=True))
-    templates.append(w / np.maximum(deviation, 1e-30)[:, None])
-  return Detection(squares, np.stack(templates), fold)
+    template = w / np.maximum(deviation, 1e-30)[:, None]
+    squares[judged] = count / (count - rank) * np.einsum('pci,ci->pc', statistics.signals[judged], w)
+    variances[judged] = np.einsum('ci,pij,cj->pc', template, statistics.covariances[judged], template, optimize=True)
+    templates.append(template)
+  return Detection(squares, variances, np.stack(templates), fold)
 
 
 def pooled(statistics: Statistics, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -78,8 +78,9 @@ def measure(
     sites = patients[name]()
     arrays = {}
     for view, f in views.items():
-      arrays[f'{view}.absent'] = np.stack([_seen(f, s.absent, region, chunk) for s in sites])
-      arrays[f'{view}.present'] = np.stack([_seen(f, s.present, region, chunk) for s in sites])
+      absent, present = (np.stack([_seen(f, x, region, chunk) for x in images]) for images in zip(*sites))
+      arrays[f'{view}.absent'] = absent
+      arrays[f'{view}.signal'] = (present - absent[:, None, : present.shape[2]]).mean(2)
     folder.save_arrays(name, arrays, where='detections')
 
 
@@ -87,7 +88,7 @@ def _stored(path, views):
   """Whether a patient's file is whole and has all views; another is written in its place."""
   try:
     with np.load(path) as stored:
-      return all(f'{view}.{kind}' in stored.files for view in views for kind in ('absent', 'present'))
+      return all(f'{view}.{kind}' in stored.files for view in views for kind in ('absent', 'signal'))
   except _DAMAGED:
     return False
 
@@ -119,12 +120,11 @@ def gathered(folder: results.Run, patients: Sequence[str], view: str) -> Seen:
     path = _path(folder, name)
     try:
       with np.load(path) as stored:
-        without, present = stored[f'{view}.absent'], stored[f'{view}.present']
+        without, signals = stored[f'{view}.absent'], stored[f'{view}.signal']
     except _DAMAGED as error:
       raise results.RunError(f'{path}: cannot be read ({str(error).splitlines()[0]}); remove it and run again') from None
     absent.append(without)
-    few = present.shape[2]
-    parts.append(observers.statistics_of([observers.site_statistics(a, p, a[:few]) for a, p in zip(without, present)]))
+    parts.append(observers.statistics_of([observers.site_statistics(a, s) for a, s in zip(without, signals)]))
   statistics = observers.Statistics(*(np.stack(p) for p in zip(*parts)))
   return Seen(np.stack(absent), statistics)
 

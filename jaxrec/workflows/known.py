@@ -98,11 +98,11 @@ def _truth(network, made, seed, reference):
   f = jax.jit(network.network)
   parts = []
   for i in range(reference):
-    seen = [
-      (np.asarray(f(s.absent)).reshape(made.scans, -1), np.asarray(f(s.present.reshape(-1, *s.present.shape[2:]))).reshape(*s.present.shape[:2], -1))
-      for s in sites(made, seed + _REFERENCE, i)
-    ]
-    parts.append(invariances.statistics_of([invariances.site_statistics(a, p, a[: made.few]) for a, p in seen]))
+    found = []
+    for site in sites(made, seed + _REFERENCE, i):
+      absent, present = (np.asarray(f(x)).reshape(*x.shape[:-2], -1) for x in site)
+      found.append(invariances.site_statistics(absent, (present - absent[: made.few]).mean(1)))
+    parts.append(invariances.statistics_of(found))
   detection = invariances.observe(invariances.Statistics(*(np.stack(p) for p in zip(*parts))))
   return [float(d) for d in detection.detectability()]
 

@@ -28,7 +28,7 @@ def seen(network, scans):
   absent = np.asarray(f(scans)).reshape(*scans.shape[:3], -1)
   shown = scans[:, :, None, :FEW] + SIGNALS[:, None]
   present = np.asarray(f(shown)).reshape(*shown.shape[:4], -1)
-  patients = [observers.statistics_of([observers.site_statistics(a, p, a[:FEW]) for a, p in zip(*sites)]) for sites in zip(absent, present)]
+  patients = [observers.statistics_of([observers.site_statistics(a, (p - a[:FEW]).mean(1)) for a, p in zip(*sites)]) for sites in zip(absent, present)]
   return detect.Seen(absent, observers.Statistics(*(np.stack(x) for x in zip(*patients))))
 
 
@@ -164,10 +164,10 @@ def test_detectability_does_not_depend_on_how_well_the_template_is_learnt():
     scans = rng.standard_normal((patients, 40, pixels))
     away = scans - scans.mean(1, keepdims=True)
     statistics_of = observers.Statistics(noisy, np.einsum('psi,psj->pij', away, away) / 39, np.full(patients, 39))
-    found.append((observers.observe(statistics_of).squares).mean())
+    found.append(observers.observe(statistics_of).detectability()[0])
   # The signal over the deviation of the evidence would be less than 1.9.
-  assert np.std(found) / np.sqrt(200) < 0.1
-  assert np.mean(found) == pytest.approx(exact**2, abs=4 * np.std(found) / np.sqrt(200))
+  assert np.std(found) / np.sqrt(200) < 0.02
+  assert np.mean(found) == pytest.approx(exact, abs=0.06)
 
 
 def test_a_network_that_loses_everything_is_blind(scans, before):

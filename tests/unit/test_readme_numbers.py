@@ -116,10 +116,3 @@ def test_a_table_may_hold_its_numbers_one_by_one_or_none_at_all(written):
   cell = '<!-- n b.jsonl where work=pgd : {peak.torch:.1f} -->9.0<!-- /n -->'
   assert check.main([str(written(f'| | torch |\n|---|---|\n| peak | {cell} |\n'))]) == 0
   assert check.main([str(written('<!-- table without results -->\n| a | b |\n|---|---|\n| c | d |\n'))]) == 0
-
-
-def test_the_section_that_is_excepted_is_checked_once_it_has_a_comment(written):
-  bare = '## What a network ignores\n\n| a | b |\n|---|---|\n| 1 | 2 |\n'
-  assert check.main([str(written(bare))]) == 0
-  assert check.main([str(written(bare + '\n' + TABLE))]) == 1
-  assert check.main([str(written(bare + '\n## Numbers\n\n' + TABLE))]) == 0
