@@ -87,6 +87,21 @@ def test_one_trace_for_many_examples(scan, zero_filled):
     once(None, jax.random.key(key), scan)
 
 
+@pytest.mark.parametrize(
+  'search', [jaxrec.pgd(num_steps=2, step=attacks.steepest_step(0.9)), jaxrec.apgd(num_steps=2)], ids=['pgd', 'apgd']
+)
+def test_the_best_point_is_returned_when_the_last_step_overshoots(search):
+  def loss(x):
+    return -((x - 0.3) ** 2)
+
+  # From -0.5 past the maximum at 0.3, and back past it again.
+  found = search(jax.random.key(0), loss, lambda key: jnp.float32(-0.5), lambda x: jnp.clip(x, -1, 1))
+  trace = np.asarray(found.trace)
+  assert trace.shape == (3,) and trace[1] > trace[0] and trace[1] > trace[2]
+  assert float(found.loss) == trace[1]
+  np.testing.assert_allclose(float(loss(found.delta)), trace[1], rtol=1e-5)
+
+
 def test_power_method_finds_the_worst_case_of_a_linear_problem():
   # max ||A z|| over ||z|| <= r is the largest singular value times r.
   a = jax.random.normal(jax.random.key(0), (6, 6))
