@@ -124,6 +124,39 @@ def test_every_coil_stays_within_its_bound(scan):
   assert not z[:, :, ~scan.acquired[0]].any()
 
 
+# name: perturbation, the domain of its bound, axes of one norm, norm
+BOUNDS = {
+  'coil l2': (lambda **o: jaxrec.coil_noise(0.05, **o), 'kspace', (1, 2), 'l2'),
+  'coil l2, all coils': (lambda **o: jaxrec.coil_noise(0.05, per_coil=False, **o), 'kspace', (0, 1, 2), 'l2'),
+  'coil linf': (lambda **o: jaxrec.coil_noise(0.05, norm='linf', **o), 'kspace', (1, 2), 'linf'),
+  'coil linf, all coils': (lambda **o: jaxrec.coil_noise(0.05, per_coil=False, norm='linf', **o), 'kspace', (0, 1, 2), 'linf'),
+  'image l2': (lambda **o: jaxrec.image_noise(0.05, **o), 'image', (1, 2), 'l2'),
+  'image linf': (lambda **o: jaxrec.image_noise(0.05, norm='linf', **o), 'image', (1, 2), 'linf'),
+}
+
+
+@pytest.mark.parametrize('name', BOUNDS)
+def test_the_change_of_the_measurement_reaches_its_bound_and_not_more(name, scan):
+  make, domain, axes, norm = BOUNDS[name]
+  far, start = make(), make(start='random')
+  kspace = np.asarray(scan.kspace, np.complex128)
+  bound = 0.05 * np.sqrt(np.sum(np.abs(kspace) ** 2, axes))
+  if norm == 'linf':
+    # Entries that may change: acquired columns of the k-space, or all pixels.
+    entries = 40 * np.sum(scan.acquired) if domain == 'kspace' else 40 * 36
+    bound = bound / np.sqrt(entries * (3 if len(axes) == 3 else 1))
+  deltas = far.project(wild(jnp.zeros_like(scan.kspace), jax.random.key(0)), scan), start.init(jax.random.key(1), scan)
+  for p, delta in zip((far, start), deltas):
+    change = np.asarray(p.apply(delta, scan).kspace, np.complex128) - kspace
+    if domain == 'image':
+      change = np.asarray(jaxrec.fourier.ifft2c(change))
+    size = np.max(np.abs(change), axes) if norm == 'linf' else np.sqrt(np.sum(np.abs(change) ** 2, axes))
+    used = size / bound
+    assert np.all(used < 1 + 1e-3)
+    if norm == 'l2' or p is far:
+      assert np.all(used > 1 - 1e-3)
+
+
 def test_linf_lies_inside_l2(scan):
   z = jaxrec.coil_noise(0.03, norm='linf').project(wild(jnp.zeros_like(scan.kspace), jax.random.key(0)), scan)
   np.testing.assert_array_equal(jaxrec.coil_noise(0.03 * (1 + 1e-6)).project(z, scan), z)
