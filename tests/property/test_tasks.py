@@ -275,6 +275,21 @@ def test_every_process_starts_from_the_values_of_the_first(tmp_path):
   assert len(told) == 1 and all(np.abs(b - a - 0.05).max() < 0.01 for a, b in zip(start, end))
 
 
+def test_every_step_draws_its_own_random_numbers(tmp_path):
+  """A task that only reports what it draws."""
+
+  def step(state, batch, key):
+    return {'step': state['step'] + 1}, {'loss': jax.random.uniform(key)}
+
+  task = training.Task(lambda key, batch: {'step': jnp.int32(0)}, step, lambda *_: {}, lambda state: state)
+  tape, checkpointer = Tape(), training.Checkpointer(tmp_path)
+  options = dict(key=jax.random.key(0), parallel=training.data_parallel(1), writer=tape, checkpointer=checkpointer, report_every=1)
+  training.fit(task, lambda start: iter([np.zeros((1, 1))] * 4), 4, **options)
+  checkpointer.close()
+  assert [r['step'] for r in tape.records] == [1, 2, 3, 4]
+  assert len({r['loss'] for r in tape.records}) == 4
+
+
 def test_resuming_continues_exactly(name, whole, tmp_path):
   state, records, _ = whole
   _, first = fit(name, tmp_path, 4)
