@@ -119,6 +119,9 @@ def test_smoothing_is_the_network_where_there_is_no_noise():
   # More samples come closer to the expectation.
   few, many, other = (image(smoothing_samples=n, smoothing_std=0.1, smoothing_seed=s) for n, s in ((2, 0), (64, 0), (64, 7)))
   assert np.linalg.norm(few - other) > 2 * np.linalg.norm(many - other)
+  # There is noise: it moves the image by more than rounding, and its seed matters.
+  for one, another in ((few, reference), (many, reference), (many, other)):
+    assert np.linalg.norm(one - another) > 1e-3 * np.linalg.norm(reference)
   completed = jax.jit(models.bind_complete(plain))(variables, scan)
   np.testing.assert_allclose(fourier.rss(fourier.ifft2c(completed)), reference, rtol=1e-4, atol=1e-9)
   with pytest.raises(ValueError, match='model.name: UNetRecon'):
