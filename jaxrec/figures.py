@@ -289,8 +289,9 @@ def retained_curves(rows: Sequence[Mapping[str, Any]], unit: str) -> Figure:
     axes.axhline(0.5, color='0.7', ls='--', lw=0.8)
     axes.set_title(f'{size:g} {unit}', fontsize=10)
     axes.set_xlabel("d' in the input")
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     _plain(axes)
+  # Only now: a limit that is set stops the others, which share it, from making room.
+  figure.axes[0].set_ylim(bottom=min(0, figure.axes[0].get_ylim()[0]))
   figure.axes[0].set_ylabel("r = d' output / d' input")
   figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc='outside right center')
   return figure
