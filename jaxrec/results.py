@@ -208,7 +208,7 @@ def _load_arrays(path):
       return {name: arrays[name] for name in arrays.files}
   except Exception as error:  # Damaged archives raise whatever they stumble over.
     raise RunError(
-      f'{path}: is damaged ({_reason(error)}); delete it to go on without this picture, or delete rows and arrays in '
+      f'{path}: is damaged ({reason(error)}); delete it to go on without this picture, or delete rows and arrays in '
       f'{path.parent.parent} to compute all again'
     ) from None
 
@@ -234,7 +234,7 @@ def open_images(folder: str | Path) -> Iterator[h5py.File | None]:
     with h5py.File(path) as file:
       yield file
   except (OSError, KeyError, RuntimeError) as error:
-    raise RunError(f'{path}: is damaged ({_reason(error)}); delete it and run the attack stage, which makes it from arrays') from None
+    raise RunError(f'{path}: is damaged ({reason(error)}); delete it and run the attack stage, which makes it from arrays') from None
 
 
 def _installed(package):
@@ -390,7 +390,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
       raise ValueError(f'it holds a {type(stored).__name__}')
     return stored
   except (ValueError, OSError, RecursionError) as error:
-    raise RunError(f'{path}: is damaged ({_reason(error)}); {_REMEDIES.get(path.name, "delete it and run the same command, which writes it again")}') from None
+    raise RunError(f'{path}: is damaged ({reason(error)}); {_REMEDIES.get(path.name, "delete it and run the same command, which writes it again")}') from None
 
 
 _REMEDIES = {
@@ -438,10 +438,11 @@ def read_rows(folder: str | Path) -> dict[tuple, dict[str, Any]]:
 
 def _line_error(path, number, error):
   lost = 'what it held is computed again' if path.parent.name == 'rows' else 'this record is lost, the others stay'
-  return RunError(f'{path}: line {number} is damaged ({_reason(error)}); delete the line and run the same command: {lost}')
+  return RunError(f'{path}: line {number} is damaged ({reason(error)}); delete the line and run the same command: {lost}')
 
 
-def _reason(error):
+def reason(error: BaseException) -> str:
+  """What an error of another library says, in one short line."""
   return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 

@@ -69,8 +69,9 @@ class Detection(NamedTuple):
   def detectability(self, weights: np.ndarray | None = None) -> np.ndarray:
     """d' by class, `[..., class]`; `weights` `[..., patient]` count patients, each once if `None`.
 
-    `d'^2 = mean_p squares / mean_p variances`. An observer whose evidence is the wrong way round tells as much: the sign of d'^2
-    is dropped, which near 0 errs towards seeing.
+    `d'^2 = mean_p squares / mean_p variances`. An observer whose evidence is the wrong
+    way round tells as much: the sign of d'^2 is dropped, which near 0 errs towards
+    seeing.
     """
     weights = np.ones(len(self.squares)) if weights is None else np.asarray(weights, float)
     return np.sqrt(np.abs(weights @ self.squares) / np.maximum(weights @ self.variances, 1e-30))

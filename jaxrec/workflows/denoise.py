@@ -84,7 +84,7 @@ def _denoised(path, network, variables, offset):
   try:
     cleaned = ldct.hounsfield(np.asarray(network(variables, ldct.normalise(image))))
   except (ValueError, TypeError) as error:
-    raise DataError(f'{path}: {image.shape[0]} x {image.shape[1]} pixels do not pass the network ({_reason(error)})') from None
+    raise DataError(f'{path}: {image.shape[0]} x {image.shape[1]} pixels do not pass the network ({results.reason(error)})') from None
   if cleaned.shape != image.shape or not np.isfinite(cleaned).all():
     raise DataError(f'{path}: the network makes no finite image of its size from it')
   return cleaned.astype(np.float32)
@@ -102,13 +102,9 @@ def _write(out, path, cleaned, name, digest):
         np.save(stream, cleaned)
     temporary.replace(out)
   except (ValueError, TypeError, KeyError, AttributeError) as error:  # A header that can be read but not written.
-    raise DataError(f'{path}: its result cannot be written ({_reason(error)}); export the image again') from None
+    raise DataError(f'{path}: its result cannot be written ({results.reason(error)}); export the image again') from None
   finally:
     temporary.unlink(missing_ok=True)
-
-
-def _reason(error):
-  return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _digest(variables):

@@ -6,7 +6,7 @@ are added to them. What the observer sees of every patient goes to the disk once
 """
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,15 +48,19 @@ class Seen(NamedTuple):
 
 
 class Result(NamedTuple):
-  """One network's verdicts and findings by class; `found` is `[class, patient]` of `witness.Findings`, or `None`."""
+  """One network's verdicts and findings by class; `found` is `[class, patient]` of `witness.Findings`, or `None`.
 
+  `before` is the detection in the inputs, the same for all networks.
+  """
+
+  before: observers.Detection
   detection: observers.Detection
   verdicts: list[verdict.Verdict]
   found: list[witness.Findings] | None
 
 
 def measure(
-  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Sequence[Site]]],
+  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Iterable[Site]]],
   region: tuple[slice, slice], *, chunk: int = 256, part: int = 0, parts: int = 1,
 ) -> None:  # fmt: skip
   """Shows all scans of all patients to all networks; finished patients are not shown again.
@@ -75,7 +79,7 @@ def measure(
   for name in tqdm(mine, desc='detect', unit='patient', disable=part > 0):
     if _stored(_path(folder, name), views):
       continue
-    sites = patients[name]()
+    sites = list(patients[name]())
     arrays = {}
     for view, f in views.items():
       absent, present = (np.stack([_seen(f, x, region, chunk) for x in images]) for images in zip(*sites))
@@ -122,7 +126,7 @@ def gathered(folder: results.Run, patients: Sequence[str], view: str) -> Seen:
       with np.load(path) as stored:
         without, signals = stored[f'{view}.absent'], stored[f'{view}.signal']
     except _DAMAGED as error:
-      raise results.RunError(f'{path}: cannot be read ({str(error).splitlines()[0]}); remove it and run again') from None
+      raise results.RunError(f'{path}: cannot be read ({results.reason(error)}); remove it and run again') from None
     absent.append(without)
     parts.append(observers.statistics_of([observers.site_statistics(a, s) for a, s in zip(without, signals)]))
   statistics = observers.Statistics(*(np.stack(p) for p in zip(*parts)))
@@ -130,7 +134,7 @@ def gathered(folder: results.Run, patients: Sequence[str], view: str) -> Seen:
 
 
 def judged(
-  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Sequence[Site]]],
+  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Iterable[Site]]],
   kinds: Sequence[Kind], region: tuple[slice, slice], *, level: float = 0.95, draws: int = 10_000, num_steps: int = 150,
   searched: Sequence[int] = (), folds: int = 4, part: int = 0,
 ) -> dict[str, Result]:  # fmt: skip
@@ -151,14 +155,14 @@ def judged(
   """
   before = gathered(folder, list(patients), INPUT)
   seen = observers.observe(before.statistics, folds=folds)
-  sites = [read()[0] for read in patients.values()] if num_steps and searched else []
+  sites = [next(iter(read())) for read in patients.values()] if num_steps and searched else []
   found = {}
   for name, f in tqdm(networks.items(), desc='judge', unit='network', disable=part > 0):
     after = gathered(folder, list(patients), name)
     detection = observers.observe(after.statistics, folds=folds)
     verdicts = verdict.judge(seen, detection, level=level, draws=draws)
     witnesses = _hunt(f, before, after, seen, detection, sites, searched, region, num_steps) if sites else None
-    found[name] = Result(detection, verdicts, witnesses)
+    found[name] = Result(seen, detection, verdicts, witnesses)
   return found
 
 
@@ -220,6 +224,17 @@ def word(truth: bool) -> str:
   return 'yes' if truth else 'no'
 
 
+def cell(row: Mapping[str, str], name: str, form: str = '.2f') -> str:
+  """A number of `detectability.csv` and its interval, as reports show them."""
+  value, low, high = (float(row[f'{name}{end}']) for end in ('', '_low', '_high'))
+  return f'{value:{form}} ({low:{form}} to {high:{form}})'
+
+
+def hunted(row: Mapping[str, str]) -> list[str]:
+  """Share of witnesses and median fall, as reports show them; empty where none were searched."""
+  return [f'{float(row[k]):.2f}' if row[k] else '' for k in ('witnesses', 'fell')]
+
+
 def columns() -> list[str]:
   """Columns of `detectability.csv`."""
   ends = [f'{name}{end}' for name in ('input', 'output', 'retained') for end in ('', '_low', '_high')]
@@ -232,6 +247,6 @@ def lines(label: str, kinds: Sequence[Kind], result: Result, searched: Sequence[
   for i, (kind, v) in enumerate(zip(kinds, result.verdicts)):
     numbers = [x for estimate in (v.input, v.output, v.retained) for x in estimate]
     mine = result.found[searched.index(i)] if result.found is not None and i in searched else None
-    hunted = ['', '', 0] if mine is None else [float(np.mean(mine.witness)), float(np.median(mine.fell)), len(mine.witness)]
-    found.append([label, *kind, *numbers, word(v.visible), word(v.ignored), *hunted, len(result.detection.fold)])
+    search = ['', '', 0] if mine is None else [float(np.mean(mine.witness)), float(np.median(mine.fell)), len(mine.witness)]
+    found.append([label, *kind, *numbers, word(v.visible), word(v.ignored), *search, len(result.detection.fold)])
   return found

@@ -1,5 +1,6 @@
 """The detect stage: what trained CT networks retain of structures put into scans of held-out patients."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -70,12 +71,11 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
   labels = {name: _label(config, name) for name in networks}
   table = [line for name, result in found.items() for line in detect.lines(labels[name], kinds, result, searched)]
   results.write_csv(run_folder.folder / 'detectability.csv', detect.columns(), table)
-  before = observers.observe(detect.gathered(run_folder, list(read), detect.INPUT).statistics, folds=options.folds)
   pairs = [(a, b) for i, a in enumerate(networks) for b in list(networks)[i + 1 :]]
   apart = [
     [labels[a], labels[b], *kind, *estimate]
     for a, b in pairs
-    for kind, estimate in zip(kinds, verdict.difference(before, found[a].detection, found[b].detection, level=options.level, draws=options.draws))
+    for kind, estimate in zip(kinds, verdict.difference(found[a].before, found[a].detection, found[b].detection, level=options.level, draws=options.draws))
   ]
   results.write_csv(run_folder.folder / 'differences.csv', ['network', 'other', *detect.Kind._fields, 'difference', 'low', 'high'], apart)
 
@@ -129,12 +129,11 @@ def disc(side: int, diameter: float) -> np.ndarray:
 
 
 def _sites(options, kinds, places, seed):
-  found = []
-  for v, s, at in places:
-    absent = cases.absent_ct(v, s, [at], repeats=options.repeats, side=options.side, seed=seed)[0]
+  for (v, s), group in itertools.groupby(places, lambda place: place[:2]):
     signals = np.stack([k.contrast / ldct.STD * disc(options.side, k.size / v.pixel) for k in kinds]).astype(np.float32)
-    found.append(detect.Site(absent, absent[None, : options.few] + signals[:, None]))
-  return found
+    # The repeats of a slice are read once for all of its places.
+    for absent in cases.absent_ct(v, s, [at for *_, at in group], repeats=options.repeats, side=options.side, seed=seed):
+      yield detect.Site(absent, absent[None, : options.few] + signals[:, None])
 
 
 def section(page: Page, folder) -> None:
@@ -152,9 +151,8 @@ def section(page: Page, folder) -> None:
   head = ['network', 'size', 'contrast', 'd\' in input', 'd\' in output', 'r', 'ignored', 'witnesses', 'fell']
   lines = []
   for r in rows:
-    cells = [f'{float(r[k]):.2f} ({float(r[f"{k}_low"]):.2f} to {float(r[f"{k}_high"]):.2f})' for k in ('input', 'output', 'retained')]
-    hunted = [f'{float(r[k]):.2f}' if r[k] else '' for k in ('witnesses', 'fell')]
-    lines.append([r['network'], f'{float(r["size"]):g} mm', f'{float(r["contrast"]):.0f} HU', *cells, r['ignored'], *hunted])
+    cells = [detect.cell(r, k) for k in ('input', 'output', 'retained')]
+    lines.append([r['network'], f'{float(r["size"]):g} mm', f'{float(r["contrast"]):.0f} HU', *cells, r['ignored'], *detect.hunted(r)])
   page.table(
     'Ignored: visible (d\' in the input above 2), r below .5 and d\' in the output below 1, each with its whole interval. Contrasts follow from the d\' aimed at and the noise of training patients. Witnesses: share of '
     'inputs for which the search finds a sample that a scan could be, in which the evidence fell by 2 deviations or more, moved by at most half a deviation in the output, and whose output is as close as those of two scans.',

@@ -1,7 +1,8 @@
 """The verdict tried on networks whose answer is known."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -47,14 +48,12 @@ def setting(options: ConfigDict) -> Setting:
   return Setting(noise, kinds, signals, options.sites, options.scans, options.few)
 
 
-def sites(made: Setting, seed: int, patient: int) -> list[detect.Site]:
+def sites(made: Setting, seed: int, patient: int) -> Iterator[detect.Site]:
   """Scans of one patient: new backgrounds, new noise."""
   rng = np.random.default_rng([seed, patient])
-  found = []
   for _ in range(made.sites):
     absent = known.background(rng, made.noise.side) + known.draw(rng, made.noise, made.scans)
-    found.append(detect.Site(absent, absent[None, : made.few] + made.signals[:, None]))
-  return found
+    yield detect.Site(absent, absent[None, : made.few] + made.signals[:, None])
 
 
 def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None:
@@ -142,8 +141,12 @@ def _bottleneck(config, made, run_folder, parallel) -> Callable:
   return lambda images: module.apply(variables, images)
 
 
-def report(config: ConfigDict, folder) -> object:
-  """Writes `report.html` from `detectability.csv`."""
+def report(folder: Path) -> Path:
+  """Writes `report.html` from `detectability.csv`.
+
+  Raises:
+    RunError: if it has no rows.
+  """
   rows = results.read_csv(folder / 'detectability.csv')
   if not rows:
     raise results.RunError(f'{folder}: has no rows to report; run the known stage first')
@@ -173,10 +176,10 @@ def verdict_table(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[li
   head = ['network', 'size', 'd\' in input', 'd\' in output', 'known', 'r', 'ignored', 'known ', 'witnesses', 'fell']
   lines = []
   for r in rows:
-    cell = {name: f'{float(r[name]):.2f} ({float(r[f"{name}_low"]):.2f} to {float(r[f"{name}_high"]):.2f})' for name in ('input', 'output')}
-    retained = f'{float(r["retained"]):.3f} ({float(r["retained_low"]):.3f} to {float(r["retained_high"]):.3f})'
-    hunted = [f'{float(r[k]):.2f}' if r[k] else '' for k in ('witnesses', 'fell')]
-    lines.append([r['network'], f'{float(r["size"]):g}', cell['input'], cell['output'], f'{float(r["exact"]):.2f}', retained, r['ignored'], r['truth'], *hunted])
+    lines.append([
+      r['network'], f'{float(r["size"]):g}', detect.cell(r, 'input'), detect.cell(r, 'output'), f'{float(r["exact"]):.2f}',
+      detect.cell(r, 'retained', '.3f'), r['ignored'], r['truth'], *detect.hunted(r),
+    ])  # fmt: skip
   return head, lines
 
 

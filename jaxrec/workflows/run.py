@@ -115,7 +115,7 @@ def _known(config, workdir):
   if 'known' in config.stages:
     known.run(config, folder, parallel)
   if 'report' in config.stages and parallel.part == 0:
-    _announce(known.report(config, workdir))
+    _announce(known.report(workdir))
 
 
 def _announce(page: Path) -> None:
