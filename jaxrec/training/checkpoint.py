@@ -19,8 +19,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxrec import results
-
 _DIGESTS = 'digests.json'
 
 
@@ -105,15 +103,14 @@ class Checkpointer:
       manager.save(step, args=ocp.args.Composite(**parts))
       manager.wait_until_finished()
       if jax.process_index() == 0:
-        results.write_text(path / _DIGESTS, json.dumps(_digests(path)))
-    except results.RunError as error:
-      raise CheckpointError(str(error)) from None
+        (path / _DIGESTS).write_text(json.dumps(_digests(path)))
     except (OSError, ValueError) as error:
       self._remove_unfinished()
+      (path / _DIGESTS).unlink(missing_ok=True)
       # TensorStore hides the system's words in a paragraph.
       words = re.search(r': ([^:]*) \[os_error_code', str(error))
       raise CheckpointError(
-        f'{path}: cannot be written ({words[1] if words else results.reason(error)}); free the disk, then run the same command to go on'
+        f'{path}: cannot be written ({words[1] if words else _reason(error)}); free the disk, then run the same command to go on'
       ) from None
     self._whole.add(path)
 
@@ -137,7 +134,7 @@ class Checkpointer:
       damaged[step] = fault
     if damaged:
       raise CheckpointError(
-        f'{manager.directory}: every checkpoint is damaged ({results.reason(damaged[steps[0]])}); delete {self.folder} to train from the start'
+        f'{manager.directory}: every checkpoint is damaged ({_reason(damaged[steps[0]])}); delete {self.folder} to train from the start'
       )
     return None
 
@@ -167,7 +164,7 @@ class Checkpointer:
       raise
     except (ValueError, KeyError, TypeError, OSError) as error:
       raise CheckpointError(
-        f'{manager.directory / str(step)}: is damaged or of another config ({results.reason(error)}); '
+        f'{manager.directory / str(step)}: is damaged or of another config ({_reason(error)}); '
         'delete it to go on from the one before, or set another workdir'
       ) from None
 
@@ -213,9 +210,12 @@ def _fault(folder):
   if not (folder / _DIGESTS).exists():
     return ''
   try:
-    written = results.read_json(folder / _DIGESTS)
-    found = _digests(folder)
-  except (results.RunError, OSError) as error:
-    return results.reason(error)
-  changed = sorted(name for name in written if found.get(name) != written[name])
+    written, found = json.loads((folder / _DIGESTS).read_text()), _digests(folder)
+    changed = sorted(name for name in written if found.get(name) != written[name])
+  except (OSError, ValueError, TypeError) as error:
+    return f'{_DIGESTS}: {_reason(error)}'
   return f'{changed[0]} {"has changed" if changed[0] in found else "is missing"}' if changed else ''
+
+
+def _reason(error):
+  return (str(error).splitlines() or [type(error).__name__])[0][:160]
