@@ -29,9 +29,6 @@ AIMS = ('region', 'image')
 
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Attacks the trained network; finished rows are not computed again."""
-  for aim in config.attack.attacked:
-    if aim not in AIMS:
-      raise ValueError(f'attack.attacked: {aim!r} is unknown; choose among {", ".join(AIMS)}')
   plans = [_plan(config, name, run_folder.folder, data, parallel) for name in config.perturbation]
   examples, skipped = datasets.examples(config, data)
   read = datasets.reader(config, attacked=True)
@@ -112,12 +109,7 @@ def _plan(config, name: str, folder, data, parallel) -> dict[str, Any]:
   if config.perturbation[name].get('generator', ''):
     plan['generator'] = generator_of(config, sibling(folder, config.perturbation[name].generator), data, parallel)
   if search_name == 'grid':
-    if name != 'rotation':
-      raise ValueError(f'search.{name}.name: grid is for rotation; choose pgd, apgd or random')
-    step = options.pop('step_degrees', 0.1)
-    if options:
-      raise ValueError(f'search.{name}.{next(iter(options))}: grid has no such option; it takes step_degrees')
-    plan['points'] = attacks.angle_grid(strengths[-1], step)
+    plan['points'] = attacks.angle_grid(strengths[-1], **options)
     plan['calls'] = {'forward': len(plan['points']) + 2, 'backward': 0}
   else:
     plan['search'] = factory.search(search_name, options)

@@ -146,15 +146,11 @@ def defended(config: ml_collections.ConfigDict, module) -> tuple[Reconstructor, 
   randomised = getattr(module, 'smoothing_samples', 0) > 0
   options = dict(config.defence)
   name = options.pop('name')
-  if name not in ('none', 'cyclic'):
-    raise ValueError(f'defence.name: {name!r} is unknown; choose one of none, cyclic')
   reconstruct = plain
   if name == 'cyclic':
     reconstruct = _call(attacks.cyclic, 'defence', dict(reconstruct=plain, complete=models.bind_complete(module), **options))
   if config.attack.sees == 'network':
     return reconstruct, models.bind(module.clone(smoothing_samples=0)) if randomised else plain
-  if config.attack.sees != 'defence':
-    raise ValueError(f'attack.sees: {config.attack.sees!r} is unknown; choose one of defence, network')
   if not randomised:
     return reconstruct, None
   draws = [models.bind(module.clone(smoothing_seed=i + 1)) for i in range(config.attack.draws)]
