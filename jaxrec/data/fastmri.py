@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxrec import masks
 from jaxrec.data import hdf5
-from jaxrec.data.annotations import Region, region_mask
+from jaxrec.data.annotations import SMALLEST, Region, region_mask
 from jaxrec.data.errors import DataError
 from jaxrec.data.singlecoil import centre_of, centred_images
 from jaxrec.types import Scan
@@ -171,6 +171,8 @@ def _describe(path, file):
     raise DataError(f'{path}: kspace has shape {kspace.shape}; expected [slice, coil, row, col] without zeros')
   if kspace.dtype.kind != 'c':
     raise DataError(f'{path}: kspace has type {kspace.dtype}; expected complex')
+  if min(kspace.shape[-2:]) < SMALLEST:
+    raise DataError(f'{path}: kspace has shape {kspace.shape}; SSIM needs {SMALLEST} rows and columns or more')
   shape = kspace.shape if kspace.ndim == 4 else (kspace.shape[0], 1, *kspace.shape[1:])
   target = _find_target(path, file, kspace.ndim)
   left, right, recon = _header(path, file, shape)
@@ -178,6 +180,8 @@ def _describe(path, file):
   crop = tuple(min(a, b) for a, b in zip(crop, shape[2:]))
   if target not in ('', 'none') and (file[target].shape[0] != shape[0] or file[target].shape[1:] != crop):
     raise DataError(f'{path}: {target} has shape {file[target].shape}, which does not fit kspace {kspace.shape}')
+  if min(crop) < SMALLEST:
+    raise DataError(f'{path}: the target has shape {crop}; SSIM needs {SMALLEST} rows and columns or more')
   attributes = {name: file.attrs.get(name) for name in _ATTRIBUTES}
   numbers = {name: _number(path, name, attributes[name]) for name in ('max', 'norm')}
   return Volume(
@@ -306,9 +310,10 @@ def read_scan(
     line = draw_mask(volume)
   else:
     with hdf5.open_file(volume.path) as file:
-      stored = np.asarray(hdf5.dataset(file, 'mask')[()]).astype(bool).reshape(1, -1)
-    if stored.shape != acquired.shape:
-      raise DataError(f'{volume.path}: mask has {stored.size} columns, kspace has {acquired.size}')
+      stored = hdf5.dataset(file, 'mask')
+      if stored.size != acquired.size:
+        raise DataError(f'{volume.path}: mask has {stored.size} columns, kspace has {acquired.size}')
+      stored = np.asarray(stored[()]).astype(bool).reshape(1, -1)
     line = masks.LineMask(stored, masks.acs_of_mask(stored))
   try:
     line = masks.restrict(line, acquired)

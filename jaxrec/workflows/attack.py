@@ -68,7 +68,12 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
             (i, s) for i, e in enumerate(chosen) for s in (0.0, *plan['strengths']) if _key(e, plan, aim, s) not in done
           ]
           if wanted:
-            rows = _attack_batch(config, run_folder, plan, programs[plan['name']], (variables, plan['generator'][1]), chosen, scans, aim, batch_size)
+            try:
+              rows = _attack_batch(config, run_folder, plan, programs[plan['name']], (variables, plan['generator'][1]), chosen, scans, aim, batch_size)
+            except ValueError as error:
+              # Of a size that the network or the perturbation does not take; its batch mates have the same.
+              _refuse(config, chosen, DataError(f'{chosen[0].volume.path}: cannot be attacked ({results.reason(error)})'), bad)
+              continue
             run_folder.append([rows[i, s] for i, s in wanted])
             done.update(results.key_of(rows[i, s]) for i, s in wanted)
   results.write_text(
@@ -83,6 +88,8 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
         f'attack: thermal noise has the energy of adversarial noise with eta = {100 * np.median(etas):.2f}% '
         f'(median; {100 * min(etas):.2f}% to {100 * max(etas):.2f}%)'
       )
+    if bad and not run_folder.rows():
+      raise DataError(f'attack: no example could be attacked; the first: {next(iter(bad.values()))}')
     if bad:
       print(f'attack: skipped {len(bad)} bad files, listed in the report; the first: {next(iter(bad.values()))}')
 
@@ -94,10 +101,14 @@ def _read(config, read, examples, bad):
       scans.append(read(example, 0))
       chosen.append(example)
     except DataError as error:
-      if config.attack.strict:
-        raise
-      bad[f'{example.volume.path} slice {example.slice}'] = str(error)
+      _refuse(config, [example], error, bad)
   return chosen, scans
+
+
+def _refuse(config, examples, error, bad):
+  if config.attack.strict:
+    raise error from None
+  bad.update({f'{e.volume.path} slice {e.slice}': str(error) for e in examples})
 
 
 def _plan(config, name: str, folder, data, parallel) -> dict[str, Any]:
