@@ -55,16 +55,18 @@ def main(argv: list[str]) -> int:
   except KeyboardInterrupt:
     print('\nstopped; the same command goes on from here', file=sys.stderr)
     return 130
-  except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-    if type(error).__module__.split('.')[0] in ('jax', 'jaxlib') or os.environ.get('JAXREC_TRACEBACK'):
+  except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+    if os.environ.get('JAXREC_TRACEBACK'):
       raise
     return _fail(error)
   return 0
 
 
 def _fail(error: Exception) -> int:
-  line = ' '.join(str(error).split()) or type(error).__name__
-  print(f'error: {line}', file=sys.stderr)
+  # Errors of JAX have paragraphs, of which the first says what is wrong.
+  lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+  more = ' (JAXREC_TRACEBACK=1 shows all)' if len(lines) > 1 else ''
+  print(f'error: {lines[0][:500]}{more}', file=sys.stderr)
   return 2
 
 

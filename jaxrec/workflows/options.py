@@ -177,7 +177,7 @@ OPTIONS: dict[str, Rule] = {
   }),
   **{f'{section}.{name}': rule for section in ('detect', 'known') for name, rule in {
     'side': _whole(8, 4096), 'sites': _SIZE, 'few': _whole(1, 10_000), 'diameters': _POSITIVE, 'aims': _POSITIVE, 'level': _real(0, 1, above=True, below=True),
-    'draws': _whole(1, 10**7), 'searched_aims': _several(_real(0, 1e4, above=True), least=0), 'num_steps': _whole(1)}.items()},
+    'draws': _whole(1, 10**7), 'searched_aims': _several(_real(0, 1e4, above=True), least=0), 'num_steps': _whole(0)}.items()},
 }  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The verdict on networks whose answer is known, as users ask for it: a run, its files, its report, and going on."""
 
-import numpy as np
 import pytest
 
 from configs import invariances_known
@@ -55,6 +54,7 @@ def test_a_lost_patient_is_measured_again_and_no_other(finished):
   assert [f for f in files if f.stat().st_mtime_ns != stamps[f]] == [files[2]]
 
 
+@pytest.mark.fault
 def test_a_damaged_patient_is_named(finished):
   config, folder = finished
   path = sorted((folder / 'detections').glob('*.npz'))[0]
@@ -63,12 +63,3 @@ def test_a_damaged_patient_is_named(finished):
   with pytest.raises(results.RunError, match=f'{path.name}: cannot be read .*remove it and run again'):
     detect.gathered(results.Run(folder), [f'{i:03d}' for i in range(config.known.patients)], detect.INPUT)
   path.write_bytes(whole)
-
-
-@pytest.mark.parametrize('name, value, words', [('patients', 3, 'known.patients: 3 is too few'), ('few', 500, 'known.few: 500 is more than known.scans')])
-def test_options_are_named(name, value, words):
-  config = invariances_known.get_config('smoke')
-  config.known[name] = value
-  with pytest.raises(ValueError, match=words):
-    known.setting(config.known)
-  assert np.isfinite(known.setting(invariances_known.get_config('smoke').known).signals).all()

@@ -129,6 +129,7 @@ def test_masks_meet_their_acceleration_on_average(kind):
     ('magic_fraction', dict(center_fractions=[0.5]), 'lower center_fractions'),
   ],
 )
+@pytest.mark.fault
 def test_impossible_masks_are_refused(kind, options, words):
   with pytest.raises(ValueError, match=words):
     masks.line_mask(kind, 64, **{**dict(center_fractions=[0.08], accelerations=[4], seed=0), **options})

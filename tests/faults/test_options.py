@@ -153,6 +153,8 @@ TOGETHER = {
   ('invariances_cnn10', 'detect.few', 15, 'is more than detect.repeats=14'),
   ('invariances_cnn10', 'detect.reach', 12, 'do not fit into detect.side=24'),
   ('invariances_cnn10', 'data.centre_hu', (1.0,), 'a tuple of two numbers'),
+  ('invariances_cnn10', 'data.layout', 'films', "'films' is unknown; choose one of fastmri, ldct"),
+  ('invariances_known', 'known.patients', 3, 'a whole number from 4'),
   ('invariances_known', 'known.few', 193, 'is more than known.scans=192'),
   ('invariances_known', 'known.side', 17, 'is odd'),
   ('invariances_known', 'known.bottleneck.code', 0, 'a whole number from 1'),
