@@ -7,6 +7,7 @@ named part takes (a search, a network, a task) follows from its factory.
 import fnmatch
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -75,8 +76,8 @@ def _optional(rule: Rule) -> Rule:
 
 _FLAG = Rule(lambda x: isinstance(x, bool), 'True or False')
 _TEXT = Rule(lambda x: isinstance(x, str), 'a text')
-_FILE = Rule(lambda x: isinstance(x, str) and (not x or Path(x).is_file()), 'a file that exists')
-_FOLDER = Rule(lambda x: isinstance(x, str) and (not x or Path(x).is_dir()), 'a folder that exists')
+_FILE = Rule(lambda x: isinstance(x, str) and (not x or os.path.isfile(x)), 'a file that exists')
+_FOLDER = Rule(lambda x: isinstance(x, str) and (not x or os.path.isdir(x)), 'a folder that exists')
 _DIGEST = Rule(lambda x: isinstance(x, str) and bool(re.fullmatch('(?i:[0-9a-f]{64})?', x)), 'a SHA-256 of 64 hexadecimal digits')
 # Runs of this config or of other run folders; `_check_runs` looks for them.
 _RUN = Rule(_TEXT.allows, 'the name of a run')
@@ -250,7 +251,7 @@ _AFTER = ('invariances', 'detect', 'report')
 
 def _check_runs(name, value, base, planned):
   for run in (value,) if isinstance(value, str) else value:
-    if run and not (base / run in planned or (base / run).is_dir() or Path(run).is_dir()):
+    if run and not (base / run in planned or os.path.isdir(base / run) or os.path.isdir(run)):
       known = ', '.join(sorted(str(p.relative_to(base)) for p in planned if p.is_relative_to(base)))
       raise ValueError(f'{name}: {run!r} is no run folder and none that is trained before; {f"choose among {known}" if known else "train it first"}')
 
