@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / 'benchmarks' / 'results' / 'mutants.csv'
-PHYSICS = ['tests/unit/test_physics.py', 'tests/unit/test_doctest.py', 'tests/property/test_perturbations.py']
+PHYSICS = ['tests/unit/test_physics.py', 'tests/property/test_perturbations.py', 'tests/unit/test_doctest.py']
 VERDICT = ['tests/unit/test_verdict.py', 'tests/unit/test_observers.py']
 ATTACKS = ['tests/property/test_searches.py', 'tests/property/test_perturbations.py', 'tests/unit/test_attack.py']
 DATA = ['tests/unit/test_data.py', 'tests/faults/test_data.py']
@@ -35,7 +35,7 @@ TASKS = ['tests/unit/test_losses.py', 'tests/property/test_tasks.py']
 # Module, the tests that are to notice, and its share of the mutants.
 MODULES = {
   'jaxrec/fourier.py': (PHYSICS, 2),
-  'jaxrec/masks.py': (['tests/unit/test_physics.py', 'tests/unit/test_doctest.py', 'tests/parity/test_fastmri.py'], 3),
+  'jaxrec/masks.py': (['tests/unit/test_physics.py', 'tests/parity/test_fastmri.py', 'tests/unit/test_doctest.py'], 3),
   'jaxrec/geometry.py': (PHYSICS, 3),
   'jaxrec/metrics.py': (PHYSICS + ['tests/parity/test_fastmri.py'], 3),
   'jaxrec/noise.py': (['tests/unit/test_physics.py', 'tests/unit/test_doctest.py'], 2),
@@ -174,21 +174,25 @@ def _child(module, number, tests, pipe):
       if report.failed:
         failed.append(report.nodeid)
 
-  code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', *tests], plugins=[First()])
+  for test in tests:
+    # One file after the other: most mutants fall at once, and some files are slow to collect.
+    code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', test], plugins=[First()])
+    if code:
+      break
   pipe.send((int(code), failed[:1]))
   pipe.close()
   os._exit(0)
 
 
-def attempt(module, number):
+def attempt(module, number, tests=None):
   """Exit code of the tests, the test that failed first, seconds."""
   start = time.monotonic()
   context = multiprocessing.get_context('fork')
   pipe, other = context.Pipe()
-  child = context.Process(target=_child, args=(module, number, MODULES[module][0], other))
+  child = context.Process(target=_child, args=(module, number, tests or MODULES[module][0], other))
   child.start()
   other.close()
-  code, failed = -1, ['the process died']
+  code, failed = -1, ['the tests died']
   try:
     if pipe.poll(SECONDS):
       code, failed = pipe.recv()
@@ -222,34 +226,36 @@ def main():
     rank[m, n] = sum(1 for other, _ in rank if other == m)
   chosen.sort(key=lambda c: (rank[c], order[c[0]]))
   # Imported before the forks, once; nothing of ours, and no device.
-  import flax.linen
-  import hypothesis
-  import jax
-  import optax
-  import orbax.checkpoint
+  import flax.linen  # noqa: F401
+  import grain  # noqa: F401
+  import hypothesis  # noqa: F401
+  import jax  # noqa: F401
+  import optax  # noqa: F401
+  import orbax.checkpoint  # noqa: F401
   import pytest  # noqa: F401
+  import scipy.ndimage  # noqa: F401
 
+  try:
+    import torch  # noqa: F401
+  except ImportError:
+    print('note: without torch the tests against it notice nothing')
   rows, end = [], time.monotonic() + 60 * given.minutes
+
+  def one(mutant):
+    return (mutant, attempt(*mutant)) if time.monotonic() < end else None
+
   with concurrent.futures.ThreadPoolExecutor(given.processes) as pool:
-    for module, (code, failed, seconds) in zip(wanted, pool.map(lambda m: attempt(m, None), wanted)):
-      print(f'{module}: unchanged, {seconds:.0f} s', flush=True)
-      if code:
-        print(f'error: {module}: its tests fail without a change: {failed}')
-        return 2
-
-    def one(mutant):
-      if time.monotonic() > end:
-        return None
-      return mutant, attempt(*mutant)
-
-    for done in pool.map(one, chosen):
-      if done is None:
-        continue
-      (module, number), (code, failed, seconds) = done
+    for (module, number), (code, failed, seconds) in filter(None, pool.map(one, chosen)):
       _, line, before, after = mutate(module, number)
       noticed = code != 0
       rows.append([module, number, line, before, after, int(noticed), failed])
       print(f'{"noticed" if noticed else "SURVIVED"} {module}:{line} [{number}] {json.dumps(before)} -> {json.dumps(after)} ({seconds:.0f} s) {failed}', flush=True)
+    # A test that fails without a change has noticed nothing.
+    files = sorted({row[6].split('::')[0] for row in rows if '.py' in row[6]})
+    for path, (code, failed, _) in zip(files, pool.map(lambda path: attempt(wanted[0], None, [path]), files)):
+      if code:
+        print(f'error: {path}: fails without a change: {failed}')
+        return 2
   RESULT.parent.mkdir(exist_ok=True)
   with open(RESULT, 'w', newline='') as stream:
     writer = csv.writer(stream, lineterminator='\n')
