@@ -177,6 +177,8 @@ def _child(module, number, tests, pipe):
   for test in tests:
     # One file after the other: most mutants fall at once, and some files are slow to collect.
     code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', test], plugins=[First()])
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+      code = 0
     if code:
       break
   pipe.send((int(code), failed[:1]))
@@ -247,7 +249,10 @@ def main():
   with concurrent.futures.ThreadPoolExecutor(given.processes) as pool:
     for (module, number), (code, failed, seconds) in filter(None, pool.map(one, chosen)):
       _, line, before, after = mutate(module, number)
-      noticed = code != 0
+      noticed = code > 0 or code < 0 and failed == 'the tests died'
+      if code < 0 and not noticed:
+        print(f'undecided {module}:{line} [{number}]: {failed}', flush=True)
+        continue
       rows.append([module, number, line, before, after, int(noticed), failed])
       print(f'{"noticed" if noticed else "SURVIVED"} {module}:{line} [{number}] {json.dumps(before)} -> {json.dumps(after)} ({seconds:.0f} s) {failed}', flush=True)
     # A test that fails without a change has noticed nothing.
