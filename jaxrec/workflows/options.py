@@ -245,6 +245,7 @@ def _check(config, folder, prefix, planned):
   _check_together(config, prefix)
 
 
+_NEEDS = {'train': 'model', 'attack': 'model', 'invariances': 'experiments', 'detect': 'experiments', 'known': 'known'}
 # Sections that speak of the experiments of their own config; the others speak of those beside them.
 _AFTER = ('invariances', 'detect', 'report')
 
@@ -324,6 +325,9 @@ def _check_part(config, pattern, table, own, prefix):
 
 def _check_together(config, prefix):
   """What two options say together."""
+  for stage, section in _NEEDS.items():
+    if stage in config.stages and section not in config:
+      raise ValueError(f'{prefix}stages: {stage} needs {"the experiments that train its networks" if stage in _AFTER else section}; use a config that has them')
   if 'attack' in config.stages and not config.get('perturbation'):
     raise ValueError(f'{prefix}perturbation: is empty; give at least one, or leave out the stage attack')
   for name in config.get('perturbation', {}):
