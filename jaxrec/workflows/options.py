@@ -107,7 +107,7 @@ _NETWORK = {
   'remat': _FLAG, 'conditional': _FLAG, 'reference': _FLAG, 'size': _several(_PIXELS, least=2, most=2), 'stages': _several(_SIZE),
   'pools': _whole(1, 10), 'sens_pools': _whole(1, 10), 'depth': _whole(1, 10), 'blocks': _whole(1, 100), 'num_cascades': _whole(1, 100),
   'smoothing_samples': _whole(0, 1000), 'smoothing_std': _real(0, 10), 'smoothing_seed': _SEED, 'out_chans': _SIZE,
-  'latent': _SIZE, 'latent_scale': _real(0, 1e3, above=True),
+  'latent': _SIZE, 'texture': _whole(0, 101), 'texture_width': _SIZE, 'latent_scale': _real(0, 1e3, above=True),
   **dict.fromkeys(('chans', 'sens_chans', 'hidden', 'code', 'width', 'chunk', 'classes', 'class_hidden', 'embedding', 'encoder_width'), _SIZE),
 }  # fmt: skip
 _PHANTOM = {
@@ -165,16 +165,18 @@ OPTIONS: dict[str, Rule] = {
   }),
   **_at('report', {'draws': _whole(1, 10**7), 'runs': _several(_FOLDER, least=0), 'generators': _RUNS}),
   **_at('invariances', {
-    'network': _RUN, 'autoencoder': _RUN, 'flows': _RUNS, 'num_samples': _whole(2), 'chunk': _SIZE, 'repeats': _whole(4, 10_000), 'others': _SIZE,
-    'corrections': _whole(0, 10_000), 'alpha': _real(0, 1, above=True, below=True), 'scales': _POSITIVE, 'max_cases': _whole(0), 'per_slice': _SIZE,
-    'diameters': _POSITIVE, 'contrasts': _several(_real(-1e4, 1e4)), 'pictures': _whole(0), 'shown': _whole(0), 'max_moments': _whole(2),
+    'num_samples': _whole(2), 'chunk': _SIZE, 'corrections': _whole(0, 10_000), 'sites': _SIZE, 'others': _SIZE, 'scans': _whole(2),
+    'alpha': _real(0, 1, above=True, below=True), 'scales': _POSITIVE, 'pictures': _whole(0), 'shown': _whole(1),
+    'samplers.*.network': _RUN, 'samplers.*.autoencoder': _RUN, 'samplers.*.flows': _RUNS, 'samplers.*.anatomies': _RUNS,
   }),
   **_at('detect', {
     'networks': _RUNS, 'slices': _SIZE, 'calibration': _SIZE, 'repeats': _whole(4, 10_000), 'reach': _whole(1, 4096), 'folds': _whole(2, 10_000),
   }),
   **_at('known', {
     'patients': _whole(4, 10_000), 'scans': _whole(4, 10_000), 'reference': _whole(4, 10_000), 'train_steps': _whole(1), 'removed': _real(0, 1e4, above=True),
-    'batch_size': _SIZE, 'learning_rate': _RATE, 'bottleneck.chans': _SIZE, 'bottleneck.code': _SIZE,
+    'batch_size': _SIZE, 'learning_rate': _RATE, 'sampled': _several(_TEXT, least=0), 'sampled_aims': _several(_real(0, 1e4, above=True), least=0),
+    'vae_steps': _whole(1), 'vae_learning_rate': _RATE, 'flow_steps': _whole(1), 'flow_learning_rate': _RATE, 'weights.*_weight': _WEIGHT,
+    **{f'{part}.{name}': rule for part in ('bottleneck', 'vae', 'critic', 'flow') for name, rule in _NETWORK.items()},
   }),
   **{f'{section}.{name}': rule for section in ('detect', 'known') for name, rule in {
     'side': _whole(8, 4096), 'sites': _SIZE, 'few': _whole(1, 10_000), 'diameters': _POSITIVE, 'aims': _POSITIVE, 'level': _real(0, 1, above=True, below=True),
@@ -326,9 +328,10 @@ def _check_part(config, pattern, table, own, prefix):
 def _check_together(config, prefix):
   """What two options say together."""
   for stage, section in _NEEDS.items():
-    if stage in config.stages and section not in config:
+    # A comparison leaves training and attacks to its experiments.
+    if stage in config.stages and section not in config and not (section == 'model' and 'experiments' in config):
       raise ValueError(f'{prefix}stages: {stage} needs {"the experiments that train its networks" if stage in _AFTER else section}; use a config that has them')
-  if 'attack' in config.stages and not config.get('perturbation'):
+  if 'attack' in config.stages and 'model' in config and not config.get('perturbation'):
     raise ValueError(f'{prefix}perturbation: is empty; give at least one, or leave out the stage attack')
   for name in config.get('perturbation', {}):
     if name != 'rotation' and config.search.get(name, {}).get('name') == 'grid':
@@ -337,7 +340,7 @@ def _check_together(config, prefix):
     fractions, factors = (config.get(section, {}).get(name, ()) for name in ('center_fractions', 'accelerations'))
     if len(fractions) != len(factors):
       raise ValueError(f'{prefix}{section}.center_fractions: {fractions} does not fit accelerations={factors}; give as many of each')
-  if 'train' in config.stages and not (config.model.weights or config.model.checkpoint):
+  if 'train' in config.stages and 'model' in config and not (config.model.weights or config.model.checkpoint):
     factory.check_perceptual(config, f'{prefix}train.task')
   for section, name, most in (('detect', 'few', 'repeats'), ('known', 'few', 'scans')):
     own = config.get(section)
@@ -345,6 +348,10 @@ def _check_together(config, prefix):
       raise ValueError(f'{prefix}{section}.{name}: {own[name]} is more than {section}.{most}={own[most]}; lower it')
   if 'detect' in config and 2 * config.detect.reach + 1 > config.detect.side:
     raise ValueError(f'{prefix}detect.reach: 2 * {config.detect.reach} + 1 pixels do not fit into detect.side={config.detect.side}; lower it')
+  judged = config.get('detect', {}).get('networks', ())
+  for name, sampler in config.get('invariances', {}).get('samplers', {}).items():
+    if sampler.network not in judged:
+      raise ValueError(f'{prefix}invariances.samplers.{name}.network: {sampler.network!r} is not among detect.networks, whose observers judge its samples; add it')
   if 'known' in config and config.known.side % 2:
     raise ValueError(f'{prefix}known.side: {config.known.side} is odd; give an even number')
   train = config.get('train', {})
