@@ -71,9 +71,9 @@ def seen(path):
   if path.name == 'cost.json':
     return {k: v for k, v in json.loads(path.read_text()).items() if k != 'seconds'}
   if path.suffix == '.html':
-    text = re.sub(r'[^\s"<>]*/(whole|killed)', '', path.read_text())
     # Pictures are compared as numbers, in images.h5; their axes can hold seconds.
-    text = re.sub(r'src="data:[^"]*"', '', text)
+    text = re.sub(r'src="data:[^"]*"', '', path.read_text())
+    text = re.sub(r'/[^\s"<>]*/(whole|killed)', '', text)
     return re.sub(r'[\d.,]+ (s|seconds|minutes|hours|ms)\b', '', text)
   return path.read_bytes()
 

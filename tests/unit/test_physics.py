@@ -222,3 +222,14 @@ def test_an_empty_coil_has_no_noise_bound():
   scan = scan.replace(kspace=scan.kspace * np.array([1, 0]).reshape(2, 1, 1))
   eta = noise.thermal_eta(noise.sigma_from_kspace(scan), scan)
   assert np.isfinite(eta).all() and eta[1] == 0 and eta[0] > 0
+
+
+def test_noise_is_taken_from_the_outermost_columns_and_rows():
+  """One sample in the last column and row that belong to the 8%, none further out."""
+  empty = synthetic.scan(0, rows=50, cols=50, coils=1)
+  acquired = np.ones((1, 50), bool)
+  for row, col, share in ((3, 3, 1 / 64), (46, 46, 1 / 64), (4, 3, 0), (3, 4, 0), (45, 46, 0), (46, 45, 0)):
+    kspace = np.zeros((1, 50, 50), np.complex64)
+    kspace[0, row, col] = 1
+    sigma = noise.sigma_from_kspace(empty.replace(kspace=kspace, acquired=acquired))
+    np.testing.assert_allclose(sigma, [np.sqrt(share / 2)], rtol=1e-6)
