@@ -207,6 +207,14 @@ def attempt(module, number, tests=None):
   return code, failed[0] if failed else '', time.monotonic() - start
 
 
+def _write(rows):
+  RESULT.parent.mkdir(exist_ok=True)
+  with open(RESULT, 'w', newline='') as stream:
+    writer = csv.writer(stream, lineterminator='\n')
+    writer.writerow(['module', 'place', 'line', 'before', 'after', 'noticed', 'by'])
+    writer.writerows(sorted(rows))
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--count', type=int, default=160)
@@ -247,25 +255,23 @@ def main():
     return (mutant, attempt(*mutant)) if time.monotonic() < end else None
 
   with concurrent.futures.ThreadPoolExecutor(given.processes) as pool:
-    for (module, number), (code, failed, seconds) in filter(None, pool.map(one, chosen)):
-      _, line, before, after = mutate(module, number)
-      noticed = code > 0 or code < 0 and failed == 'the tests died'
-      if code < 0 and not noticed:
-        print(f'undecided {module}:{line} [{number}]: {failed}', flush=True)
+    for future in concurrent.futures.as_completed([pool.submit(one, mutant) for mutant in chosen]):
+      if future.result() is None:
         continue
-      rows.append([module, number, line, before, after, int(noticed), failed])
-      print(f'{"noticed" if noticed else "SURVIVED"} {module}:{line} [{number}] {json.dumps(before)} -> {json.dumps(after)} ({seconds:.0f} s) {failed}', flush=True)
+      (module, number), (code, failed, seconds) = future.result()
+      _, line, before, after = mutate(module, number)
+      noticed = code > 0 or failed == 'the tests died'
+      said = 'noticed' if noticed else 'SURVIVED' if code == 0 else 'undecided'
+      print(f'{said} {module}:{line} [{number}] {json.dumps(before)} -> {json.dumps(after)} ({seconds:.0f} s) {failed}', flush=True)
+      if said != 'undecided':
+        rows.append([module, number, line, before, after, int(noticed), failed])
+        _write(rows)
     # A test that fails without a change has noticed nothing.
-    files = sorted({row[6].split('::')[0] for row in rows if '.py' in row[6]})
-    for path, (code, failed, _) in zip(files, pool.map(lambda path: attempt(wanted[0], None, [path]), files)):
+    accusers = sorted({row[6] for row in rows if '::' in row[6]})
+    for test, (code, _, _) in zip(accusers, pool.map(lambda test: attempt(wanted[0], None, [test]), accusers)):
       if code:
-        print(f'error: {path}: fails without a change: {failed}')
+        print(f'error: {test}: fails without a change')
         return 2
-  RESULT.parent.mkdir(exist_ok=True)
-  with open(RESULT, 'w', newline='') as stream:
-    writer = csv.writer(stream, lineterminator='\n')
-    writer.writerow(['module', 'place', 'line', 'before', 'after', 'noticed', 'by'])
-    writer.writerows(sorted(rows))
   count = sum(row[5] for row in rows)
   print(f'{count} of {len(rows)} noticed ({100 * count / max(len(rows), 1):.1f}%); {RESULT}')
   return 0
