@@ -9,8 +9,8 @@ import jaxrec
 
 ROOT = Path(jaxrec.__file__).parent
 LAYERS = [
-  {'types', 'version'},
-  {'fourier', 'geometry', 'masks'},
+  {'types', 'version', 'masks'},
+  {'fourier', 'geometry'},
   {'metrics', 'noise', 'tomography'},
   {'models', 'networks', 'attacks', 'invariances'},
   {'training', 'data', 'results', 'figures'},
