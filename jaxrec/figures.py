@@ -26,13 +26,14 @@ def name_of(row: Mapping[str, Any]) -> str:
 
 
 def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] | None = None,
-                   *, draws: int = 1000) -> Figure:  # fmt: skip
+                   *, axis: str = 'strength', draws: int = 1000) -> Figure:  # fmt: skip
   """A metric against the strength of the attack, with 95% bands over patients.
 
   Args:
     rows: rows of one perturbation; lines are networks unless `groups` is given.
     metric: column to show.
     groups: `(label, rows)` per line; more than six are drawn without bands.
+    axis: what the strength is.
     draws: bootstrap draws.
 
   Returns:
@@ -64,7 +65,7 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
       axes.annotate('thermal noise', (eta, 0.98), xycoords=('data', 'axes fraction'), rotation=90, ha='right', va='top', fontsize=8, color='0.35')
     else:
       axes.annotate(f'thermal noise: {eta:.1f}% (off scale)', (0.98, 0.97), xycoords='axes fraction', ha='right', va='top', fontsize=8, color='0.35')
-  axes.set_xlabel({'relative': 'noise bound η [%]', 'degrees': 'largest rotation [degrees]', 'pixels': 'largest shift [pixels]'}[unit])
+  axes.set_xlabel(f'{axis} [{"%" if unit == "relative" else unit}]')
   axes.set_ylabel(_metric_name(metric))
   _legend(figure, axes, many)
   return figure
