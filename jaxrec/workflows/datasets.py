@@ -1,6 +1,7 @@
 """From a config to data: indices of the splits, a reader of examples, and what to train on and attack."""
 
 import hashlib
+import importlib
 import json
 import zlib
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from jaxrec.data.annotations import Region
 from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
 from jaxrec.data.fastmri import Example
+from jaxrec.data.source import CT, KSpace, Source
 from jaxrec.training import Parallel
-from jaxrec.types import Sample
+from jaxrec.types import Sample, Slice
 
 
 class Data(NamedTuple):
@@ -32,8 +34,8 @@ class Data(NamedTuple):
 class _Read:
   """Reads an example; picklable for worker processes."""
 
-  def __init__(self, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None, added_noise=0.0):
-    self.options, self.redraw, self.inserted, self.added_noise = options, redraw, inserted, added_noise
+  def __init__(self, source, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None, added_noise=0.0):
+    self.source, self.options, self.redraw, self.inserted, self.added_noise = source, options, redraw, inserted, added_noise
     self.form, self.emulate_single_coil, self.relative = form, emulate_single_coil, relative
 
   def __call__(self, example: fastmri.Example, epoch: int) -> Sample:
@@ -41,7 +43,9 @@ class _Read:
     if self.redraw and epoch >= 0:
       # Training sees a fresh mask every epoch, the same one after a resume.
       options['seed'] = 1 + epoch * 1_000_003 + example.slice + options['seed']
-    scan = fastmri.read_scan(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
+    scan = self.source.read(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
+    if isinstance(scan, Slice):
+      return scan
     if self.emulate_single_coil:
       scan = singlecoil.emulate(scan)
     rng = np.random.default_rng((zlib.crc32(example.volume.name.encode()), example.slice, options['seed']))
@@ -77,7 +81,7 @@ def reader(
   if form == 'image':
     options['added_noise'] = config.data.get('added_noise', 0.0)
     options['inserted'] = dict(config.data.get('inserted', {}))
-  return _Read(_mask_options(config, attacked), redraw, **options)
+  return _Read(source(config, config.data.root), _mask_options(config, attacked), redraw, **options)
 
 
 def accelerations(config: ml_collections.ConfigDict, *, attacked: bool = False) -> tuple[int, ...]:
@@ -93,9 +97,41 @@ def is_ct(config: ml_collections.ConfigDict) -> bool:
     ValueError: for an unknown layout.
   """
   layout = config.data.get('layout', 'fastmri')
-  if layout not in ('fastmri', 'ldct'):
-    raise ValueError(f'data.layout: {layout!r} is unknown; choose one of fastmri, ldct')
+  if layout not in ('fastmri', 'ldct') and ':' not in layout:
+    raise ValueError(f"data.layout: {layout!r} is unknown; choose one of fastmri, ldct, or a source of your own as 'package.module:factory'")
   return layout == 'ldct'
+
+
+def source(config: ml_collections.ConfigDict, root: str | Path) -> Source:
+  """The source of k-space that `data.layout` names.
+
+  Args:
+    config: the experiment.
+    root: its data set, `data.root` or the phantom.
+
+  Raises:
+    ValueError: if there is no such source.
+  """
+  layout = config.data.get('layout', 'fastmri')
+  return own_source(layout, root) if ':' in layout else KSpace(root, config.data.challenge)
+
+
+def own_source(name: str, root: str | Path) -> Source:
+  """What a factory `package.module:factory` makes of the root of a data set.
+
+  Args:
+    name: where the factory is.
+    root: its one argument.
+
+  Raises:
+    ValueError: if there is no such factory.
+  """
+  module, _, factory = name.partition(':')
+  try:
+    make = getattr(importlib.import_module(module), factory)
+  except (ImportError, AttributeError, ValueError) as error:
+    raise ValueError(f'data.layout: {name!r} cannot be imported ({error}); give package.module:factory of a source') from None
+  return make(root)
 
 
 class _ReadCT:
@@ -134,17 +170,16 @@ def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | 
     return _ct_data(config, workdir, parallel)
   c = config.data
   root, annotations = c.root, c.annotations
-  if not root:
+  if not root and ':' not in c.get('layout', ''):
     if c.challenge != 'multicoil':
       raise DataError(f'data.root: is missing; the phantom has several coils, and data.challenge asks for {c.challenge}; use the profile demo')
     root, annotations = _phantom(dict(c.phantom), workdir, parallel)
-  indices = []
+  indices, made = [], source(config, root)
   for split in ('train', 'val'):
-    path = fastmri.folder(root, split, c.challenge)
-    found = fastmri.index(path, cache=workdir / f'index-{split}.json' if _first(parallel) else None)
+    found = made.index(split, cache=workdir / f'index-{split}.json' if _first(parallel) else None)
     if not found.volumes:
-      reason = next(iter(found.bad.values()), 'the folder is empty')
-      raise DataError(f'{path}: no usable volume; the first problem: {reason}')
+      reason = next(iter(found.bad.values()), 'there is none')
+      raise DataError(f'{root}: no usable volume in {split}; the first problem: {reason}')
     indices.append(found)
   # Options of the mask are checked here, not at the first slice of a long run.
   for attacked in (False, True):
@@ -166,7 +201,7 @@ def _ct_data(config, workdir, parallel):
       parallel.barrier('phantom')
   indices = []
   for split, patch in (('train', c.patch), ('val', c.evaluate_patch)):
-    found = ldct.index(root, split, patients=c.patients or None, offset=c.offset, patch=patch)
+    found = CT(root, patients=c.patients or None, offset=c.offset, patch=patch).index(split)
     if not found.volumes:
       reason = next(iter(found.bad.values()), 'no patient belongs to it')
       raise DataError(f'{root}: no usable series in {split}; the first problem: {reason}')
