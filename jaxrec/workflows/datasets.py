@@ -34,7 +34,8 @@ class Data(NamedTuple):
 class _Read:
   """Reads an example; picklable for worker processes."""
 
-  def __init__(self, source, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None, added_noise=0.0):
+  def __init__(self, source, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None, added_noise=0.0, data_range='volume'):
+    self.data_range = data_range
     self.source, self.options, self.redraw, self.inserted, self.added_noise = source, options, redraw, inserted, added_noise
     self.form, self.emulate_single_coil, self.relative = form, emulate_single_coil, relative
 
@@ -46,6 +47,8 @@ class _Read:
     scan = self.source.read(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
     if isinstance(scan, Slice):
       return scan
+    if self.data_range == 'slice':
+      scan = scan.replace(scale=np.float32(np.ptp(scan.target)))
     if self.emulate_single_coil:
       scan = singlecoil.emulate(scan)
     rng = np.random.default_rng((zlib.crc32(example.volume.name.encode()), example.slice, options['seed']))
@@ -77,7 +80,10 @@ def reader(
   form = form or config.data.form
   if form not in ('kspace', 'image'):
     raise ValueError(f'data.form: {form!r} is unknown; choose one of kspace, image')
-  options = dict(form=form, emulate_single_coil=config.data.emulate_single_coil, relative=config.data.get('relative', False))
+  data_range = config.data.get('range', 'volume')
+  if data_range not in ('volume', 'slice'):
+    raise ValueError(f'data.range: {data_range!r} is unknown; choose one of volume, slice')
+  options = dict(form=form, data_range=data_range, emulate_single_coil=config.data.emulate_single_coil, relative=config.data.get('relative', False))
   if form == 'image':
     options['added_noise'] = config.data.get('added_noise', 0.0)
     options['inserted'] = dict(config.data.get('inserted', {}))
@@ -242,6 +248,9 @@ def _phantom(options, workdir, parallel):
 def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastmri.Example], dict[str, int]]:
   """Examples to attack: every box of the splits, or every slice without annotations."""
   chosen, skipped = [], {}
+  annotations = found.annotations
+  # Boxes of the other split are not left out; files that cannot be read are listed by themselves.
+  others = {v.name for index in (found.train, found.val) for v in index.volumes} | {Path(p).stem for p in (*found.train.bad, *found.val.bad)}
   for split in config.attack.splits:
     if split not in ('train', 'val'):
       raise ValueError(f'attack.splits: {split!r} is unknown; choose among train, val')
@@ -249,11 +258,13 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
     volumes = [v for v in every if v.fully_sampled]
     if is_ct(config):
       mine = _ct_examples(volumes)
-    elif found.annotations is None:
+    elif annotations is None:
       mine = loader.slices_of(volumes, keep=config.data.keep_slices)
     else:
-      mine, reasons = loader.annotated(volumes, found.annotations, policy=config.data.boxes, seed=config.seed)
+      mine, reasons = loader.annotated(volumes, annotations, policy=config.data.boxes, seed=config.seed, others=others)
       skipped |= {k: skipped.get(k, 0) + n for k, n in reasons.items()}
+      # What belongs to no volume is counted once.
+      annotations = annotations_lib.Annotations({name: boxes for name, boxes in annotations.boxes.items() if name in others}, {})
     if len(every) > len(volumes):
       skipped['volume without full sampling'] = skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
     chosen += loader.spread(mine, config.attack.max_examples)

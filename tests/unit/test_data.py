@@ -235,6 +235,8 @@ def test_annotations_flip_clamp_and_count(tmp_path):
     ],
   )
   volume = fastmri.Volume('v.h5', 'v', (2, 1, 48, 48), (48, 48), (0, 48), '', None, None, 'p', '')
+  # Boxes of the other split are not left out.
+  assert 'unknown file' not in loader.annotated([volume], annotations_lib.read(path), others={'w'})[1]
   examples, unusable = loader.annotated([volume], annotations_lib.read(path))
   assert [tuple(e.region)[:4] for e in examples] == [(48 - 5 - 7, 4, 7, 6), (44, 40, 4, 8)]
   assert unusable == {
@@ -360,6 +362,31 @@ def test_zero_filled_images_are_those_of_the_sampled_k_space():
   np.testing.assert_allclose(full.low_dose, scan.target, rtol=1e-4, atol=1e-4 * scan.target.max())
   low = singlecoil.zero_filled(scan).low_dose
   assert low.shape == scan.target.shape and np.linalg.norm(low - scan.target) > 0.05 * np.linalg.norm(scan.target)
+
+
+@pytest.mark.parametrize('splits', [('val',), ('train', 'val')])
+def test_boxes_left_out_are_counted_once(splits, tmp_path):
+  config = varnet_8x_full.get_config('smoke')
+  config.attack.splits = splits
+  root, drawn = datasets._phantom(dict(config.data.phantom), tmp_path / 'run', None)
+  lines = drawn.read_text().splitlines()
+  config.data.root, config.data.annotations = str(root), str(tmp_path / 'a.csv')
+  (tmp_path / 'a.csv').write_text('\n'.join([*lines, 'elsewhere,0,No,4,5,6,7,cyst', 'elsewhere,0,Yes,,,,,study']) + '\n')
+  chosen, skipped = datasets.examples(config, datasets.data(config, tmp_path / 'run'))
+  assert skipped == {'unknown file': 1, 'study level': 1} and len(chosen) == 3 * len(splits)
+
+
+def test_the_data_range_may_be_that_of_the_slice(tmp_path):
+  config = varnet_8x_full.get_config('smoke')
+  found = datasets.data(config, tmp_path / 'run')
+  example = fastmri.Example(found.val.volumes[0], 0, None)
+  assert found.read(example, 0).scale == np.float32(found.val.volumes[0].max)
+  config.data.range = 'slice'
+  scan = datasets.reader(config)(example, 0)
+  assert scan.scale == scan.target.max() - scan.target.min()
+  config.data.range = 'box'
+  with pytest.raises(ValueError, match="data.range: 'box' is unknown"):
+    datasets.reader(config)
 
 
 def test_a_network_of_two_accelerations_is_attacked_at_one(tmp_path):
