@@ -335,6 +335,8 @@ def read_raw(volume: Volume, slice_index: int) -> Raw:
     if volume.fully_sampled:
       return Raw(kspace, target=hdf5.read(file, volume.target, slice_index) if volume.target else None)
     mask = hdf5.dataset(file, 'mask')
+    if mask is not None and mask.size not in (volume.shape[-1], volume.shape[-2] * volume.shape[-1]):
+      raise DataError(f'{volume.path}: mask has {mask.size} columns, kspace has {volume.shape[-1]}')
     try:
       return Raw(kspace, None if mask is None else mask[()])
     except (OSError, RuntimeError) as error:
@@ -393,7 +395,9 @@ def scan_of(
     if volume.fully_sampled and not scan.has_target:
       raise ValueError('kspace: has gaps, unlike the middle slice')
   except ValueError as error:
-    raise DataError(f'{volume.path}: slice {slice_index}: {error}; mend the file, or remove it') from None
+    name, _, fault = str(error).partition(': ')
+    where = f' of {name}' if name in ('kspace', 'target') else f': {name}:'
+    raise DataError(f'{volume.path}: slice {slice_index}{where} {fault}; mend the file, or remove it') from None
   return scan
 
 

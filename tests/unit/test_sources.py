@@ -275,10 +275,10 @@ def keep(path, to):
 
 # How to write the volume, what to do to it, and what is said of it.
 BAD = {
-  'target nan': (keep, edited('reconstruction_rss', np.nan), 'slice 0: target: holds NaN'),
-  'kspace nan': (keep, edited('kspace', np.nan), 'slice 0: kspace: holds NaN'),
-  'target units': (keep, edited('reconstruction_rss', 1e3), 'slice 0: target: is in other units'),
-  'empty': (keep, edited('kspace', 0), 'slice 0: kspace: is all zero'),
+  'target nan': (keep, edited('reconstruction_rss', np.nan), 'slice 0 of target holds NaN'),
+  'kspace nan': (keep, edited('kspace', np.nan), 'slice 0 of kspace holds NaN'),
+  'target units': (keep, edited('reconstruction_rss', 1e3), 'slice 0 of target is in other units'),
+  'empty': (keep, edited('kspace', 0), 'slice 0 of kspace is all zero'),
   'bart header': (write_bart, lambda p: p.with_suffix('.hdr').write_text('# Dimensions\n64 40 2 3\n'), 'expected two of the first three'),
   'bart no header': (write_bart, lambda p: p.with_suffix('.hdr').unlink(), 'has no line of dimensions'),
   'bart short': (write_bart, cut('.cfl'), 'its header says'),
@@ -286,7 +286,7 @@ BAD = {
   'npz rank': (write_npz, npz_with(kspace=np.ones(3)), 'kspace has shape (3,)'),
   'npz objects': (write_npz, npz_with(patient_id=np.array([{}])), 'store arrays, no objects'),
   'npz target': (write_npz, npz_with(target=np.ones((1, 99, 9), np.float32)), 'does not fit'),
-  'npz type': (write_npz, npz_with(kspace=np.ones((1, 3, 64, 40))), 'slice 0: kspace: has type float64'),
+  'npz type': (write_npz, npz_with(kspace=np.ones((1, 3, 64, 40))), 'slice 0 of kspace has type float64'),
   'ismrmrd outside': (ismrmrd_with(moved), None, 'is outside the matrix'),
   'ismrmrd frames': (ismrmrd_with(repeated), None, 'has more than one repetition'),
   'ismrmrd group': (write_ismrmrd, lambda p: rename_data(p), 'it is no ISMRMRD raw data'),
