@@ -1,6 +1,6 @@
 """jaxrec: adversarial robustness of learned medical image reconstruction, in JAX."""
 
-from jaxrec import attacks, data, fourier, geometry, invariances, masks, metrics, models, noise, training
+from jaxrec import attacks, data, fourier, geometry, invariances, masks, metrics, models, networks, noise, training
 from jaxrec.attacks import (
   AttackResult,
   Perturbation,
@@ -21,11 +21,13 @@ from jaxrec.attacks import (
   rotation,
   translation,
 )
+from jaxrec.networks import Network, network, torch_network
 from jaxrec.types import Scan, Slice
 from jaxrec.version import __version__
 
 __all__ = [
   'AttackResult',
+  'Network',
   'Perturbation',
   'Scan',
   'Search',
@@ -46,6 +48,8 @@ __all__ = [
   'masks',
   'metrics',
   'models',
+  'network',
+  'networks',
   'noise',
   'pgd',
   'random_search',
@@ -54,6 +58,7 @@ __all__ = [
   'region_ssim',
   'restarts',
   'rotation',
+  'torch_network',
   'training',
   'translation',
 ]

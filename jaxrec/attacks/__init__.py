@@ -5,10 +5,12 @@ from jaxrec.attacks.core import (
   Perturbation,
   Search,
   SearchResult,
+  ascending,
   attack,
   chunked,
   evaluate,
   network_calls,
+  seek,
 )
 from jaxrec.attacks.defences import cyclic, expectation
 from jaxrec.attacks.lipschitz import Amplification, local_lipschitz

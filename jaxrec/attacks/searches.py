@@ -2,8 +2,7 @@
 
 A search is called as `search(key, loss, init, project)` and keeps the best
 point it has evaluated. Steps of gradient searches are Optax transformations
-that receive the ascent direction; JAX's gradient with respect to a complex
-array is conjugated here, once, to give that direction.
+that receive the ascent direction, which `ascending` makes of JAX's gradient.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrec.attacks.core import Search, SearchResult, chunked
+from jaxrec.attacks.core import Search, SearchResult, ascending, chunked
 from jaxrec.fourier import abs_squared, safe_sqrt
 from jaxrec.types import Delta
 
@@ -36,16 +35,6 @@ class _Search:
 def _positive(name, value):
   if int(value) != value or value < 1:
     raise ValueError(f'{name}: {value} is not a positive whole number')
-
-
-def _ascent(loss):
-  value_and_grad = jax.value_and_grad(loss)
-
-  def run(delta):
-    value, gradient = value_and_grad(delta)
-    return value, jax.tree.map(jnp.conj, gradient)
-
-  return run
 
 
 def _leaf_norm(x):
@@ -149,7 +138,7 @@ def pgd(*, num_steps: int = 10, step: optax.GradientTransformation | None = None
   step = optax.with_extra_args_support(step or steepest_step())
 
   def run(key, loss, init, project):
-    ascent = _ascent(loss)
+    ascent = jax.value_and_grad(ascending(loss))
     start = project(init(key))
 
     def body(carry, _):
@@ -198,7 +187,7 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
   checkpoints = _apgd_checkpoints(num_steps)
 
   def run(key, loss, init, project):
-    ascent = _ascent(loss)
+    ascent = jax.value_and_grad(ascending(loss))
 
     def add(a, b, scale):
       return jax.tree.map(lambda x, y: x + scale * y, a, b)

@@ -12,7 +12,7 @@ LAYERS = [
   {'types', 'version', 'masks'},
   {'fourier', 'geometry'},
   {'metrics', 'noise', 'tomography'},
-  {'models', 'attacks', 'invariances'},
+  {'models', 'networks', 'attacks', 'invariances'},
   {'training', 'data', 'results', 'figures'},
   {'workflows'},
   {'main'},
@@ -57,7 +57,7 @@ def test_heavy_packages_have_one_home():
   only_in('matplotlib', 'figures.py')
   only_in('orbax', 'training/checkpoint.py')
   only_in('absl', 'main.py')
-  only_in('torch')
+  only_in('torch', 'networks.py')
   for path in ROOT.rglob('*.py'):
     if path.name != 'parallel.py':
       assert 'pmap' not in path.read_text() and 'pmean' not in path.read_text(), path
