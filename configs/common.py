@@ -39,6 +39,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   data.keep_slices = 1.0
   data.form = 'kspace'
   data.emulate_single_coil = False
+  # Of PSNR and SSIM: the volume's maximum (fastMRI), or the slice's own maximum minus minimum (AdvRec).
+  data.range = 'volume'
   data.mask = 'random'
   data.center_fractions = (0.04,)
   data.accelerations = (8,)

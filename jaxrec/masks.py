@@ -63,6 +63,16 @@ def acs_of_mask(mask: np.ndarray) -> np.ndarray:
   return acs_mask(columns.size, max(2 * min(left, right), 1))
 
 
+def has_gaps(measured: np.ndarray) -> bool:
+  """Whether samples are missing between others: undersampled, unlike zero padding, a partial echo or an ellipse.
+
+  Args:
+    measured: `[row, col]` bool.
+  """
+  edges = [np.diff(measured.astype(np.int8), axis=axis, prepend=0, append=0) == 1 for axis in (0, 1)]
+  return any((e.sum(axis) > 1).any() for axis, e in enumerate(edges))
+
+
 def restrict(line: LineMask, acquired: np.ndarray) -> LineMask:
   """Removes columns that were never measured (zero padding) from a mask.
 

@@ -16,6 +16,9 @@ Image: TypeAlias = jax.Array
 Delta: TypeAlias = Any
 Variables: TypeAlias = Any
 
+# The window of SSIM.
+_SMALLEST = 7
+
 
 @struct.dataclass
 class Scan:
@@ -81,8 +84,8 @@ class Scan:
         that of the zero-filled image.
 
     Returns:
-      The scan. The k-space is fully sampled if the samples that are not zero
-      fill a rectangle, or if the mask leaves some of them out.
+      The scan. The k-space is fully sampled if its samples that are not zero
+      have no gaps (`masks.has_gaps`).
 
     Raises:
       ValueError: naming the argument, for a wrong shape, type or unit.
@@ -107,10 +110,10 @@ class Scan:
     if (acs & ~given).any():
       raise ValueError('acs: holds samples that the mask leaves out; it is to be a part of the mask')
     line = masks.restrict(masks.LineMask(given, acs), acquired)
-    full = _is_rectangle(measured) or bool((measured & ~line.mask).any())
+    full = not masks.has_gaps(measured)
     size = np.shape(target) if target is not None else crop or shape
-    if len(size) == 2 and (size[0] > shape[0] or size[1] > shape[1]):
-      raise ValueError(f'target: is to have {_by(size)} pixels, the k-space has {_by(shape)}')
+    if len(size) == 2 and (size[0] > shape[0] or size[1] > shape[1] or min(size) < _SMALLEST):
+      raise ValueError(f'target: is to have {_by(size)} pixels; at least {_SMALLEST} x {_SMALLEST}, and at most the {_by(shape)} of the k-space')
     if target is not None:
       target = seen = _target(target, kspace)
     else:
@@ -177,11 +180,6 @@ def _zeros_and_ones(name, array, shapes):
   if not np.isin(array, (0, 1)).all():
     raise ValueError(f'{name}: holds other values than 0 and 1')
   return array.astype(bool)
-
-
-def _is_rectangle(measured):
-  rows, cols = (np.flatnonzero(measured.any(axis)) for axis in (1, 0))
-  return bool(measured[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].all())
 
 
 def _root_sum_of_squares(kspace, size):

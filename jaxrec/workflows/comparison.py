@@ -53,7 +53,7 @@ def table(rows: Sequence[dict], draws: int) -> tuple[list[str], list[list[str]]]
   return titles, out
 
 
-def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
+def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[list[str], list[list[str]]]:
   """One line per network: clean quality, harm under every attack, amplification, training cost.
 
   Harm is the loss of SSIM and the gain of NMSE in the box, with intervals over patients.
@@ -61,6 +61,7 @@ def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   Args:
     runs: run folders with rows, `label`, `cost` and `config`.
     draws: bootstrap draws.
+    strongest: leave out all but the largest strength of every perturbation.
 
   Returns:
     Head and lines; no lines for fewer than two networks.
@@ -72,6 +73,8 @@ def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   attacks = sorted({
     (r['perturbation'], r['strength'], r['unit']) for run in runs for r in run.rows if r['strength'] > 0 and r['attacked'] == aim
   })
+  if strongest:
+    attacks = [(name, strength, unit) for name, strength, unit in attacks if strength == max(s for n, s, _ in attacks if n == name)]
   head = ['network', 'attack sees', 'clean SSIM box', 'clean NMSE box']
   for name, strength, unit in attacks:
     at = f'{name} {strength_text(strength, unit)}'

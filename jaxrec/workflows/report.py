@@ -30,12 +30,15 @@ def report(folder: str | Path, *, draws: int = 1000) -> Path:
   return run(folder, sources, draws=draws)
 
 
-def run(folder: Path, sources: Sequence[Path], *, draws: int, generators: Sequence[str] = ()) -> Path:
+def run(
+  folder: Path, sources: Sequence[Path], *, others: Sequence[str | Path] = (), draws: int = 1000, generators: Sequence[str] = ()
+) -> Path:
   """Writes `figures/*.png` and `report.html` in a run folder.
 
   Args:
     folder: where the report goes.
-    sources: run folders whose rows are shown together.
+    sources: run folders whose rows are shown together, if they have any.
+    others: further ones, which must have some: `report.runs`.
     draws: bootstrap draws over patients.
     generators: runs beside them whose adversarial training is shown.
 
@@ -43,20 +46,26 @@ def run(folder: Path, sources: Sequence[Path], *, draws: int, generators: Sequen
     Path of the page.
 
   Raises:
-    RunError: if no source has rows.
+    RunError: if no source has rows, or if one of `report.runs` has none.
   """
-  runs = [r for r in (_Source(Path(s)) for s in sources) if r.rows]
+  for other in others:
+    _check(Path(other))
+  runs = [r for r in (_Source(Path(s)) for s in (*sources, *others)) if r.rows]
   rows = [row for r in runs for row in r.rows]
   if not rows:
     raise results.RunError(f'{folder}: has no rows to report; run the attack stage first')
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
+  look = figures.looks(map(figures.name_of, rows))
   page = Page(folder)
   page.text(_summary(runs, rows))
   page.table(
-    'One line per network: quality in the box, and what every attack takes from it. Amplification: largest relative change of the image '
-    'per relative change of the measurement, to first order. Passes: forward and backward, of one example each.',
-    *comparison.defences(runs, draws), name='defences',
+    'One line per network: quality in the box, and what every attack takes from it at its largest strength (all strengths: defences.csv). '
+    'Amplification: largest relative change of the image per relative change of the measurement, to first order. '
+    'Passes: forward and backward, of one example each.',
+    *comparison.defences(runs, draws, strongest=True),
   )  # fmt: skip
+  if len(runs) > 1:
+    results.write_csv(folder / 'defences.csv', *comparison.defences(runs, draws))
   results.write_csv(folder / 'summary.csv', *comparison.summary(rows, draws))
   for name in sorted({r['perturbation'] for r in rows}):
     mine = [r for r in rows if r['perturbation'] == name]
@@ -65,7 +74,7 @@ def run(folder: Path, sources: Sequence[Path], *, draws: int, generators: Sequen
     page.heading(title)
     aimed = [r for r in mine if r['attacked'] == 'region']
     page.figure(
-      f'{name}-ssim', figures.strength_curve(aimed or mine, 'ssim_region_adv', axis=axis, draws=draws),
+      f'{name}-ssim', figures.strength_curve(aimed or mine, 'ssim_region_adv', axis=axis, draws=draws, look=look),
       f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength; '
       'bands are 95% bootstrap intervals over patients.',
     )  # fmt: skip
@@ -74,17 +83,25 @@ def run(folder: Path, sources: Sequence[Path], *, draws: int, generators: Sequen
       for label in sorted({figures.name_of(r) for r in mine}):
         for aim, words in (('region', 'box attacked'), ('image', 'whole image attacked')):
           groups.append((f'{label}, {words}', [r for r in mine if figures.name_of(r) == label and r['attacked'] == aim]))
+      groups = [group for group in groups if group[1]]
       page.figure(
-        f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, axis=axis, draws=draws),
+        f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, axis=axis, draws=draws, look=look),
         'Attacks aimed at the box against attacks aimed at the whole image, both scored in the box.',
       )  # fmt: skip
-    _pictures(page, runs, name, title, mine[0]['unit'])
-  _training(page, runs, generators)
+    _pictures(page, runs, name, title, mine[0]['unit'], look)
+  _training(page, runs, generators, look)
   page.heading('All numbers')
   page.table('Mean over examples, with 95% bootstrap intervals over patients', *comparison.table(rows, draws))
   _bad_input(page, runs)
   _origin(page, runs)
   return page.write('jaxrec: adversarial robustness of MR image reconstruction')
+
+
+def _check(folder):
+  if not folder.is_dir():
+    raise results.RunError(f'report.runs: {folder} is no folder; name run folders')
+  if not results.read_rows(folder):
+    raise results.RunError(f'report.runs: {folder} holds no rows of an attack; name the folder of a run with the stage attack')
 
 
 class _Source:
@@ -140,7 +157,7 @@ def _summary(runs, rows):
   return lines
 
 
-def _training(page, runs, generators):
+def _training(page, runs, generators, look):
   other = [page.folder / s for s in generators]
   trained = [r for r in runs if (r.folder / 'metrics.jsonl').exists() and r.folder not in other] + [_Source(f) for f in other]
   # A network that several runs attack was trained once.
@@ -151,7 +168,7 @@ def _training(page, runs, generators):
   if not curves:
     return
   page.heading('Training')
-  page.figure('training', figures.training_curve(curves), 'Training loss and validation SSIM.')
+  page.figure('training', figures.training_curve(curves, look), 'Training loss and validation SSIM.')
   for r in trained:
     if any('loss_generator' in m for m in r.metrics):
       page.figure(
@@ -165,7 +182,7 @@ def _training(page, runs, generators):
     page.figure('sampling', figures.sampling_panel(sampling), 'Full and undersampled k-space of one slice (first coil), and their images.')
 
 
-def _pictures(page, runs, name, title, unit):
+def _pictures(page, runs, name, title, unit, look):
   for aim, words in (('region', 'the box'), ('image', 'the whole image')):
     shared = [set(r.examples(name, aim)) for r in runs]
     common = sorted(set.intersection(*shared)) if shared else []
@@ -176,7 +193,7 @@ def _pictures(page, runs, name, title, unit):
     first = shown[0][1]
     if aim == 'region' and 'curve' in first:
       page.figure(
-        f'{name}-angle', figures.angle_curve([(label, a['angles'], a['curve']) for label, a in shown]),
+        f'{name}-angle', figures.angle_curve([(label, a['angles'], a['curve']) for label, a in shown], look),
         f'SSIM in the box against the angle, for {example}.',
       )  # fmt: skip
     strength = strength_text(float(first['strength']), unit)
@@ -211,8 +228,8 @@ def _origin(page, runs):
   for r in runs:
     p = r.provenance
     lines.append([
-      r.label, str(r.folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])),
+      r.label, str(r.folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), p.get('processor', ''),
       ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items()), str(p.get('seed', '')), p.get('data_fingerprint', ''),
     ])  # fmt: skip
-  page.table('', ['network', 'folder', 'revision', 'devices', 'versions', 'seed', 'data'], lines)
+  page.table('', ['network', 'folder', 'revision', 'devices', 'processor', 'versions', 'seed', 'data'], lines)
   page.text(['Every number above is a mean over rows of results.csv and stands in summary.csv; config.json repeats the run.'])

@@ -121,7 +121,7 @@ def _known(config, workdir):
 
 def _report(config, workdir, folders):
   options = config.report
-  _announce(report.run(workdir, [*folders, *options.runs], draws=options.draws, generators=options.get('generators', ())))
+  _announce(report.run(workdir, folders, others=options.runs, draws=options.draws, generators=options.get('generators', ())))
 
 
 def _announce(page: Path) -> None:

@@ -146,7 +146,7 @@ def test_cases_have_twins_and_fresh_noise(phantom):
 
 def test_noise_of_other_slices_is_their_own(tmp_path):
   """With several slices, fresh noise is low minus full dose of the others, shifted."""
-  full = np.zeros((3, 40, 40), np.float32)
+  full = np.full((3, 40, 40), -1000, np.float32)
   low = full + np.array([7.0, -3.0, -3.0], np.float32)[:, None, None]
   (tmp_path / 'val').mkdir()
   with h5py.File(tmp_path / 'val' / 'a.h5', 'w') as file:
@@ -154,8 +154,8 @@ def test_noise_of_other_slices_is_their_own(tmp_path):
   series = ldct.index(tmp_path, 'val', patch=32).volumes
   plans = cases.plan(series, diameters=(4.0,), contrasts=(0.0,), per_slice=1, seed=0)
   case = cases.read_ct(plans[0], repeats=6, centre_hu=(), seed=0)
-  np.testing.assert_allclose(ldct.hounsfield(case.fresh), -3, atol=1e-3)
-  np.testing.assert_allclose(ldct.hounsfield(case.image), 7, atol=1e-3)
+  np.testing.assert_allclose(ldct.hounsfield(case.fresh), -1003, atol=1e-3)
+  np.testing.assert_allclose(ldct.hounsfield(case.image), -993, atol=1e-3)
 
 
 def test_folders_of_splits_need_no_table_of_patients(phantom, tmp_path):

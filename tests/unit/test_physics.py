@@ -216,6 +216,16 @@ def test_thermal_noise_is_found_again():
   np.testing.assert_allclose(noise.thermal_eta(sigma, noisy), 1, rtol=0.05)
 
 
+@pytest.mark.parametrize('seed', [0, 1])
+def test_the_background_gives_the_thermal_eta_of_a_phantom_within_a_tenth(seed):
+  scan = synthetic.scan(seed, rows=96, cols=96, coils=4)
+  quiet = synthetic.volume(seed, slices=1, rows=96, cols=96, coils=4, snr=1e9).kspace[0]
+  drawn = (scan.kspace - quiet)[..., scan.acquired[0]]
+  sigma = np.sqrt((np.abs(drawn) ** 2).mean((1, 2)) / 2)
+  want, background = (np.sqrt(np.mean(np.asarray(noise.thermal_eta(s, scan)) ** 2)) for s in (sigma, noise.sigma_from_background(scan)))
+  assert background == pytest.approx(want, rel=0.1)
+
+
 def test_an_empty_coil_has_no_noise_bound():
   scan = synthetic.scan(1, rows=48, cols=48, coils=2)
   scan = scan.replace(kspace=scan.kspace * np.array([1, 0]).reshape(2, 1, 1))
