@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxrec import masks
 from jaxrec.data import hdf5
-from jaxrec.data.annotations import Region
+from jaxrec.data.annotations import SMALLEST, Region
 from jaxrec.data.errors import DataError
 from jaxrec.types import Scan
 
@@ -192,6 +192,8 @@ def _describe(path, file):
     raise DataError(f'{path}: kspace has shape {kspace.shape}; expected [slice, coil, row, col] without zeros')
   if kspace.dtype.kind != 'c':
     raise DataError(f'{path}: kspace has type {kspace.dtype}; expected complex')
+  if min(kspace.shape[-2:]) < SMALLEST:
+    raise DataError(f'{path}: kspace has shape {kspace.shape}; SSIM needs {SMALLEST} rows and columns or more')
   shape = kspace.shape if kspace.ndim == 4 else (kspace.shape[0], 1, *kspace.shape[1:])
   target = _find_target(path, file, kspace.ndim)
   acquired, recon = _header(path, file, shape)
@@ -202,6 +204,8 @@ def _describe(path, file):
   check_size(path, crop)
   if target not in ('', 'none') and (file[target].shape[0] != shape[0] or file[target].shape[1:] != crop):
     raise DataError(f'{path}: {target} has shape {file[target].shape}, which does not fit kspace {kspace.shape}')
+  if min(crop) < SMALLEST:
+    raise DataError(f'{path}: the target has shape {crop}; SSIM needs {SMALLEST} rows and columns or more')
   attributes = {name: file.attrs.get(name) for name in _ATTRIBUTES}
   numbers = {name: positive(path, name, attributes[name]) for name in ('max', 'norm')}
   return Volume(
