@@ -94,6 +94,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   attack.accelerations = ()
   attack.center_fractions = ()
   attack.sees = 'defence'
+  # Another run whose network the searches look at instead, for transfer.
+  attack.surrogate = ''
   attack.draws = 4
   attack.lipschitz_iterations = 0
 

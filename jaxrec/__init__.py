@@ -10,6 +10,7 @@ from jaxrec.attacks import (
   attack,
   coil_noise,
   compose,
+  family,
   grid,
   image_noise,
   pgd,
@@ -21,6 +22,7 @@ from jaxrec.attacks import (
   rotation,
   translation,
 )
+from jaxrec.audit import Sweep, audit
 from jaxrec.networks import Network, network, torch_network
 from jaxrec.types import Scan, Slice
 from jaxrec.version import __version__
@@ -33,13 +35,16 @@ __all__ = [
   'Search',
   'SearchResult',
   'Slice',
+  'Sweep',
   '__version__',
   'apgd',
   'attack',
   'attacks',
+  'audit',
   'coil_noise',
   'compose',
   'data',
+  'family',
   'fourier',
   'geometry',
   'grid',
@@ -56,9 +61,18 @@ __all__ = [
   'region_mse',
   'region_mse_ssim',
   'region_ssim',
+  'report',
   'restarts',
   'rotation',
   'torch_network',
   'training',
   'translation',
 ]
+
+
+def __getattr__(name):
+  if name != 'report':
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from jaxrec.workflows.report import report  # Brings matplotlib, which nothing else here needs.
+
+  return report

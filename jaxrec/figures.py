@@ -40,13 +40,14 @@ def looks(names: Iterable[str]) -> dict[str, tuple[int, str]]:
 
 
 def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] | None = None,
-                   *, draws: int = 1000, look: Mapping[str, tuple[int, str]] | None = None) -> Figure:  # fmt: skip
+                   *, axis: str = 'strength', draws: int = 1000, look: Mapping[str, tuple[int, str]] | None = None) -> Figure:  # fmt: skip
   """A metric against the strength of the attack, with 95% bands over patients.
 
   Args:
     rows: rows of one perturbation; lines are networks unless `groups` is given.
     metric: column to show.
     groups: `(label, rows)` per line; more than six are drawn without bands.
+    axis: what the strength is.
     draws: bootstrap draws.
     look: see `looks`; that of the networks in the rows if `None`. Further lines of
       one network have its colour.
@@ -86,8 +87,7 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
       axes.annotate('thermal noise', (eta, 0.98), xycoords=('data', 'axes fraction'), rotation=90, ha='right', va='top', fontsize=8, color='0.35')
     else:
       axes.annotate(f'thermal noise: {eta:.1f}% (off scale)', (0.98, 0.97), xycoords='axes fraction', ha='right', va='top', fontsize=8, color='0.35')
-  known = {'relative': 'noise bound η [%]', 'degrees': 'largest rotation [degrees]', 'pixels': 'largest shift [pixels]'}
-  axes.set_xlabel(known.get(unit, f'strength [{unit}]'))
+  axes.set_xlabel(f'{axis} [{"%" if unit == "relative" else unit}]')
   axes.set_ylabel(_metric_name(metric))
   _legend(figure, axes, many)
   return figure

@@ -227,6 +227,24 @@ def ascending(loss: Callable[[Delta], Scalar]) -> Callable[[Delta], Scalar]:
   return loss if isinstance(loss, _Ascending) else _Ascending(loss)
 
 
+def starts_at_random(init: Callable[..., Delta], *arguments: Any) -> bool:
+  """Whether a start depends on its key.
+
+  Args:
+    init: `(key, *arguments) -> delta`.
+    *arguments: given to it.
+
+  Returns:
+    `False` if every key gives the same delta.
+  """
+  program = jax.make_jaxpr(init)(jax.random.key(0), *arguments).jaxpr
+  used = {v for v in program.outvars if not hasattr(v, 'val')}
+  for equation in reversed(program.eqns):
+    if used.intersection(equation.outvars):
+      used.update(v for v in equation.invars if not hasattr(v, 'val'))
+  return program.invars[0] in used
+
+
 def network_calls(search: Search) -> dict[str, int]:
   """Forward and backward network calls of `attack` with this search, per example."""
   return {'forward': search.forward_calls + search.backward_calls + 2, 'backward': search.backward_calls}

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxrec import geometry
 from jaxrec.attacks.core import Perturbation
+from jaxrec.attacks.families import family
 from jaxrec.fourier import abs_squared, fft2c, ifft2c, safe_sqrt
 from jaxrec.types import Array, Scalar, Scan
 
@@ -72,6 +73,7 @@ class _Ball:
     return jnp.sum(jnp.where(active, share, 0)) / jnp.maximum(jnp.sum(active), 1)
 
 
+@family('relative_radius', unit='relative', title='Worst-case k-space noise', axis='noise bound η')
 def coil_noise(
   relative_radius: Scalar | float,
   *,
@@ -131,6 +133,7 @@ def coil_noise(
   )
 
 
+@family('relative_radius', unit='relative', title='Worst-case image noise', axis='noise bound η')
 def image_noise(
   relative_radius: Scalar | float, *, norm: str = 'l2', reference: str = 'norm', start: str = 'zero'
 ) -> Perturbation:
@@ -187,6 +190,7 @@ def image_noise(
   )
 
 
+@family('max_degrees', unit='degrees', title='Worst-case rotation', axis='largest rotation')
 def rotation(max_degrees: Scalar | float, *, method: str = 'fourier') -> Perturbation:
   """Rotation of the patient: the coil images turn, then are sampled as before.
 
@@ -226,6 +230,7 @@ def rotation(max_degrees: Scalar | float, *, method: str = 'fourier') -> Perturb
   )
 
 
+@family('max_pixels', unit='pixels', title='Worst-case translation', axis='largest shift')
 def translation(max_pixels: Scalar | float) -> Perturbation:
   """Shift of the patient by a sub-pixel amount, a phase ramp in k-space.
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrec.attacks.core import Search, SearchResult, ascending, chunked
+from jaxrec.attacks.core import Search, SearchResult, ascending, chunked, starts_at_random
 from jaxrec.fourier import abs_squared, safe_sqrt
 from jaxrec.types import Delta
 
@@ -27,6 +27,7 @@ class _Search:
   run: Callable
   forward_calls: int
   backward_calls: int
+  points: Delta = None
 
   def __call__(self, key, loss, init, project) -> SearchResult:
     return self.run(key, loss, init, project)
@@ -35,6 +36,11 @@ class _Search:
 def _positive(name, value):
   if int(value) != value or value < 1:
     raise ValueError(f'{name}: {value} is not a positive whole number')
+
+
+def _needs_random_starts(name, count, init):
+  if count > 1 and not starts_at_random(init):
+    raise ValueError(f"{name}: {count} starts would all be the same; give the perturbation start='random'")
 
 
 def _leaf_norm(x):
@@ -259,7 +265,7 @@ def grid(points: Delta, *, chunk: int = 1) -> Search:
     feasible = jax.tree.map(lambda p, d: jnp.asarray(p, d.dtype), points, like)
     return _best_of(jax.vmap(project)(feasible), loss, chunk)
 
-  return _Search(run, forward_calls=counts.pop(), backward_calls=0)
+  return _Search(run, forward_calls=counts.pop(), backward_calls=0, points=points)
 
 
 def random_search(*, num_samples: int, chunk: int = 1) -> Search:
@@ -273,11 +279,13 @@ def random_search(*, num_samples: int, chunk: int = 1) -> Search:
     A search with a trace of `num_samples`.
 
   Raises:
-    ValueError: if `num_samples` is not positive.
+    ValueError: if `num_samples` is not positive, or, when it runs, if every start is the same.
   """
   _positive('num_samples', num_samples)
 
   def run(key, loss, init, project):
+    _needs_random_starts('num_samples', num_samples, init)
+
     def one(key):
       delta = project(init(key))
       return loss(delta)
@@ -312,11 +320,12 @@ def restarts(search: Search, *, num_restarts: int, chunk: int = 1) -> Search:
     A search whose trace is that of the best run.
 
   Raises:
-    ValueError: if `num_restarts` is not positive.
+    ValueError: if `num_restarts` is not positive, or, when it runs, if every start is the same.
   """
   _positive('num_restarts', num_restarts)
 
   def run(key, loss, init, project):
+    _needs_random_starts('num_restarts', num_restarts, init)
     results = chunked(
       lambda key: search(key, loss, init, project), (jax.random.split(key, num_restarts),), chunk=chunk
     )

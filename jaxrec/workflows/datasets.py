@@ -1,7 +1,6 @@
 """From a config to data: indices of the splits, a reader of examples, and what to train on and attack."""
 
 import hashlib
-import importlib
 import json
 import zlib
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from jaxrec.data.fastmri import Example
 from jaxrec.data.source import CT, KSpace, Source
 from jaxrec.training import Parallel
 from jaxrec.types import Sample, Slice
+from jaxrec.workflows import factory
 
 
 class Data(NamedTuple):
@@ -132,12 +132,7 @@ def own_source(name: str, root: str | Path) -> Source:
   Raises:
     ValueError: if there is no such factory.
   """
-  module, _, factory = name.partition(':')
-  try:
-    make = getattr(importlib.import_module(module), factory)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise ValueError(f'data.layout: {name!r} cannot be imported ({error}); give package.module:factory of a source') from None
-  return make(root)
+  return factory.imported('data.layout', name)(root)
 
 
 class _ReadCT:

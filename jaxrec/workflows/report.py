@@ -6,37 +6,49 @@ from pathlib import Path
 import numpy as np
 
 from jaxrec import figures, results
+from jaxrec.attacks import strength_text
 from jaxrec.workflows import comparison
 from jaxrec.workflows.page import Page
 from jaxrec.workflows.train import sibling
 
-_TITLES = {
-  'coil_noise': 'Worst-case k-space noise',
-  'image_noise': 'Worst-case image noise',
-  'rotation': 'Worst-case rotation',
-  'translation': 'Worst-case translation',
-  'generator': 'Perturbations of a generator fitted to each network',
-  'shared_generator': 'Perturbations of one generator, for all networks',
-}
+
+def report(folder: str | Path, *, draws: int = 1000) -> Path:
+  """Writes the report of an audit, or of any run folders in a folder, from their rows.
+
+  Args:
+    folder: as given to `audit`, a run folder, or a folder of run folders.
+    draws: bootstrap draws over patients.
+
+  Returns:
+    Path of the page, one file to be opened in a browser.
+
+  Raises:
+    RunError: if there are no rows.
+  """
+  folder = Path(folder)
+  sources = [folder] if (folder / 'rows').is_dir() else sorted(path.parent for path in folder.glob('*/rows'))
+  return run(folder, sources, draws=draws)
 
 
-def run(config, folder: Path, sources: Sequence[Path]) -> Path:
+def run(folder: Path, sources: Sequence[Path], *, draws: int, others: Sequence[str] = (), generators: Sequence[str] = ()) -> Path:
   """Writes `figures/*.png` and `report.html` in a run folder.
 
   Args:
-    config: `report.draws` bootstrap draws.
     folder: where the report goes.
     sources: run folders whose rows are shown together.
+    draws: bootstrap draws over patients.
+    others: run folders to show with them, which must have rows.
+    generators: runs beside them whose adversarial training is shown.
 
   Returns:
     Path of the page.
 
   Raises:
-    RunError: if no source has rows, or if one of `report.runs` has none.
+    RunError: if no source has rows, or if one of the others has none.
   """
-  for other in config.report.runs:
+  for other in others:
     _check(Path(other))
-  runs = [r for r in (_Source(Path(s)) for s in sources) if r.rows]
+  runs = [r for r in (_Source(Path(s)) for s in (*sources, *others)) if r.rows]
   rows = [row for r in runs for row in r.rows]
   if not rows:
     raise results.RunError(f'{folder}: has no rows to report; run the attack stage first')
@@ -48,20 +60,22 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
     'One line per network: quality in the box, and what every attack takes from it at its largest strength (all strengths: defences.csv). '
     'Amplification: largest relative change of the image per relative change of the measurement, to first order. '
     'Passes: forward and backward, of one example each.',
-    *comparison.defences(runs, config.report.draws, strongest=True),
+    *comparison.defences(runs, draws, strongest=True),
   )  # fmt: skip
   if len(runs) > 1:
-    results.write_csv(folder / 'defences.csv', *comparison.defences(runs, config.report.draws))
-  results.write_csv(folder / 'summary.csv', *comparison.summary(rows, config.report.draws))
+    results.write_csv(folder / 'defences.csv', *comparison.defences(runs, draws))
+  results.write_csv(folder / 'summary.csv', *comparison.summary(rows, draws))
   for name in sorted({r['perturbation'] for r in rows}):
     mine = [r for r in rows if r['perturbation'] == name]
-    page.heading(_TITLES.get(name, name))
+    sweep = next((r.sweeps[name] for r in runs if name in r.sweeps), {})
+    title, axis = sweep.get('title', name), sweep.get('axis', 'strength')
+    page.heading(title)
     aimed = [r for r in mine if r['attacked'] == 'region']
-    if aimed:
-      page.figure(
-        f'{name}-ssim', figures.strength_curve(aimed, 'ssim_region_adv', draws=config.report.draws, look=look),
-        'Attacks on the annotated box: SSIM in the box against strength; bands are 95% bootstrap intervals over patients.',
-      )  # fmt: skip
+    page.figure(
+      f'{name}-ssim', figures.strength_curve(aimed or mine, 'ssim_region_adv', axis=axis, draws=draws, look=look),
+      f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength; '
+      'bands are 95% bootstrap intervals over patients.',
+    )  # fmt: skip
     if len({r['attacked'] for r in mine}) == 2:
       groups = []
       for label in sorted({figures.name_of(r) for r in mine}):
@@ -69,13 +83,13 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
           groups.append((f'{label}, {words}', [r for r in mine if figures.name_of(r) == label and r['attacked'] == aim]))
       groups = [group for group in groups if group[1]]
       page.figure(
-        f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, draws=config.report.draws, look=look),
+        f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, axis=axis, draws=draws, look=look),
         'Attacks aimed at the box against attacks aimed at the whole image, both scored in the box.',
       )  # fmt: skip
-    _pictures(page, runs, name, look)
-  _training(page, runs, config, look)
+    _pictures(page, runs, name, title, mine[0]['unit'], look)
+  _training(page, runs, generators, look)
   page.heading('All numbers')
-  page.table('Mean over examples, with 95% bootstrap intervals over patients', *comparison.table(rows, config.report.draws))
+  page.table('Mean over examples, with 95% bootstrap intervals over patients', *comparison.table(rows, draws))
   _bad_input(page, runs)
   _origin(page, runs)
   return page.write('jaxrec: adversarial robustness of MR image reconstruction')
@@ -97,6 +111,7 @@ class _Source:
     self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
     self.provenance = results.read_json(folder / 'provenance.json')
     self.config = results.read_json(folder / 'config.json')
+    self.sweeps = results.read_json(folder / 'sweeps.json')
     trained = self.config.get('model', {}).get('checkpoint', '')
     origin = sibling(folder, trained) if trained else folder
     self.cost = comparison.cost_of(origin)
@@ -124,8 +139,8 @@ class _Source:
 
 def _summary(runs, rows):
   examples = {(r['file'], r['slice'], r['annotation']) for r in rows}
-  lines = [f'{len(examples)} annotated regions, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.']
-  demo = [r for r in runs if r.config and not r.config['data']['root']]
+  lines = [f'{len(examples)} {"annotated regions" if any(r["attacked"] == "region" for r in rows) else "slices"}, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.']
+  demo = [r for r in runs if r.config.get('data', {}).get('root') == '']
   if demo:
     lines.append(
       f'<b>These numbers come from the built-in phantom</b> ({demo[0].config["profile"]} profile), not from patients: '
@@ -140,8 +155,8 @@ def _summary(runs, rows):
   return lines
 
 
-def _training(page, runs, config, look):
-  other = [page.folder / s for s in config.report.get('generators', ())]
+def _training(page, runs, generators, look):
+  other = [page.folder / s for s in generators]
   trained = [r for r in runs if (r.folder / 'metrics.jsonl').exists() and r.folder not in other] + [_Source(f) for f in other]
   # A network that several runs attack was trained once.
   curves = {}
@@ -165,7 +180,7 @@ def _training(page, runs, config, look):
     page.figure('sampling', figures.sampling_panel(sampling), 'Full and undersampled k-space of one slice (first coil), and their images.')
 
 
-def _pictures(page, runs, name, look):
+def _pictures(page, runs, name, title, unit, look):
   for aim, words in (('region', 'the box'), ('image', 'the whole image')):
     shared = [set(r.examples(name, aim)) for r in runs]
     common = sorted(set.intersection(*shared)) if shared else []
@@ -179,16 +194,15 @@ def _pictures(page, runs, name, look):
         f'{name}-angle', figures.angle_curve([(label, a['angles'], a['curve']) for label, a in shown], look),
         f'SSIM in the box against the angle, for {example}.',
       )  # fmt: skip
-    relative = name not in ('rotation', 'translation')
-    strength = f'{100 * first["strength"]:.2f}%' if relative else f'up to {first["strength"]:g}'
-    if relative and len(shown) > 1:
+    strength = strength_text(float(first['strength']), unit)
+    if unit == 'relative' and len(shown) > 1:
       page.figure(
-        f'{name}-perturbations-{aim}', figures.perturbation_panel(shown, f'{_TITLES.get(name, name)} ({strength}), {example}'),
+        f'{name}-perturbations-{aim}', figures.perturbation_panel(shown, f'{title} ({strength}), {example}'),
         'Clean reconstruction, perturbation of the fully sampled image, that image perturbed, reconstruction under attack.',
       )  # fmt: skip
     page.figure(
       f'{name}-panel-{aim}',
-      figures.panel(shown, f'{_TITLES.get(name, name)} aimed at {words} ({strength}), {example}'),
+      figures.panel(shown, f'{title} aimed at {words} ({strength}), {example}'),
       'Full sampling, clean and attacked reconstruction, the attacked but fully sampled image, and the change; below, the box.',
     )
 

@@ -65,8 +65,9 @@ def _compare(config, workdir):
     sampled = [f for f in (workdir, *folders) if (f / 'thresholds.json').exists()]
     if 'detect' in config and not sampled:
       return _announce(detectability.report(workdir))
-    make = invariance_report.run if sampled else report.run
-    _announce(make(config, workdir, [*(sampled or folders), *config.report.runs]))
+    if sampled:
+      return _announce(invariance_report.run(config, workdir, [*sampled, *config.report.runs]))
+    _report(config, workdir, folders)
 
 
 def _run_stages(config, workdir):
@@ -82,7 +83,7 @@ def _run_stages(config, workdir):
     if 'attack' in config.stages:
       attack.run(config, folder, data, parallel)
   if 'report' in config.stages and parallel.part == 0:
-    _announce(report.run(config, workdir, [workdir, *config.report.runs]))
+    _report(config, workdir, [workdir])
 
 
 def _check_features(config, prefix=''):
@@ -116,6 +117,11 @@ def _known(config, workdir):
     known.run(config, folder, parallel)
   if 'report' in config.stages and parallel.part == 0:
     _announce(known.report(workdir))
+
+
+def _report(config, workdir, folders):
+  options = config.report
+  _announce(report.run(workdir, folders, others=options.runs, draws=options.draws, generators=options.get('generators', ())))
 
 
 def _announce(page: Path) -> None:

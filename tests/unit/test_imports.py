@@ -14,6 +14,7 @@ LAYERS = [
   {'metrics', 'noise', 'tomography'},
   {'models', 'networks', 'attacks', 'invariances'},
   {'training', 'data', 'results', 'figures'},
+  {'audit'},
   {'workflows'},
   {'main'},
 ]

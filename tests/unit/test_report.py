@@ -5,7 +5,6 @@ import json
 import re
 from types import SimpleNamespace
 
-import ml_collections
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -60,7 +59,7 @@ def test_more_networks_than_colours_are_told_apart():
 
 def test_a_unit_of_ones_own_is_the_label_of_the_axis():
   rows = [{**r, 'unit': 'radians'} for r in rows_of('a') if r['perturbation'] == 'rotation']
-  assert 'radians' in figures.strength_curve(rows, 'ssim_region_adv', draws=10).axes[0].get_xlabel()
+  assert 'phase [radians]' == figures.strength_curve(rows, 'ssim_region_adv', axis='phase', draws=10).axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize('make', [figures.panel, figures.perturbation_panel])
@@ -81,7 +80,7 @@ def test_the_first_table_is_narrow_and_its_file_has_all_strengths():
   runs = [SimpleNamespace(rows=rows_of(n), label=n, config={}, cost={}) for n in 'ab']
   head, lines = comparison.defences(runs, 10, strongest=True)
   assert len(head) == 11 and all(len(line) == 11 for line in lines)
-  assert [h for h in head if h.startswith('SSIM lost')] == ['SSIM lost, coil_noise 2.5%', 'SSIM lost, rotation 5 degrees']
+  assert [h for h in head if h.startswith('SSIM lost')] == ['SSIM lost, coil_noise 2.50%', 'SSIM lost, rotation 5 degrees']
   everything, _ = comparison.defences(runs, 10)
   assert len(everything) == 21 and set(head) <= set(everything)
 
@@ -99,9 +98,8 @@ def write_rows(folder, name, rows):
 ])  # fmt: skip
 def test_other_folders_in_a_report_are_named(make, words, tmp_path):
   mine = write_rows(tmp_path / 'mine', '00000.jsonl', rows_of('a'))
-  config = ml_collections.ConfigDict({'report': {'draws': 10, 'runs': (str(make(tmp_path)),), 'generators': ()}})
   with pytest.raises(results.RunError, match=f'report.runs: .*{re.escape(words)}'):
-    report.run(config, mine, [mine, *config.report.runs])
+    report.run(mine, [mine], draws=10, others=(str(make(tmp_path)),))
 
 
 def test_provenance_names_the_processor(tmp_path):
