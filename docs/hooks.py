@@ -3,8 +3,6 @@
 import ast
 from pathlib import Path
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).parents[1]
 FROM_ROOT = {'contributing.md': ('Contributing', 'CONTRIBUTING.md'), 'security.md': ('Security', 'SECURITY.md'), 'changelog.md': ('Changelog', 'CHANGELOG.md')}
 
@@ -54,12 +52,10 @@ def pages() -> dict[str, str]:
     made[f'reference/{part}.md'] = f'# jaxrec.{part}\n\n' + '\n'.join(f'::: {name}\n' for name in names)
   lines = []
   for name in public():
-    # Modules have a page, all else a place on one.
-    where = f'[`jaxrec.{name}`]({name}.md)' if name in parts and name not in imported('jaxrec') | {} else None
     full = definition(f'jaxrec.{name}')
-    if full.removeprefix('jaxrec.') in parts:
-      where = f'[`jaxrec.{name}`]({name}.md)'
-    lines.append(f'- {where or f"[`jaxrec.{name}`][{full}]"}')
+    # Modules have a page, all else a place on one.
+    where = f'({name}.md)' if full.removeprefix('jaxrec.') in parts else f'[{full}]'
+    lines.append(f'- [`jaxrec.{name}`]{where}')
   made['reference/index.md'] = '# Reference\n\nWhat `import jaxrec` offers:\n\n' + '\n'.join(lines) + '\n'
   return made
 
@@ -74,6 +70,8 @@ def on_config(config):
 
 def on_files(files, config):
   """Adds the pages to the files."""
+  from mkdocs.structure.files import File
+
   for path, text in pages().items():
     files.append(File.generated(config, path, content=text))
   for path, (_, name) in FROM_ROOT.items():
