@@ -49,7 +49,9 @@ def pages() -> dict[str, str]:
   parts = modules()
   made = {}
   for part, names in parts.items():
-    made[f'reference/{part}.md'] = f'# jaxrec.{part}\n\n' + '\n'.join(f'::: {name}\n' for name in names)
+    # What a package imports stands where it is defined.
+    entries = [f'::: {name}\n' + '    options: {members: false}\n' * bool(imported(name)) for name in names]
+    made[f'reference/{part}.md'] = f'# jaxrec.{part}\n\n' + '\n'.join(entries)
   lines = []
   for name in public():
     full = definition(f'jaxrec.{name}')

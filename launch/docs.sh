@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 make_environment .venv-test "$TEST_REQUIREMENT"
 export NO_MKDOCS_2_WARNING=1
+# Without --quiet: it silences the very warnings that are to be errors.
 if [ "${1:-build}" = serve ]; then
   exec .venv-test/bin/python -m mkdocs serve
 fi
-exec .venv-test/bin/python -m mkdocs build --strict --quiet
+exec .venv-test/bin/python -m mkdocs build --strict
