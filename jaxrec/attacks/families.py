@@ -74,5 +74,5 @@ def family_of(factory: Callable[..., Perturbation]) -> Family:
 
 
 def strength_text(strength: float, unit: str) -> str:
-  """A strength as readers see it, `2.00%` or `3 degrees`."""
-  return f'{100 * strength:.2f}%' if unit == 'relative' else f'{strength:g} {unit}'
+  """A strength as readers see it, `2.5%` or `3 degrees`."""
+  return f'{100 * strength:.4g}%' if unit == 'relative' else f'{strength:g} {unit}'

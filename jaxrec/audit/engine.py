@@ -84,7 +84,7 @@ class Engine:
       for n, members in enumerate(batches, 1):
         members = [case for case in members if not self._finished(case)]
         for chosen, samples in _alike(self._read(members, bad)):
-          self._attack(chosen, samples, bar)
+          self._attack(chosen, samples, bad, bar)
         bar.update(n * len(self.sweeps) - bar.n)
     return bad
 
@@ -102,14 +102,30 @@ class Engine:
       try:
         sample = jax.tree.map(np.asarray, case.read())
       except DataError as error:
-        if self.settings.strict:
-          raise
-        bad[case.origin or f'{case.file} slice {case.slice}'] = str(error)
+        self._refuse([case], error, bad)
       else:
         yield case, sample
 
-  def _attack(self, cases: list[Case], samples: list[Sample], bar: tqdm) -> None:
+  def _refuse(self, cases, error, bad):
+    if self.settings.strict:
+      raise error from None
+    bad.update({f'{case.origin or case.file} slice {case.slice}': str(error) for case in cases})
+
+  def _attack(self, cases: list[Case], samples: list[Sample], bad: dict[str, str], bar: tqdm) -> None:
     """All sweeps on slices of one shape."""
+    computed = self._outcomes(cases, samples, bar)
+    while True:
+      try:
+        found = next(computed, None)
+      except ValueError as error:
+        # Of a size that the network or the perturbation does not take; what shares a batch has the same.
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        return self._refuse(cases, DataError(f'{cases[0].origin or cases[0].file}: cannot be attacked ({words})'), bad)
+      if found is None:
+        return None
+      self._record(cases, samples, *found)
+
+  def _outcomes(self, cases, samples, bar):
     padded = _stack(samples, self.batch)
     images, extra = self.clean(program.weights(self.network), padded)
     self._check(cases, samples, images)
@@ -128,11 +144,10 @@ class Engine:
         columns['lipschitz'] = self.amplify[name](program.weights(self.network), keys, padded, images)
       columns = jax.device_get(columns)
       attack = self._on_grid if sweep.is_grid else self._by_search
-      for found, seconds in attack(name, cases, samples, padded, images, places, wanted):
-        self._record(name, cases, samples, images, columns, found, seconds)
-        bar.refresh()
+      for found, seconds in attack(name, cases, padded, images, places, wanted):
+        yield name, images, columns, found, seconds
 
-  def _by_search(self, name, cases, samples, padded, images, places, wanted):
+  def _by_search(self, name, cases, padded, images, places, wanted):
     """Places one after another, in batches; what is missing only."""
     sweep = self.sweeps[name]
     for start in range(0, len(wanted), self.batch):
@@ -152,7 +167,7 @@ class Engine:
       found = [(i, place, jax.tree.map(lambda x, n=n: x[n], outcome)) for n, (i, place) in enumerate(chosen)]
       yield found, time.perf_counter() - began
 
-  def _on_grid(self, name, cases, samples, padded, images, places, wanted):
+  def _on_grid(self, name, cases, padded, images, places, wanted):
     """All places of all slices at once: the network does not depend on them."""
     del cases
     began = time.perf_counter()
@@ -168,7 +183,7 @@ class Engine:
     ]  # fmt: skip
     yield found, time.perf_counter() - began
 
-  def _record(self, name, cases, samples, images, columns, found, seconds):
+  def _record(self, cases, samples, name, images, columns, found, seconds):
     """Rows of outcomes, pictures first: a row says that its picture is there."""
     sweep, rows = self.sweeps[name], []
     seconds /= len(found) * (len(sweep.strengths) + 1)

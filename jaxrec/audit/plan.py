@@ -135,7 +135,7 @@ class Case:
     shape: slices of one shape make a batch; `None` if only the sample tells.
     split: of the data set.
     acceleration: as rows show it; counted from the mask if `None`.
-    origin: what to name where the slice cannot be read; file and slice if empty.
+    origin: its volume, to be named where something is wrong; `file` if empty.
   """
 
   file: str

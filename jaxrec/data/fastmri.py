@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxrec import masks
 from jaxrec.data import hdf5
-from jaxrec.data.annotations import Region
+from jaxrec.data.annotations import SMALLEST, Region
 from jaxrec.data.errors import DataError
 from jaxrec.types import Scan
 
@@ -192,6 +192,8 @@ def _describe(path, file):
     raise DataError(f'{path}: kspace has shape {kspace.shape}; expected [slice, coil, row, col] without zeros')
   if kspace.dtype.kind != 'c':
     raise DataError(f'{path}: kspace has type {kspace.dtype}; expected complex')
+  if min(kspace.shape[-2:]) < SMALLEST:
+    raise DataError(f'{path}: kspace has shape {kspace.shape}; SSIM needs {SMALLEST} rows and columns or more')
   shape = kspace.shape if kspace.ndim == 4 else (kspace.shape[0], 1, *kspace.shape[1:])
   target = _find_target(path, file, kspace.ndim)
   acquired, recon = _header(path, file, shape)
@@ -240,8 +242,8 @@ def check_size(path: str | Path, crop: Sequence[int]) -> None:
   Raises:
     DataError: naming the file.
   """
-  if min(crop) < 7:
-    raise DataError(f'{path}: images have {crop[0]} x {crop[1]} pixels; the scores need 7 x 7 at least')
+  if min(crop) < SMALLEST:
+    raise DataError(f'{path}: the target has shape {tuple(crop)}; SSIM needs {SMALLEST} rows and columns or more')
 
 
 def _text(value):

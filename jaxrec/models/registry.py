@@ -37,6 +37,20 @@ _MODULES = {
 NAMES = tuple(_MODULES)
 
 
+def fields(name: str) -> tuple[str, ...]:
+  """Options of a network.
+
+  Args:
+    name: one of `NAMES`.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  if name not in _MODULES:
+    raise ValueError(f'model.name: {name!r} is unknown; choose one of {", ".join(NAMES)}')
+  return tuple(f for f in _MODULES[name].__dataclass_fields__ if f not in ('parent', 'name'))
+
+
 def build(name: str, **kwargs) -> nn.Module:
   """A network by name.
 
@@ -50,14 +64,11 @@ def build(name: str, **kwargs) -> nn.Module:
   Raises:
     ValueError: for an unknown name or attribute.
   """
-  if name not in _MODULES:
-    raise ValueError(f'model.name: {name!r} is unknown; choose one of {", ".join(NAMES)}')
-  module = _MODULES[name]
-  fields = [f for f in module.__dataclass_fields__ if f not in ('parent', 'name')]
+  known = fields(name)
   for key in kwargs:
-    if key not in fields:
-      raise ValueError(f'model.{key}: {name} has no such option; it takes {", ".join(fields)}')
-  return module(**kwargs)
+    if key not in known:
+      raise ValueError(f'model.{key}: {name} has no such option; it takes {", ".join(known)}')
+  return _MODULES[name](**kwargs)
 
 
 def bind(module: nn.Module) -> Reconstructor:

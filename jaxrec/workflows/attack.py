@@ -9,6 +9,7 @@ import numpy as np
 from jaxrec import results
 from jaxrec.audit.engine import Engine, Labels
 from jaxrec.audit.plan import Case, Settings, Start, Sweep
+from jaxrec.data.errors import DataError
 from jaxrec.data.fastmri import Example
 from jaxrec.data.loader import shape_of
 from jaxrec.data.singlecoil import centred_images
@@ -78,7 +79,7 @@ def _cases(config, examples: list[Example], data) -> list[Case]:
     Case(
       name, number, found[0].volume.patient_id, read=lambda e=found[0]: read(e, 0),
       boxes=tuple(e.region for e in found if e.region), boxed=found[0].region is not None, shape=shape_of(found[0]),
-      split=split_of[name], acceleration=acceleration, origin=f'{found[0].volume.path} slice {number}',
+      split=split_of[name], acceleration=acceleration, origin=str(found[0].volume.path),
     )
     for (name, number), found in of_slice.items()
   ]  # fmt: skip
@@ -99,6 +100,8 @@ def _conclude(rows, bad) -> None:
       f'attack: thermal noise has the energy of adversarial noise with eta = {100 * np.median(etas):.2f}% '
       f'(median; {100 * min(etas):.2f}% to {100 * max(etas):.2f}%)'
     )
+  if bad and not rows:
+    raise DataError(f'attack: no example could be attacked; the first: {next(iter(bad.values()))}')
   if bad:
     print(f'attack: skipped {len(bad)} bad files, listed in the report; the first: {next(iter(bad.values()))}')
 

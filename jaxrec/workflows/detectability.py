@@ -30,11 +30,6 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
     DataError: if there are too few places or patients.
   """
   options = config.detect
-  for name, least in (('side', 8), ('reach', 1), ('slices', 1), ('sites', 1), ('calibration', 1), ('repeats', 4), ('few', 1)):
-    if options[name] < least:
-      raise ValueError(f'detect.{name}: {options[name]} is too few; it takes {least} or more')
-  if options.few > options.repeats or 2 * options.reach + 1 > options.side:
-    raise ValueError(f'detect.few, detect.reach: {options.few}, {options.reach} do not fit repeats={options.repeats} and side={options.side}')
   region = (slice(options.side // 2 - options.reach, options.side // 2 + options.reach + 1),) * 2
   load = loader_of(run_folder.folder / 'stage', data, parallel)
   networks = {}

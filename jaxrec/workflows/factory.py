@@ -134,22 +134,13 @@ def sweep(config: ml_collections.ConfigDict, name: str, start: Start | None = No
   chosen = dict(config.search[name]) if name in config.search else {'name': 'pgd'}
   kind = chosen.pop('name')
   if kind == 'grid':
-    found = _grid(name, family, max(positive, default=1.0), chosen)
+    found = attacks.grid(attacks.angle_grid(max(positive, default=0.0), **chosen))
   else:
     found = search(kind, chosen)
   try:
     return Sweep(family, values, found, objective(config.objective), config.attack.get('titles', {}).get(name, ''), start)
   except ValueError as error:
     raise ValueError(f'{section}.{error}') from None
-
-
-def _grid(name, family, largest, options):
-  if attacks.family_of(family).unit != 'degrees':
-    raise ValueError(f'search.{name}.name: grid is for rotation; choose pgd, apgd or random')
-  step = options.pop('step_degrees', 0.1)
-  if options:
-    raise ValueError(f'search.{name}.{next(iter(options))}: grid has no such option; it takes step_degrees')
-  return attacks.grid(attacks.angle_grid(largest, step))
 
 
 def search(name: str, options: dict[str, Any], section: str = 'search') -> attacks.Search:
@@ -223,15 +214,11 @@ def defended(config: ml_collections.ConfigDict, module) -> tuple[Reconstructor, 
   randomised = getattr(module, 'smoothing_samples', 0) > 0
   options = dict(config.defence)
   name = options.pop('name')
-  if name not in ('none', 'cyclic'):
-    raise ValueError(f'defence.name: {name!r} is unknown; choose one of none, cyclic')
   reconstruct = plain
   if name == 'cyclic':
     reconstruct = _call(attacks.cyclic, 'defence', dict(reconstruct=plain, complete=models.bind_complete(module), **options))
   if config.attack.sees == 'network':
     return reconstruct, models.bind(module.clone(smoothing_samples=0)) if randomised else plain
-  if config.attack.sees != 'defence':
-    raise ValueError(f'attack.sees: {config.attack.sees!r} is unknown; choose one of defence, network')
   if not randomised:
     return reconstruct, None
   draws = [models.bind(module.clone(smoothing_seed=i + 1)) for i in range(config.attack.draws)]

@@ -28,9 +28,6 @@ from jaxrec.workflows.train import loader_of
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Samples, measures and judges; finished cases are not computed again."""
   options = config.invariances
-  for name, least in (('num_samples', 2), ('repeats', 4), ('others', 1), ('max_moments', 2)):
-    if options[name] < least:
-      raise ValueError(f'invariances.{name}: {options[name]} is too few; it takes {least} or more')
   plans = cases_lib.plan(
     data.val.volumes, diameters=options.diameters, contrasts=options.contrasts, per_slice=options.per_slice, seed=config.seed
   )

@@ -30,14 +30,16 @@ def report(folder: str | Path, *, draws: int = 1000) -> Path:
   return run(folder, sources, draws=draws)
 
 
-def run(folder: Path, sources: Sequence[Path], *, draws: int, others: Sequence[str] = (), generators: Sequence[str] = ()) -> Path:
+def run(
+  folder: Path, sources: Sequence[Path], *, others: Sequence[str | Path] = (), draws: int = 1000, generators: Sequence[str] = ()
+) -> Path:
   """Writes `figures/*.png` and `report.html` in a run folder.
 
   Args:
     folder: where the report goes.
-    sources: run folders whose rows are shown together.
+    sources: run folders whose rows are shown together, if they have any.
+    others: further ones, which must have some: `report.runs`.
     draws: bootstrap draws over patients.
-    others: run folders to show with them, which must have rows.
     generators: runs beside them whose adversarial training is shown.
 
   Returns:

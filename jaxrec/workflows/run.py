@@ -7,9 +7,7 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, datasets, detectability, factory, invariance_report, invariances, known, report, train
-
-STAGES = ('train', 'attack', 'invariances', 'detect', 'known', 'report')
+from jaxrec.workflows import attack, datasets, detectability, invariance_report, invariances, known, options, report, train
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -29,19 +27,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     ValueError: for bad options or input, with one clear line.
   """
   workdir = Path(workdir)
+  options.check(config, workdir)
   if 'known' in config:
     with results.exclusive(workdir, part=jax.process_index()):
       _known(config, workdir)
     return workdir
-  _check_features(config)
   if 'experiments' in config:
     # Before processes meet in `data_parallel`: the others write nothing if process 0 is refused.
     with results.exclusive(workdir, part=jax.process_index()):
       _compare(config, workdir)
     return workdir
   for stage in config.stages:
-    if stage not in STAGES:
-      raise ValueError(f'stages: {stage!r} is unknown; choose among {", ".join(STAGES)}')
     if stage in ('invariances', 'detect'):
       raise ValueError(f'stages: {stage} needs the experiments that train its networks; use configs/invariances_*.py')
   if not config.data.root:
@@ -84,14 +80,6 @@ def _run_stages(config, workdir):
       attack.run(config, folder, data, parallel)
   if 'report' in config.stages and parallel.part == 0:
     _report(config, workdir, [workdir])
-
-
-def _check_features(config, prefix=''):
-  # Now, not after days of training the networks that come first.
-  for name, experiment in config.get('experiments', {}).items():
-    _check_features(experiment, f'{prefix}experiments.{name}.')
-  if 'train' in config.stages and not (config.model.weights or config.model.checkpoint):
-    factory.check_perceptual(config, f'{prefix}train.task')
 
 
 def _sample(config, workdir):

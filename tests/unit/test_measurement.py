@@ -151,9 +151,3 @@ def test_if_no_image_can_be_read_for_the_moments_it_is_said(monkeypatch):
   with pytest.raises(DataError, match='no held-out image can be read; the last: v: slice 1 is damaged'):
     tap.moments(config, data, bad)
   assert set(bad) == {'index', 'v-000', 'v-001'}
-
-
-def test_too_few_repeats_are_named():
-  with pytest.raises(ValueError, match=r'invariances.repeats: 2 is too few; it takes 4 or more'):
-    options = dict(num_samples=5, repeats=2, others=1)
-    invariances.run(ml_collections.ConfigDict({'invariances': options}), None, None, None)

@@ -80,7 +80,7 @@ def test_the_first_table_is_narrow_and_its_file_has_all_strengths():
   runs = [SimpleNamespace(rows=rows_of(n), label=n, config={}, cost={}) for n in 'ab']
   head, lines = comparison.defences(runs, 10, strongest=True)
   assert len(head) == 11 and all(len(line) == 11 for line in lines)
-  assert [h for h in head if h.startswith('SSIM lost')] == ['SSIM lost, coil_noise 2.50%', 'SSIM lost, rotation 5 degrees']
+  assert [h for h in head if h.startswith('SSIM lost')] == ['SSIM lost, coil_noise 2.5%', 'SSIM lost, rotation 5 degrees']
   everything, _ = comparison.defences(runs, 10)
   assert len(everything) == 21 and set(head) <= set(everything)
 
@@ -99,7 +99,7 @@ def write_rows(folder, name, rows):
 def test_other_folders_in_a_report_are_named(make, words, tmp_path):
   mine = write_rows(tmp_path / 'mine', '00000.jsonl', rows_of('a'))
   with pytest.raises(results.RunError, match=f'report.runs: .*{re.escape(words)}'):
-    report.run(mine, [mine], draws=10, others=(str(make(tmp_path)),))
+    report.run(mine, [mine], others=[make(tmp_path)], draws=10)
 
 
 def test_provenance_names_the_processor(tmp_path):

@@ -1,5 +1,6 @@
 """Scans from arrays and from the files of others."""
 
+import os
 import re
 import shutil
 
@@ -287,10 +288,17 @@ BAD = {
   'npz objects': (write_npz, npz_with(patient_id=np.array([{}])), 'store arrays, no objects'),
   'npz target': (write_npz, npz_with(target=np.ones((1, 99, 9), np.float32)), 'does not fit'),
   'npz type': (write_npz, npz_with(kspace=np.ones((1, 3, 64, 40))), 'slice 0 of kspace has type float64'),
+  'npz pipe': (write_npz, lambda p: pipe(p.with_suffix('.npz')), 'is no regular file'),
+  'bart pipe': (write_bart, lambda p: pipe(p.with_suffix('.hdr')), 'is no regular file'),
   'ismrmrd outside': (ismrmrd_with(moved), None, 'is outside the matrix'),
   'ismrmrd frames': (ismrmrd_with(repeated), None, 'has more than one repetition'),
   'ismrmrd group': (write_ismrmrd, lambda p: rename_data(p), 'it is no ISMRMRD raw data'),
 }  # fmt: skip
+
+
+def pipe(path):
+  path.unlink()
+  os.mkfifo(path)
 
 
 def rename_data(path):
