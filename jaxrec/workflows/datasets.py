@@ -239,7 +239,8 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
   others = {v.name for index in (found.train, found.val) for v in index.volumes} | {Path(p).stem for p in (*found.train.bad, *found.val.bad)}
   for split in config.attack.splits:
     every = getattr(found, split).volumes
-    volumes = [v for v in every if v.fully_sampled]
+    # Prospective data have no target: they are attacked where there is nothing else.
+    volumes = [v for v in every if v.fully_sampled] or list(every)
     if is_ct(config):
       mine = _ct_examples(volumes)
     elif annotations is None:

@@ -148,6 +148,12 @@ def _summary(runs, rows):
       f'<b>These numbers come from the built-in phantom</b> ({demo[0].config["profile"]} profile), not from patients: '
       'small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'
     )
+  prospective = sum('reference' in r for r in rows)
+  if prospective:
+    lines.append(
+      f'<b>{prospective} rows have no fully sampled image to compare with</b>: they compare with the network\'s own output without attack. '
+      'There, clean scores are perfect by definition, and the others say how far an attack moves the output.'
+    )
   eta = sorted(r['thermal_eta'] for r in rows if 'thermal_eta' in r)
   if eta:
     lines.append(
