@@ -67,17 +67,18 @@ def zero_filled(sample: Sample) -> tuple[Image]:
   return (rss(ifft2c(jnp.where(sample.mask, sample.kspace, 0))),)
 
 
-def fastmri(scan: Scan) -> tuple[Array, Array]:
+def fastmri(scan: Scan) -> tuple[Array, Array, Array]:
   """Inputs of the fastMRI package's `VarNet`.
 
   Args:
     scan: its mask must be of columns, `[1, col]`.
 
   Returns:
-    Masked k-space `[1, coil, row, col, 2]` and mask `[1, 1, 1, col, 1]`.
+    Masked k-space `[1, coil, row, col, 2]`, mask `[1, 1, 1, col, 1]` and the
+    number of columns in the centre `[]`.
   """
   kspace = jnp.where(scan.mask, scan.kspace, 0)
-  return jnp.stack([kspace.real, kspace.imag], -1)[None], scan.mask.reshape(1, 1, *scan.mask.shape, 1)
+  return jnp.stack([kspace.real, kspace.imag], -1)[None], scan.mask.reshape(1, 1, *scan.mask.shape, 1), jnp.sum(scan.acs)
 
 
 def network(

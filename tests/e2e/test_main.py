@@ -215,7 +215,7 @@ def run_main(capsys, monkeypatch, arguments):
   ('LDCT_ROOT', 'cnn10', False), ('LDCT_ROOT', 'invariances_cnn10', False), ('FASTMRI_ROOT', 'invariances_cnn10', True),
 ])  # fmt: skip
 def test_the_demo_runs_without_data_of_its_kind(variable, config, demo, monkeypatch):
-  from jaxrec import main
+  from jaxrec.workflows import catalog
 
   monkeypatch.chdir(ROOT)
   for name in ('FASTMRI_ROOT', 'LDCT_ROOT'):
@@ -224,9 +224,9 @@ def test_the_demo_runs_without_data_of_its_kind(variable, config, demo, monkeypa
     monkeypatch.setenv(variable, '/data')
   path = f'configs/{config}.py'
   for given in ([f'--config={path}'], ['--config', path]):
-    assert main._with_demo(['main', *given])[-1] == given[-1] + (':demo' if demo else '')
-  assert main._with_demo(['main', f'--config={path}', '--config.data.root=/x'])[1] == f'--config={path}'
-  assert main._with_demo(['main', '--config=configs/none.py'])[1] == '--config=configs/none.py'
+    assert catalog.with_demo(['main', *given])[-1] == given[-1] + (':demo' if demo else '')
+  assert catalog.with_demo(['main', f'--config={path}', '--config.data.root=/x'])[1] == f'--config={path}'
+  assert catalog.with_demo(['main', '--config=configs/none.py'])[1] == '--config=configs/none.py'
 
 
 @pytest.mark.parametrize('kind', MISTAKES)

@@ -128,7 +128,7 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
       raise ValueError('UNet: an image of (8, 8) is too small for pools=4\nsecond line')
     for (name, found), case, sample in itertools.product(engine.sweeps.items(), cases, samples):
       strengths = np.zeros(len(found.strengths))
-      outcome = Outcome({'objective_clean': strengths, 'objective_adv': strengths}, sample.target, sample.target, strengths)
+      outcome = Outcome(dict.fromkeys(('objective_clean', 'objective_adv', 'delta'), strengths), sample.target, sample.target, strengths)
       yield name, sample.target[None], {}, [(0, place, outcome) for place in case.places(sample, engine.settings.aims)], 1.0
 
   monkeypatch.setattr(Engine, '_outcomes', outcomes)
