@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
 
 def _fail(error: Exception) -> int:
   line = ' '.join(str(error).split()) or type(error).__name__
+  if isinstance(error, KeyError) and ' ' not in str(error.args[0]):
+    line = f'--config: has no section or option {error.args[0]} to set there; add it in a config file of your own'
   print(f'error: {line}', file=sys.stderr)
   return 2
 

@@ -212,6 +212,7 @@ class Engine:
         'perturbation': name, 'attacked': place.aim, 'strength': strength, 'unit': sweep.declared.unit,
         'seed': self.settings.seed, **values, 'steps': sweep.steps if strength else 0, 'seconds': seconds,
         'patient': case.patient, 'split': case.split, 'network': self.labels.network, **constant,
+        **({'reference': 'output'} if np.isnan(sample.target).any() else {}),
       }  # fmt: skip
 
   def _keys(self, chosen: list[tuple[Case, int]]):
@@ -273,7 +274,9 @@ def _stack(samples, size):
 def _acceleration(case, sample):
   if case.acceleration is not None or not hasattr(sample, 'mask'):
     return case.acceleration or ''
-  share = np.mean(np.broadcast_to(sample.mask, np.broadcast_shapes(sample.mask.shape, sample.acquired.shape))[..., sample.acquired[0]])
+  # Of prospective data only what was sampled was acquired: there, all columns count.
+  columns = sample.acquired[0] | np.isnan(sample.target).any()
+  share = np.mean(sample.mask[..., columns])
   return f'{1 / share:.2g}' if share else ''
 
 

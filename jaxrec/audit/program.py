@@ -57,8 +57,9 @@ def clean(network: Network) -> Callable[[Weights, Sample], tuple[Image, dict[str
   def one(given, sample):
     extra = {}
     if isinstance(sample, Scan):
-      eta = noise.thermal_eta(noise.sigma_from_kspace(sample), sample)
-      extra['thermal_eta'] = jnp.sqrt(jnp.mean(eta**2))
+      # The corners of k-space hold signal of small matrices: there they say too much.
+      for name, sigma in (('', noise.sigma_from_background), ('_corners', noise.sigma_from_kspace)):
+        extra[f'thermal_eta{name}'] = jnp.sqrt(jnp.mean(noise.thermal_eta(sigma(sample), sample) ** 2))
     return network.reconstruct(given.network, sample), extra
 
   return jax.vmap(one, (None, 0))

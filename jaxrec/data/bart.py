@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrec.data import fastmri
-from jaxrec.data.errors import DataError
+from jaxrec.data.errors import DataError, check_regular
 from jaxrec.data.fastmri import Raw, Volume
 
 _COIL, _SLICE = 3, 13
@@ -57,6 +57,8 @@ def read_raw(volume: Volume, slice_index: int) -> Raw:
 def _open(path):
   """`[slice, coil, row, col]`, on the disk."""
   header = path.with_suffix('.hdr')
+  for file in (header, path):
+    check_regular(file)
   try:
     with open(header) as stream:
       lines = stream.read(1 << 16).splitlines()

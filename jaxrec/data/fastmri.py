@@ -204,8 +204,6 @@ def _describe(path, file):
   check_size(path, crop)
   if target not in ('', 'none') and (file[target].shape[0] != shape[0] or file[target].shape[1:] != crop):
     raise DataError(f'{path}: {target} has shape {file[target].shape}, which does not fit kspace {kspace.shape}')
-  if min(crop) < SMALLEST:
-    raise DataError(f'{path}: the target has shape {crop}; SSIM needs {SMALLEST} rows and columns or more')
   attributes = {name: file.attrs.get(name) for name in _ATTRIBUTES}
   numbers = {name: positive(path, name, attributes[name]) for name in ('max', 'norm')}
   return Volume(
@@ -244,8 +242,8 @@ def check_size(path: str | Path, crop: Sequence[int]) -> None:
   Raises:
     DataError: naming the file.
   """
-  if min(crop) < 7:
-    raise DataError(f'{path}: images have {crop[0]} x {crop[1]} pixels; the scores need 7 x 7 at least')
+  if min(crop) < SMALLEST:
+    raise DataError(f'{path}: the target has shape {tuple(crop)}; SSIM needs {SMALLEST} rows and columns or more')
 
 
 def _text(value):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrec.data import fastmri
-from jaxrec.data.errors import DataError
+from jaxrec.data.errors import DataError, check_regular
 from jaxrec.data.fastmri import Raw, Volume
 
 _LIMIT = 1 << 34
@@ -58,6 +58,7 @@ def read_raw(volume: Volume, slice_index: int) -> Raw:
 
 
 def _load(path):
+  check_regular(path)
   try:
     with zipfile.ZipFile(path) as archive:
       if sum(member.file_size for member in archive.infolist()) > _LIMIT:

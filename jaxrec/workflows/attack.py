@@ -79,7 +79,7 @@ def _cases(config, examples: list[Example], data) -> list[Case]:
     Case(
       name, number, found[0].volume.patient_id, read=lambda e=found[0]: read(e, 0),
       boxes=tuple(e.region for e in found if e.region), boxed=found[0].region is not None, shape=shape_of(found[0]),
-      split=split_of[name], acceleration=acceleration, origin=str(found[0].volume.path),
+      split=split_of[name], acceleration=acceleration if found[0].volume.fully_sampled else None, origin=str(found[0].volume.path),
     )
     for (name, number), found in of_slice.items()
   ]  # fmt: skip

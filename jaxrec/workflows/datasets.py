@@ -1,7 +1,6 @@
 """From a config to data: indices of the splits, a reader of examples, and what to train on and attack."""
 
 import hashlib
-import importlib
 import json
 import zlib
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import cases, chest, fastmri, ldct, loader, singlecoil, synthetic
+from jaxrec.data import sites, chest, fastmri, ldct, loader, singlecoil, synthetic
 from jaxrec.data.annotations import Region
 from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
@@ -20,6 +19,7 @@ from jaxrec.data.fastmri import Example
 from jaxrec.data.source import CT, KSpace, Source
 from jaxrec.training import Parallel
 from jaxrec.types import Sample, Slice
+from jaxrec.workflows import factory
 
 
 class Data(NamedTuple):
@@ -55,12 +55,12 @@ class _Read:
     if self.inserted:
       scan = self._insert(scan, rng)
     if self.added_noise:
-      scan = cases.add_noise(rng, scan, self.added_noise)
+      scan = sites.add_noise(rng, scan, self.added_noise)
     return singlecoil.zero_filled(scan, relative=self.relative) if self.form == 'image' else scan
 
   def _insert(self, scan, rng):
     drawn = [Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts'])) for _ in range(self.inserted['count'])]
-    return cases.insert_mr(scan, [s for s in (cases.place_mr(rng, scan, s) for s in drawn) if s is not None])
+    return sites.insert_mr(scan, [s for s in (sites.place_mr(rng, scan, s) for s in drawn) if s is not None])
 
 
 def reader(
@@ -123,12 +123,7 @@ def own_source(name: str, root: str | Path) -> Source:
   Raises:
     ValueError: if there is no such factory.
   """
-  module, _, factory = name.partition(':')
-  try:
-    make = getattr(importlib.import_module(module), factory)
-  except (ImportError, AttributeError, ValueError) as error:
-    raise ValueError(f'data.layout: {name!r} cannot be imported ({error}); give package.module:factory of a source') from None
-  return make(root)
+  return factory.imported('data.layout', name)(root)
 
 
 class _ReadCT:
@@ -244,7 +239,8 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
   others = {v.name for index in (found.train, found.val) for v in index.volumes} | {Path(p).stem for p in (*found.train.bad, *found.val.bad)}
   for split in config.attack.splits:
     every = getattr(found, split).volumes
-    volumes = [v for v in every if v.fully_sampled]
+    # Prospective data have no target: they are attacked where there is nothing else.
+    volumes = [v for v in every if v.fully_sampled] or list(every)
     if is_ct(config):
       mine = _ct_examples(volumes)
     elif annotations is None:

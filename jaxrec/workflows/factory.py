@@ -54,13 +54,22 @@ STEPS = {'steepest': attacks.steepest_step, 'advrec': attacks.advrec_step}
 def _pick(table, section, name):
   """What a name in a config means: an entry of a table, or `'package.module:factory'` of the user's own."""
   if ':' in name:
-    return _imported(section, name)
+    return imported(section, name)
   if name not in table:
     raise ValueError(f"{section}: {name!r} is unknown; choose one of {', '.join(table)}, or give your own as 'package.module:factory'")
   return table[name]
 
 
-def _imported(section, name):
+def imported(section: str, name: str) -> Callable:
+  """What `package.module:factory` names.
+
+  Args:
+    section: of the config, for messages.
+    name: where the factory is.
+
+  Raises:
+    ValueError: if there is no such function.
+  """
   module, _, attribute = name.partition(':')
   try:
     found = importlib.import_module(module)
@@ -182,7 +191,7 @@ def network(config: ml_collections.ConfigDict):
   name = options.pop('name')
   if ':' not in name:
     return models.build(name, **options), None
-  made = _call(_imported('model.name', name), f'model ({name})', options)
+  made = _call(imported('model.name', name), f'model ({name})', options)
   if isinstance(made, Network):
     return made, made.variables
   if not isinstance(made, nn.Module):

@@ -46,7 +46,7 @@ def run(
     Path of the page.
 
   Raises:
-    RunError: if no source has rows, or if one of `report.runs` has none.
+    RunError: if no source has rows, or if one of the others has none.
   """
   for other in others:
     _check(Path(other))
@@ -147,6 +147,12 @@ def _summary(runs, rows):
     lines.append(
       f'<b>These numbers come from the built-in phantom</b> ({demo[0].config["profile"]} profile), not from patients: '
       'small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'
+    )
+  prospective = sum('reference' in r for r in rows)
+  if prospective:
+    lines.append(
+      f'<b>{prospective} rows have no fully sampled image to compare with</b>: they compare with the network\'s own output without attack. '
+      'There, clean scores are perfect by definition, and the others say how far an attack moves the output.'
     )
   eta = sorted(r['thermal_eta'] for r in rows if 'thermal_eta' in r)
   if eta:

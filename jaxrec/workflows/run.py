@@ -58,11 +58,9 @@ def _compare(config, workdir):
   if 'invariances' in config.stages or 'detect' in config.stages:
     _sample(config, workdir)
   if 'report' in config.stages and data_parallel().part == 0:
-    sampled = [f for f in (workdir, *folders) if (f / 'thresholds.json').exists()]
-    if 'detect' in config and not sampled:
-      return _announce(detectability.report(workdir))
-    if sampled:
-      return _announce(invariance_report.run(config, workdir, [*sampled, *config.report.runs]))
+    judged = [f for f in (workdir, *folders) if (f / 'detectability.csv').exists()]
+    if judged:
+      return _announce(invariance_report.run(config, workdir, [*judged, *config.report.runs]))
     _report(config, workdir, folders)
 
 
@@ -104,7 +102,7 @@ def _known(config, workdir):
   if 'known' in config.stages:
     known.run(config, folder, parallel)
   if 'report' in config.stages and parallel.part == 0:
-    _announce(known.report(workdir))
+    _announce(known.report(workdir, draws=config.report.draws))
 
 
 def _report(config, workdir, folders):

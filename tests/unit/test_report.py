@@ -59,7 +59,7 @@ def test_more_networks_than_colours_are_told_apart():
 
 def test_a_unit_of_ones_own_is_the_label_of_the_axis():
   rows = [{**r, 'unit': 'radians'} for r in rows_of('a') if r['perturbation'] == 'rotation']
-  assert 'radians' in figures.strength_curve(rows, 'ssim_region_adv', draws=10).axes[0].get_xlabel()
+  assert 'phase [radians]' == figures.strength_curve(rows, 'ssim_region_adv', axis='phase', draws=10).axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize('make', [figures.panel, figures.perturbation_panel])
