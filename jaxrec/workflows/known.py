@@ -40,11 +40,6 @@ class Setting(NamedTuple):
 
 def setting(options: ConfigDict) -> Setting:
   """Contrasts follow from the detectabilities that are aimed at; see the section `known` of the config."""
-  for name, least in (('patients', 4), ('sites', 1), ('scans', 4), ('few', 1), ('reference', 4), ('train_steps', 1)):
-    if options[name] < least:
-      raise ValueError(f'known.{name}: {options[name]} is too few; it takes {least} or more')
-  if options.few > options.scans:
-    raise ValueError(f'known.few: {options.few} is more than known.scans={options.scans}')
   noise = known.texture(options.side)
   kinds = [Kind(d, known.contrast(noise, d, aim), aim) for d in options.diameters for aim in options.aims]
   signals = np.stack([k.contrast * known.structure(options.side, k.size) for k in kinds]).astype(np.float32)

@@ -73,7 +73,7 @@ def test_ct_data_are_verified(tmp_path, capsys):
   np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), -1000.0))
   assert verify_data.main([str(tmp_path)]) == 2
   out = capsys.readouterr().out
-  assert 'b.npy: has no full-dose pair' in out and '1 slices, 1 with full-dose pairs, 1 bad' in out
+  assert 'b.npy: has no full-dose pair' in out and '1 slices, 1 with a target, 1 bad' in out
   np.save(tmp_path / 'val/full/b.npy', np.full((16, 16), 500.0))
   np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), 500.0))
   assert verify_data.main([str(tmp_path)]) == 2
@@ -82,7 +82,7 @@ def test_ct_data_are_verified(tmp_path, capsys):
     np.save(tmp_path / f'val/{dose}/a.npy', np.full((16, 16), 24.0))
     np.save(tmp_path / f'val/{dose}/b.npy', np.full((16, 16), 100.0))
   assert verify_data.main([str(tmp_path), '--offset=1024']) == 0
-  assert '2 slices, 2 with full-dose pairs, 0 bad' in capsys.readouterr().out
+  assert '2 slices, 2 with a target, 0 bad' in capsys.readouterr().out
   with pytest.raises(SystemExit, match='2'):
     verify_data.main([str(tmp_path), 'boxes.csv'])
   assert 'this is CT' in capsys.readouterr().err
