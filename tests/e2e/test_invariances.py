@@ -170,7 +170,7 @@ def test_one_vgg_file_serves_all_runs_of_its_kind(tmp_path):
   parts.wganvgg.experiments.vae.train.task.perceptual.vgg = 'vgg16.pth'
   assert {part.experiments.vae.train.task.perceptual.vgg for part in parts.values()} == {'vgg16.pth'}
   assert parts.wganvgg.experiments.denoiser.train.task.perceptual.vgg == ''
-  with pytest.raises(ValueError, match='experiments.cnn10.experiments.vae.train.task.perceptual.vgg: vgg16.pth is no file'):
+  with pytest.raises(ValueError, match='experiments.cnn10.experiments.vae.train.task.perceptual.vgg: .vgg16.pth. is not allowed; give a file that exists'):
     run(config, tmp_path / 'run')
 
 
@@ -251,6 +251,6 @@ def test_mistakes_in_the_analysis_are_named(tmp_path):
     run(single, tmp_path / 'x')
   config.data.layout = 'films'
   with pytest.raises(ValueError, match="data.layout: 'films' is unknown"):
-    datasets.is_ct(config)
+    run(config, tmp_path / 'x')
   with pytest.raises(ldct.DataError, match='is no folder'):
     ldct.index(tmp_path / 'nothing', 'train')
