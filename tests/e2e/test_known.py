@@ -1,6 +1,5 @@
 """The verdict on networks whose answer is known, as users ask for it: a run, its files, its report, and going on."""
 
-import numpy as np
 import pytest
 
 from configs import invariances_known
@@ -64,15 +63,6 @@ def test_a_damaged_patient_is_named(finished):
   with pytest.raises(results.RunError, match=f'{path.name}: cannot be read .*remove it and run again'):
     detect.gathered(results.Run(folder), [f'{i:03d}' for i in range(config.known.patients)], detect.INPUT)
   path.write_bytes(whole)
-
-
-@pytest.mark.parametrize('name, value, words', [('patients', 3, 'known.patients: 3 is too few'), ('few', 500, 'known.few: 500 is more than known.scans')])
-def test_options_are_named(name, value, words):
-  config = invariances_known.get_config('smoke')
-  config.known[name] = value
-  with pytest.raises(ValueError, match=words):
-    known.setting(config.known)
-  assert np.isfinite(known.setting(invariances_known.get_config('smoke').known).signals).all()
 
 
 @pytest.mark.slow
