@@ -86,7 +86,7 @@ def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = ''
   if not small:
     config.data.patch = patch
     config.train.update(recipe)
-  sizes = {'demo': dict(chans=16, depth=3), 'smoke': dict(chans=2, depth=1)}.get(config.profile, {})
+  sizes = {'demo': dict(chans=8, depth=3), 'smoke': dict(chans=2, depth=1)}.get(config.profile, {})
   if network == 'wganvgg':
     config.train.task = ml_collections.ConfigDict(dict(
       name='wgan_vgg', critic=dict(name='wganvgg_critic'), perceptual=dict(vgg='', kind='vgg19', sha256='', network=perceptual),

@@ -115,7 +115,7 @@ def detection(config: ml_collections.ConfigDict, networks: tuple[str, ...], prof
     calibration=8, folds=5, level=0.95, draws=10_000, searched_aims=(5.0, 8.0), num_steps=150,
   ))  # fmt: skip
   if profile == 'demo':
-    config.detect.update(diameters=(2.0, 3.0, 6.0), reach=7, slices=2, sites=5, repeats=48, few=24, calibration=40, folds=4)
+    config.detect.update(diameters=(2.0, 3.0, 6.0), reach=7, slices=2, sites=5, repeats=48, few=24, calibration=40, folds=4, searched_aims=(5.0,))
   if profile == 'smoke':
     config.detect.update(
       diameters=(6.0,), aims=(3.0, 5.0), reach=1, slices=1, sites=2, repeats=14, few=2, calibration=12, folds=3, draws=50, searched_aims=(5.0,), num_steps=2

@@ -1,5 +1,6 @@
 """Sets of realistic changes of a measurement."""
 
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -19,6 +20,8 @@ _INSIDE = 1 - 1e-6
 def _check_strength(name: str, value) -> None:
   if isinstance(value, (int, float)) and not (np.isfinite(value) and value >= 0):
     raise ValueError(f'{name}: {value} is not a strength; give a finite number of at least 0')
+  if name == 'relative_radius' and isinstance(value, (int, float)) and value > 1:
+    warnings.warn(f'{name}: {value} is {100 * value:g}% of the measurement; 0.02 is 2%', stacklevel=3)
 
 
 def _choose(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -76,7 +76,7 @@ def imported(section: str, name: str) -> Callable:
   except ImportError as error:
     raise ValueError(f'{section}: {name!r} cannot be imported ({error}); its folder is to be that of the config, the current one, or on PYTHONPATH') from None
   if not callable(getattr(found, attribute, None)):
-    raise ValueError(f'{section}: {found.__name__} has no function {attribute!r}')
+    raise ValueError(f'{section}: {name!r} cannot be used; {found.__name__} has no function {attribute!r}')
   return getattr(found, attribute)
 
 

@@ -243,6 +243,50 @@ def test_a_mistake_gives_one_line_and_exit_code_2(kind, tmp_path, dataset, capsy
   assert len(lines) == 1 and words in lines[0], captured.err
 
 
+def test_a_study_of_ones_own_needs_no_file_of_the_repository(tmp_path, capsys, monkeypatch):
+  """Perturbation, search, objective and network come from a module beside a config in another folder."""
+  shutil.copytree(ROOT / 'examples' / 'own', tmp_path / 'study')
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  arguments = [f'--config={tmp_path}/study/study.py:smoke', f'--workdir={tmp_path}/run', '--config.attack.max_examples=1']
+  code, captured = run_main(capsys, monkeypatch, arguments)
+  assert code == 0, captured.err
+  text = (tmp_path / 'run' / 'report.html').read_text()
+  assert 'Worst-case ghosting' in text and '>0.3 radians<' in text
+  for row in results(tmp_path / 'run'):
+    assert row['unit'] == 'radians' and row['model'] == 'parts:smoothed' and row['steps'] == ('3' if float(row['strength']) else '0')
+    assert abs(float(row['delta'])) <= float(row['strength']) + 1e-6
+    assert (float(row['objective_adv']) > float(row['objective_clean'])) == (float(row['strength']) > 0)
+  for n, (words, option) in enumerate((
+    ("model.name: 'parts:none' cannot be", 'model.name=parts:none'), ("'nowhere:x' cannot be imported", 'objective.name=nowhere:x'),
+    ('speed', 'search.ghosting.speed=1'), ("leave 'train' out", 'stages=("train",)'),
+  )):  # fmt: skip
+    code, captured = run_main(capsys, monkeypatch, [arguments[0], f'--workdir={tmp_path}/{n}', f'--config.{option}'])
+    assert code == 2 and re.search(words, captured.err), captured.err
+
+
+def test_help_lists_every_config_with_its_cost(capsys, monkeypatch):
+  code, captured = run_main(capsys, monkeypatch, ['--help'])
+  assert code == 0 and '--workdir' in captured.out
+  for path in (ROOT / 'configs').glob('*.py'):
+    if 'def get_config' in path.read_text():
+      assert re.search(rf'^  {path.stem} +\S.*\n +\S', captured.out, re.M), path.stem
+
+
+@pytest.mark.parametrize('given, found', [
+  ('quickstart', ROOT / 'configs/quickstart.py:demo'), ('quickstart:smoke', ROOT / 'configs/quickstart.py:smoke'),
+  ('configs/varnet_8x.py:smoke', ROOT / 'configs/varnet_8x.py:smoke'), ('configs/none.py', 'configs/none.py'),
+])  # fmt: skip
+def test_configs_of_the_package_are_found_from_anywhere(given, found, tmp_path, monkeypatch):
+  from jaxrec.workflows import catalog
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv('FASTMRI_ROOT', raising=False)
+  assert catalog.prepare(['main', f'--config={given}']) == ['main', f'--config={found}']
+  assert catalog.prepare(['main', '--config', given])[-1] == str(found)
+  with pytest.raises(ValueError, match="'quickstrat' is neither a file nor a config.*quickstart"):
+    catalog.prepare(['main', '--config=quickstrat'])
+
+
 def test_bad_files_are_skipped_counted_and_listed(finished, dataset, tmp_path):
   data = tmp_path / 'data'
   shutil.copytree(dataset, data)
