@@ -185,6 +185,7 @@ MISTAKES = {
   'mask': (['--config.data.mask=spiral'], "data.mask: 'spiral' is unknown", None),
   'weights': (['--config.model.weights=/nowhere.pt'], "model.weights: '/nowhere.pt' is not allowed; give a file that exists", None),
   'annotations': (['--config.data.root={data}', '--config.data.annotations=/none.csv'], "data.annotations: '/none.csv'", None),
+  'section': (['--config.perturbation.translation.max_pixels=(1.0,)'], "has no section or option 'translation'", None),
   'boxes': (['--config.data.boxes=largest'], "data.boxes: 'largest' is unknown", None),
   'flag': (['--wrkdir=x'], 'wrkdir', None),
 }

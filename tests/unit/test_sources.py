@@ -348,4 +348,4 @@ def test_a_source_of_ones_own_is_verified_and_read(one_slice, tmp_path, monkeypa
   assert verify_data.main([str(one_slice.parent), '--layout=my_scanner:archive']) == 0
   assert '1 volumes, 1 slices, 1 with a target, 0 bad' in capsys.readouterr().out
   assert verify_data.main([str(one_slice.parent), '--layout=my_scanner:nothing']) == 2
-  assert "data.layout: my_scanner has no function 'nothing'" in capsys.readouterr().err
+  assert "my_scanner has no function 'nothing'" in capsys.readouterr().err
