@@ -90,7 +90,7 @@ def reader(
 
 def accelerations(config: ml_collections.ConfigDict, *, attacked: bool = False) -> tuple[int, ...]:
   """Accelerations of training and validation, or of the attack; none for CT."""
-  own = config.attack.get('accelerations', ()) if attacked else ()
+  own = config.get('attack', {}).get('accelerations', ()) if attacked else ()
   return tuple(own or config.data.get('accelerations', ()))
 
 
@@ -141,7 +141,7 @@ class _ReadCT:
 
 def _mask_options(config, attacked=False):
   c = config.data
-  own = config.attack.get('center_fractions', ()) if attacked else ()
+  own = config.get('attack', {}).get('center_fractions', ()) if attacked else ()
   return dict(
     kind=c.mask, center_fractions=tuple(own or c.center_fractions), accelerations=accelerations(config, attacked=attacked), seed=config.seed
   )

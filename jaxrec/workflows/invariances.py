@@ -30,8 +30,13 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
   if unseen:
     raise ValueError(f'invariances.samplers: {unseen[0]!r} is not among detect.networks, whose observers judge its samples')
   asked = places.question(config, data)
+  shown = next(iter(next(iter(asked.patients.values()))())).absent.shape[1:]
+  load = loader_of(run_folder.folder / 'stage', data, parallel)
+  for s in options.samplers.values():
+    if tuple(load(s.autoencoder)[0].size) != shown:
+      raise ValueError(f'invariances.samplers: {s.autoencoder} draws images of {tuple(load(s.autoencoder)[0].size)} and sites are {shown}; set detect.side, or model.size of that run')
   searched = [i for i, k in enumerate(asked.kinds) if k.aim in config.detect.searched_aims]
-  taps = _taps(options, loader_of(run_folder.folder / 'stage', data, parallel), config)
+  taps = _taps(options, load, config)
   finish(run_folder, taps, asked, searched, options, folds=config.detect.folds, seed=config.seed, labels=places.labels(config), parallel=parallel)
 
 
@@ -139,6 +144,3 @@ def _arrays(found, own, site, asked, limit, shown, order):
   }  # fmt: skip
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-  """Rows of `invariances.csv` of a run folder; empty if it has none."""
-  return results.read_csv(folder / 'invariances.csv')

@@ -13,6 +13,7 @@ from jaxrec.workflows.run import run
 def finished(tmp_path_factory):
   config = invariances_known.get_config('smoke')
   config.known.num_steps = 0
+  config.known.sampled = ()
   return config, run(config, tmp_path_factory.mktemp('known') / 'run')
 
 
@@ -72,3 +73,12 @@ def test_options_are_named(name, value, words):
   with pytest.raises(ValueError, match=words):
     known.setting(config.known)
   assert np.isfinite(known.setting(invariances_known.get_config('smoke').known).signals).all()
+
+
+@pytest.mark.slow
+def test_samples_are_beside_the_search(tmp_path):
+  config = invariances_known.get_config('smoke')
+  folder = run(config, tmp_path / 'run')
+  rows = results.read_csv(folder / 'invariances.csv')
+  assert {r['network'] for r in rows} == {'bottleneck'} and len(rows) == config.known.patients * (1 + len(config.known.diameters))
+  assert 'Sampling: at most' in (folder / 'report.html').read_text()
