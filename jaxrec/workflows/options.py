@@ -105,7 +105,7 @@ _NETWORK = {
   'name': _part(registry.NAMES), 'norm': _choice('instance', 'batch'), 'activation': _choice('leaky_relu', 'prelu'), 'activation_first': _FLAG,
   'upsample': _choice('transposed', 'bilinear'), 'batch_axis': _optional(_TEXT), 'crop': _optional(_several(_PIXELS, least=2, most=2)),
   'remat': _FLAG, 'conditional': _FLAG, 'reference': _FLAG, 'size': _several(_PIXELS, least=2, most=2), 'stages': _several(_SIZE),
-  'pools': _whole(1, 10), 'sens_pools': _whole(1, 10), 'depth': _whole(1, 10), 'blocks': _whole(1, 100), 'num_cascades': _whole(1, 100),
+  'texture': _whole(0, 101), 'texture_width': _SIZE, 'pools': _whole(1, 10), 'sens_pools': _whole(1, 10), 'depth': _whole(1, 10), 'blocks': _whole(1, 100), 'num_cascades': _whole(1, 100),
   'smoothing_samples': _whole(0, 1000), 'smoothing_std': _real(0, 10), 'smoothing_seed': _SEED, 'out_chans': _SIZE,
   'latent': _SIZE, 'latent_scale': _real(0, 1e3, above=True),
   **dict.fromkeys(('chans', 'sens_chans', 'hidden', 'code', 'width', 'chunk', 'classes', 'class_hidden', 'embedding', 'encoder_width'), _SIZE),
@@ -165,20 +165,22 @@ OPTIONS: dict[str, Rule] = {
   }),
   **_at('report', {'draws': _whole(1, 10**7), 'runs': _several(_FOLDER, least=0), 'generators': _RUNS}),
   **_at('invariances', {
-    'network': _RUN, 'autoencoder': _RUN, 'flows': _RUNS, 'num_samples': _whole(2), 'chunk': _SIZE, 'repeats': _whole(4, 10_000), 'others': _SIZE,
-    'corrections': _whole(0, 10_000), 'alpha': _real(0, 1, above=True, below=True), 'scales': _POSITIVE, 'max_cases': _whole(0), 'per_slice': _SIZE,
-    'diameters': _POSITIVE, 'contrasts': _several(_real(-1e4, 1e4)), 'pictures': _whole(0), 'shown': _whole(0), 'max_moments': _whole(2),
+    'samplers.*.network': _RUN, 'samplers.*.autoencoder': _RUN, 'samplers.*.flows': _RUNS, 'samplers.*.anatomies': _RUNS, 'num_samples': _whole(2),
+    'chunk': _SIZE, 'corrections': _whole(0, 10_000), 'sites': _SIZE, 'others': _SIZE, 'alpha': _real(0, 1, above=True, below=True), 'scales': _POSITIVE,
+    'scans': _whole(1, 10_000), 'pictures': _whole(0), 'shown': _SIZE,
   }),
   **_at('detect', {
     'networks': _RUNS, 'slices': _SIZE, 'calibration': _SIZE, 'repeats': _whole(4, 10_000), 'reach': _whole(1, 4096), 'folds': _whole(2, 10_000),
   }),
   **_at('known', {
     'patients': _whole(4, 10_000), 'scans': _whole(4, 10_000), 'reference': _whole(4, 10_000), 'train_steps': _whole(1), 'removed': _real(0, 1e4, above=True),
-    'batch_size': _SIZE, 'learning_rate': _RATE, 'bottleneck.chans': _SIZE, 'bottleneck.code': _SIZE,
+    'batch_size': _SIZE, 'sampled': _several(_TEXT, least=0), 'sampled_aims': _several(_real(0, 1e4, above=True), least=0),
+    'weights.*': _WEIGHT, **{f'{name}learning_rate': _RATE for name in ('', 'vae_', 'flow_')}, **{f'{name}_steps': _whole(1) for name in ('vae', 'flow')},
+    **{f'{part}.{name}': rule for part in ('bottleneck', 'vae', 'flow', 'critic') for name, rule in _NETWORK.items() if name != 'name'},
   }),
   **{f'{section}.{name}': rule for section in ('detect', 'known') for name, rule in {
     'side': _whole(8, 4096), 'sites': _SIZE, 'few': _whole(1, 10_000), 'diameters': _POSITIVE, 'aims': _POSITIVE, 'level': _real(0, 1, above=True, below=True),
-    'draws': _whole(1, 10**7), 'searched_aims': _several(_real(0, 1e4, above=True), least=0), 'num_steps': _whole(1)}.items()},
+    'draws': _whole(1, 10**7), 'searched_aims': _several(_real(0, 1e4, above=True), least=0), 'num_steps': _whole(0)}.items()},
 }  # fmt: skip
 
 
@@ -333,7 +335,7 @@ def _check_together(config, prefix):
     fractions, factors = (config.get(section, {}).get(name, ()) for name in ('center_fractions', 'accelerations'))
     if len(fractions) != len(factors):
       raise ValueError(f'{prefix}{section}.center_fractions: {fractions} does not fit accelerations={factors}; give as many of each')
-  if 'train' in config.stages and not (config.model.weights or config.model.checkpoint):
+  if 'train' in config.stages and 'experiments' not in config and not (config.model.weights or config.model.checkpoint):
     factory.check_perceptual(config, f'{prefix}train.task')
   for section, name, most in (('detect', 'few', 'repeats'), ('known', 'few', 'scans')):
     own = config.get(section)

@@ -148,10 +148,10 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize('name, option, value, words', [
-  ('invariances_cnn10', 'invariances.repeats', 2, 'a whole number from 4'),
-  ('invariances_cnn10', 'invariances.max_moments', 0, 'a whole number from 2'),
+  ('invariances_cnn10', 'invariances.num_samples', 1, 'a whole number from 2'),
+  ('invariances_cnn10', 'invariances.scans', 0, 'a whole number from 1'),
   ('invariances_cnn10', 'detect.few', 15, 'is more than detect.repeats=14'),
-  ('invariances_cnn10', 'detect.reach', 12, 'do not fit into detect.side=24'),
+  ('invariances_cnn10', 'detect.reach', 16, 'do not fit into detect.side=32'),
   ('invariances_cnn10', 'data.centre_hu', (1.0,), 'a tuple of two numbers'),
   ('invariances_known', 'known.few', 193, 'is more than known.scans=192'),
   ('invariances_known', 'known.side', 17, 'is odd'),
@@ -187,7 +187,7 @@ def test_a_part_of_the_user_takes_what_it_likes(tmp_path):
   ('adversarial_unet', 'experiments.attack_standard.perturbation.generator.generator', 'generator_none'),
   ('defences', 'experiments.cyclic.model.checkpoint', 'standrd'),
   ('invariances_cnn10', 'experiments.vae.train.task.network', 'flow_output'),
-  ('invariances_cnn10', 'invariances.flows', ('flow_1',)),
+  ('invariances_cnn10', 'invariances.samplers.denoiser.flows', ('flow_1',)),
   ('invariances_networks', 'detect.networks', ('cnn10', 'cnn9')),
 ])  # fmt: skip
 def test_runs_that_are_named_are_trained_before_or_exist(name, option, run, tmp_path):
