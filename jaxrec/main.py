@@ -46,18 +46,20 @@ def main(argv: list[str]) -> int:
   except KeyboardInterrupt:
     print('\nstopped; the same command goes on from here', file=sys.stderr)
     return 130
-  except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-    if type(error).__module__.split('.')[0] in ('jax', 'jaxlib') or os.environ.get('JAXREC_TRACEBACK'):
+  except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
+    if os.environ.get('JAXREC_TRACEBACK'):
       raise
     return _fail(error)
   return 0
 
 
 def _fail(error: Exception) -> int:
-  line = ' '.join(str(error).split()) or type(error).__name__
+  # Errors of JAX have paragraphs, of which the first says what is wrong.
+  lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+  more = ' (JAXREC_TRACEBACK=1 shows all)' if len(lines) > 1 else ''
   if isinstance(error, KeyError) and ' ' not in str(error.args[0]):
-    line = f'--config: has no section or option {error.args[0]} to set there; add it in a config file of your own'
-  print(f'error: {line}', file=sys.stderr)
+    lines = [f'--config: has no section or option {error.args[0]} to set there; add it in a config file of your own']
+  print(f'error: {lines[0][:500]}{more}', file=sys.stderr)
   return 2
 
 

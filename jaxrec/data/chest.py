@@ -7,19 +7,17 @@ its twin those that the nodules let pass. So both doses, and both twins, show th
 same noise wherever they measured the same.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from jaxrec import tomography
-from jaxrec.data import synthetic
+from jaxrec.data import files, synthetic
 from jaxrec.tomography import Geometry
 
 WATER = 0.0192
@@ -170,14 +168,12 @@ def write_dataset(
     if path.exists():
       continue
     drawn = volume(synthetic.entropy(seed, split, number), slices=slices, repeats=repeats if split == 'val' else 0, **options)
-    temporary = path.with_suffix(f'.{os.getpid()}')
-    with h5py.File(temporary, 'w') as file:
+    with files.new_hdf5(path) as file:
       file['low_dose'], file['full_dose'] = drawn.low_dose, drawn.full_dose
       file['structures'] = np.array(drawn.structures, np.float32).reshape(-1, 5)
       if split == 'val':
         file['twin_low_dose'], file['repeats'] = drawn.twin_low_dose, drawn.repeats
       file.attrs.update(patient_id=path.stem, pixel_mm=400 / drawn.low_dose.shape[-1])
-    temporary.replace(path)
   return root
 
 

@@ -49,9 +49,11 @@ def _read_dataset(path, *, pixels):
     raise DataError(f'{path}: DICOM needs the extra, pip install jaxrec[ct]') from None
   try:
     data = pydicom.dcmread(path, stop_before_pixels=not pixels)
-    modality, rows, cols = data.get('Modality'), data.get('Rows'), data.get('Columns')
-    frames, samples, colours = int(data.get('NumberOfFrames') or 1), data.get('SamplesPerPixel', 1), data.get('PhotometricInterpretation', 'MONOCHROME2')
-    rescale, unit = (data.get('RescaleSlope'), data.get('RescaleIntercept')), data.get('RescaleType') or 'HU'
+    # Damaged files hold lists and texts where numbers belong.
+    modality, rows, cols = data.get('Modality'), int(data.get('Rows') or 0), int(data.get('Columns') or 0)
+    frames, samples = int(data.get('NumberOfFrames') or 1), int(data.get('SamplesPerPixel') or 1)
+    colours, unit = data.get('PhotometricInterpretation', 'MONOCHROME2'), data.get('RescaleType') or 'HU'
+    rescale = [None if x is None else float(x) for x in (data.get('RescaleSlope'), data.get('RescaleIntercept'))]
     if 'PixelSpacing' in data and not data.PixelSpacing[0] > 0:
       raise ValueError(f'pixel spacing {data.PixelSpacing}')
   except Exception as error:  # Parsers of damaged files raise whatever they stumble over.

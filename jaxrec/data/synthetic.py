@@ -7,17 +7,17 @@ lesions with boxes. The files are read by the one real loader.
 """
 
 import csv
-import os
+import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 from scipy import ndimage
 
 from jaxrec import masks
+from jaxrec.data import files
 from jaxrec.data.annotations import COLUMNS, Region, region_mask
 from jaxrec.data.singlecoil import centred_images, centred_kspace
 from jaxrec.types import Scan
@@ -178,12 +178,11 @@ def write_dataset(
       _write_volume(folder / f'{name}.h5', drawn, name)
       table += [(name, s, 'No', *_drawn(r, drawn.target.shape[1]), r.label) for s, rs in enumerate(drawn.regions) for r in rs]
   path = root / 'annotations.csv'
-  temporary = path.with_suffix(f'.{os.getpid()}')
-  with open(temporary, 'w', newline='') as stream:
-    writer = csv.writer(stream)
-    writer.writerow(COLUMNS)
-    writer.writerows(table)
-  temporary.replace(path)
+  stream = io.StringIO(newline='')
+  writer = csv.writer(stream)
+  writer.writerow(COLUMNS)
+  writer.writerows(table)
+  files.replace(path, stream.getvalue().encode())
   return path
 
 
@@ -200,15 +199,13 @@ def _write_volume(path, drawn, name):
     coils=coils, rows=rows, cols=cols, out_rows=out_rows, out_cols=out_cols,
     maximum=drawn.acquired[1] - drawn.acquired[0] - 1, center=cols // 2 - drawn.acquired[0],
   )
-  temporary = path.with_suffix(f'.{os.getpid()}')
-  with h5py.File(temporary, 'w') as file:
+  with files.new_hdf5(path) as file:
     file['kspace'] = drawn.kspace
     file['reconstruction_rss'] = drawn.target
     file['ismrmrd_header'] = header.encode()
     file.attrs.update(
       max=float(drawn.target.max()), norm=float(np.linalg.norm(drawn.target)), patient_id=name, acquisition='PHANTOM_PD'
     )
-  temporary.replace(path)
 
 
 _HEADER = """<?xml version="1.0" encoding="utf-8"?>

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,12 +19,9 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
   """Samples, measures and judges; finished inputs are not sampled again.
 
   Raises:
-    ValueError: for a network that the detect stage has not seen.
+    ValueError: if an autoencoder draws images of another size than the sites have.
   """
   options = config.invariances
-  unseen = [s.network for s in options.samplers.values() if s.network not in config.detect.networks]
-  if unseen:
-    raise ValueError(f'invariances.samplers: {unseen[0]!r} is not among detect.networks, whose observers judge its samples')
   asked = places.question(config, data)
   shown = next(iter(next(iter(asked.patients.values()))())).absent.shape[1:]
   load = loader_of(run_folder.folder / 'stage', data, parallel)

@@ -7,6 +7,7 @@ named part takes (a search, a network, a task) follows from its factory.
 import fnmatch
 import inspect
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -76,8 +77,8 @@ def _optional(rule: Rule) -> Rule:
 
 _FLAG = Rule(lambda x: isinstance(x, bool), 'True or False')
 _TEXT = Rule(lambda x: isinstance(x, str), 'a text')
-_FILE = Rule(lambda x: isinstance(x, str) and (not x or Path(x).is_file()), 'a file that exists')
-_FOLDER = Rule(lambda x: isinstance(x, str) and (not x or Path(x).is_dir()), 'a folder that exists')
+_FILE = Rule(lambda x: isinstance(x, str) and (not x or os.path.isfile(x)), 'a file that exists')
+_FOLDER = Rule(lambda x: isinstance(x, str) and (not x or os.path.isdir(x)), 'a folder that exists')
 _DIGEST = Rule(lambda x: isinstance(x, str) and bool(re.fullmatch('(?i:[0-9a-f]{64})?', x)), 'a SHA-256 of 64 hexadecimal digits')
 # Runs of this config or of other run folders; `_check_runs` looks for them.
 _RUN = Rule(_TEXT.allows, 'the name of a run')
@@ -105,9 +106,9 @@ _NETWORK = {
   'name': _part(registry.NAMES), 'norm': _choice('instance', 'batch'), 'activation': _choice('leaky_relu', 'prelu'), 'activation_first': _FLAG,
   'upsample': _choice('transposed', 'bilinear'), 'batch_axis': _optional(_TEXT), 'crop': _optional(_several(_PIXELS, least=2, most=2)),
   'remat': _FLAG, 'conditional': _FLAG, 'reference': _FLAG, 'size': _several(_PIXELS, least=2, most=2), 'stages': _several(_SIZE),
-  'texture': _whole(0, 101), 'texture_width': _SIZE, 'pools': _whole(1, 10), 'sens_pools': _whole(1, 10), 'depth': _whole(1, 10), 'blocks': _whole(1, 100), 'num_cascades': _whole(1, 100),
+  'pools': _whole(1, 10), 'sens_pools': _whole(1, 10), 'depth': _whole(1, 10), 'blocks': _whole(1, 100), 'num_cascades': _whole(1, 100),
   'smoothing_samples': _whole(0, 1000), 'smoothing_std': _real(0, 10), 'smoothing_seed': _SEED, 'out_chans': _SIZE,
-  'latent': _SIZE, 'latent_scale': _real(0, 1e3, above=True),
+  'latent': _SIZE, 'texture': _whole(0, 101), 'texture_width': _SIZE, 'latent_scale': _real(0, 1e3, above=True),
   **dict.fromkeys(('chans', 'sens_chans', 'hidden', 'code', 'width', 'chunk', 'classes', 'class_hidden', 'embedding', 'encoder_width'), _SIZE),
 }  # fmt: skip
 _PHANTOM = {
@@ -165,18 +166,18 @@ OPTIONS: dict[str, Rule] = {
   }),
   **_at('report', {'draws': _whole(1, 10**7), 'runs': _several(_FOLDER, least=0), 'generators': _RUNS}),
   **_at('invariances', {
-    'samplers.*.network': _RUN, 'samplers.*.autoencoder': _RUN, 'samplers.*.flows': _RUNS, 'samplers.*.anatomies': _RUNS, 'num_samples': _whole(2),
-    'chunk': _SIZE, 'corrections': _whole(0, 10_000), 'sites': _SIZE, 'others': _SIZE, 'alpha': _real(0, 1, above=True, below=True), 'scales': _POSITIVE,
-    'scans': _whole(1, 10_000), 'pictures': _whole(0), 'shown': _SIZE,
+    'num_samples': _whole(2), 'chunk': _SIZE, 'corrections': _whole(0, 10_000), 'sites': _SIZE, 'others': _SIZE, 'scans': _whole(2),
+    'alpha': _real(0, 1, above=True, below=True), 'scales': _POSITIVE, 'pictures': _whole(0), 'shown': _whole(1),
+    'samplers.*.network': _RUN, 'samplers.*.autoencoder': _RUN, 'samplers.*.flows': _RUNS, 'samplers.*.anatomies': _RUNS,
   }),
   **_at('detect', {
     'networks': _RUNS, 'slices': _SIZE, 'calibration': _SIZE, 'repeats': _whole(4, 10_000), 'reach': _whole(1, 4096), 'folds': _whole(2, 10_000),
   }),
   **_at('known', {
     'patients': _whole(4, 10_000), 'scans': _whole(4, 10_000), 'reference': _whole(4, 10_000), 'train_steps': _whole(1), 'removed': _real(0, 1e4, above=True),
-    'batch_size': _SIZE, 'sampled': _several(_TEXT, least=0), 'sampled_aims': _several(_real(0, 1e4, above=True), least=0),
-    'weights.*': _WEIGHT, **{f'{name}learning_rate': _RATE for name in ('', 'vae_', 'flow_')}, **{f'{name}_steps': _whole(1) for name in ('vae', 'flow')},
-    **{f'{part}.{name}': rule for part in ('bottleneck', 'vae', 'flow', 'critic') for name, rule in _NETWORK.items() if name != 'name'},
+    'batch_size': _SIZE, 'learning_rate': _RATE, 'sampled': _several(_TEXT, least=0), 'sampled_aims': _several(_real(0, 1e4, above=True), least=0),
+    'vae_steps': _whole(1), 'vae_learning_rate': _RATE, 'flow_steps': _whole(1), 'flow_learning_rate': _RATE, 'weights.*_weight': _WEIGHT,
+    **{f'{part}.{name}': rule for part in ('bottleneck', 'vae', 'critic', 'flow') for name, rule in _NETWORK.items()},
   }),
   **{f'{section}.{name}': rule for section in ('detect', 'known') for name, rule in {
     'side': _whole(8, 4096), 'sites': _SIZE, 'few': _whole(1, 10_000), 'diameters': _POSITIVE, 'aims': _POSITIVE, 'level': _real(0, 1, above=True, below=True),
@@ -247,13 +248,14 @@ def _check(config, folder, prefix, planned):
   _check_together(config, prefix)
 
 
+_NEEDS = {'train': 'model', 'attack': 'model', 'invariances': 'experiments', 'detect': 'experiments', 'known': 'known'}
 # Sections that speak of the experiments of their own config; the others speak of those beside them.
 _AFTER = ('invariances', 'detect', 'report')
 
 
 def _check_runs(name, value, base, planned):
   for run in (value,) if isinstance(value, str) else value:
-    if run and not (base / run in planned or (base / run).is_dir() or Path(run).is_dir()):
+    if run and not (base / run in planned or os.path.isdir(base / run) or os.path.isdir(run)):
       known = ', '.join(sorted(str(p.relative_to(base)) for p in planned if p.is_relative_to(base)))
       raise ValueError(f'{name}: {run!r} is no run folder and none that is trained before; {f"choose among {known}" if known else "train it first"}')
 
@@ -326,7 +328,11 @@ def _check_part(config, pattern, table, own, prefix):
 
 def _check_together(config, prefix):
   """What two options say together."""
-  if 'attack' in config.stages and not config.get('perturbation'):
+  for stage, section in _NEEDS.items():
+    # A comparison leaves training and attacks to its experiments.
+    if stage in config.stages and section not in config and not (section == 'model' and 'experiments' in config):
+      raise ValueError(f'{prefix}stages: {stage} needs {"the experiments that train its networks" if stage in _AFTER else section}; use a config that has them')
+  if 'attack' in config.stages and 'model' in config and not config.get('perturbation'):
     raise ValueError(f'{prefix}perturbation: is empty; give at least one, or leave out the stage attack')
   for name in config.get('perturbation', {}):
     if name != 'rotation' and config.search.get(name, {}).get('name') == 'grid':
@@ -335,7 +341,7 @@ def _check_together(config, prefix):
     fractions, factors = (config.get(section, {}).get(name, ()) for name in ('center_fractions', 'accelerations'))
     if len(fractions) != len(factors):
       raise ValueError(f'{prefix}{section}.center_fractions: {fractions} does not fit accelerations={factors}; give as many of each')
-  if 'train' in config.stages and 'experiments' not in config and not (config.model.weights or config.model.checkpoint):
+  if 'train' in config.stages and 'model' in config and not (config.model.weights or config.model.checkpoint):
     factory.check_perceptual(config, f'{prefix}train.task')
   for section, name, most in (('detect', 'few', 'repeats'), ('known', 'few', 'scans')):
     own = config.get(section)
@@ -343,6 +349,10 @@ def _check_together(config, prefix):
       raise ValueError(f'{prefix}{section}.{name}: {own[name]} is more than {section}.{most}={own[most]}; lower it')
   if 'detect' in config and 2 * config.detect.reach + 1 > config.detect.side:
     raise ValueError(f'{prefix}detect.reach: 2 * {config.detect.reach} + 1 pixels do not fit into detect.side={config.detect.side}; lower it')
+  judged = config.get('detect', {}).get('networks', ())
+  for name, sampler in config.get('invariances', {}).get('samplers', {}).items():
+    if sampler.network not in judged:
+      raise ValueError(f'{prefix}invariances.samplers.{name}.network: {sampler.network!r} is not among detect.networks, whose observers judge its samples; add it')
   if 'known' in config and config.known.side % 2:
     raise ValueError(f'{prefix}known.side: {config.known.side} is odd; give an even number')
   train = config.get('train', {})

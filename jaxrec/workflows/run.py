@@ -37,9 +37,6 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with results.exclusive(workdir, part=jax.process_index()):
       _compare(config, workdir)
     return workdir
-  for stage in config.stages:
-    if stage in ('invariances', 'detect'):
-      raise ValueError(f'stages: {stage} needs the experiments that train its networks; use configs/invariances_*.py')
   if not config.data.root:
     print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
   with results.exclusive(workdir, part=jax.process_index()):

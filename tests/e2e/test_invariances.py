@@ -11,7 +11,7 @@ from configs import adversarial_unet, cnn10, defences, dugan, quickstart, redcnn
 from configs import invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg
 from jaxrec import geometry, models, training
 from jaxrec.data import ldct, singlecoil, sites, synthetic
-from jaxrec.workflows import datasets, denoise, factory, verify_data
+from jaxrec.workflows import denoise, factory, verify_data
 from tests.e2e.test_main import launch
 
 
@@ -249,8 +249,5 @@ def test_mistakes_in_the_analysis_are_named(tmp_path):
 
   with pytest.raises(ValueError, match='invariances needs the experiments'):
     run(single, tmp_path / 'x')
-  config.data.layout = 'films'
-  with pytest.raises(ValueError, match="data.layout: 'films' is unknown"):
-    run(config, tmp_path / 'x')
   with pytest.raises(ldct.DataError, match='is no folder'):
     ldct.index(tmp_path / 'nothing', 'train')

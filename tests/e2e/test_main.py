@@ -117,6 +117,7 @@ def progress(workdir):
   return sum(p.stat().st_size for p in [*workdir.glob('rows/*.jsonl'), *workdir.glob('metrics.jsonl')])
 
 
+@pytest.mark.fault
 def test_kills_leave_no_gap_and_no_duplicate(finished, tmp_path):
   workdir, _ = finished
   shutil.copytree(workdir.parent, tmp_path / 'runs', ignore=shutil.ignore_patterns('whole'))
@@ -135,6 +136,7 @@ def test_kills_leave_no_gap_and_no_duplicate(finished, tmp_path):
   assert (killed / 'metrics.jsonl').read_bytes() == (workdir / 'metrics.jsonl').read_bytes()
 
 
+@pytest.mark.fault
 def test_a_sweep_killed_between_rows_is_completed(finished, tmp_path):
   shutil.copytree(finished[0].parent, tmp_path / 'runs')
   cut = tmp_path / 'runs' / 'whole'
@@ -154,6 +156,7 @@ def test_a_sweep_killed_between_rows_is_completed(finished, tmp_path):
 LISTENING = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
 
 
+@pytest.mark.fault
 def test_ctrl_c_says_how_to_go_on(tmp_path):
   process = subprocess.Popen(
     [sys.executable, '-c', LISTENING, *command(tmp_path / 'run')],
@@ -231,6 +234,7 @@ def test_the_demo_runs_without_data_of_its_kind(variable, config, demo, monkeypa
 
 
 @pytest.mark.parametrize('kind', MISTAKES)
+@pytest.mark.fault
 def test_a_mistake_gives_one_line_and_exit_code_2(kind, tmp_path, dataset, capsys, monkeypatch):
   arguments, words, config = MISTAKES[kind]
   arguments = [a.format(data=dataset) for a in arguments]
@@ -287,6 +291,7 @@ def test_configs_of_the_package_are_found_from_anywhere(given, found, tmp_path, 
     catalog.prepare(['main', '--config=quickstrat'])
 
 
+@pytest.mark.fault
 def test_bad_files_are_skipped_counted_and_listed(finished, dataset, tmp_path):
   data = tmp_path / 'data'
   shutil.copytree(dataset, data)
@@ -303,6 +308,7 @@ def test_bad_files_are_skipped_counted_and_listed(finished, dataset, tmp_path):
   assert {(r['file'], r['slice']) for r in results(tmp_path / 'run')} == {(second.stem, '0')}
 
 
+@pytest.mark.fault
 def test_verify_data_names_bad_files(dataset, tmp_path):
   data = tmp_path / 'data'
   shutil.copytree(dataset, data)
@@ -315,6 +321,7 @@ def test_verify_data_names_bad_files(dataset, tmp_path):
   assert good.returncode == 0, good.stdout + good.stderr
 
 
+@pytest.mark.fault
 def test_a_run_folder_of_another_config_is_refused(finished, capsys, monkeypatch):
   code, captured = run_main(capsys, monkeypatch, ['--config=configs/unet_8x.py:smoke', f'--workdir={finished[0]}', '--config.seed=7'])
   assert code == 2 and 'seed=0, now it is 7' in captured.err

@@ -112,6 +112,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)
+@pytest.mark.fault
 def test_mistakes_are_named(mistake):
   changes, words = MISTAKES[mistake]
   config = common.unet(common.base('x', 'smoke'), chans=4)

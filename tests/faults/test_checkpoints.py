@@ -105,10 +105,10 @@ def test_a_checkpoint_without_digests_is_read_or_named(folder):
 
 
 @contextlib.contextmanager
-def full_disk():
+def full_disk(limit=20_000):
   """A limit on the size of files acts as a full disk does: a write fails midway."""
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
   try:
     yield
   finally:

@@ -3,6 +3,9 @@
 import itertools
 import os
 import shutil
+import socket
+import subprocess
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,10 +16,11 @@ from jaxrec import results
 from jaxrec.audit.engine import Engine
 from jaxrec.audit.program import Outcome
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import ct_images, fastmri, hdf5, ldct, loader
+from jaxrec.data import chest, ct_images, fastmri, hdf5, ldct, loader, synthetic
 from jaxrec.data.errors import DataError
 from jaxrec.training import data_parallel
 from jaxrec.workflows import attack, datasets
+from tests.faults.test_checkpoints import full_disk
 from tests.unit.test_data import write_csv
 
 
@@ -109,6 +113,30 @@ def test_annotations_name_files_with_or_without_suffix_and_whole_slices(tmp_path
   examples, unusable = loader.annotated([volume], annotations_lib.read(path))
   assert [(e.volume.name, e.slice) for e in examples] == [('v', 0), ('v', 1)]
   assert unusable == {'slice is no whole number': 3}
+
+
+PHANTOMS = {
+  'knee': lambda root: synthetic.write_dataset(root, train=1, val=1, slices=1, rows=32, cols=32, coils=1),
+  'chest': lambda root: chest.write_dataset(root, train=1, val=1, slices=1, repeats=1, pixels=32, nodules=1),
+}
+
+
+@pytest.mark.parametrize('kind', PHANTOMS)
+def test_a_full_disk_and_a_kill_leave_no_part_of_a_phantom(kind, tmp_path, monkeypatch):
+  # Its bar would meet the full disk too.
+  monkeypatch.setenv('TQDM_DISABLE', '1')
+  write = PHANTOMS[kind]
+  with full_disk(1000), pytest.raises(DataError, match=f'^{tmp_path}/.*h5: cannot be written .*; free the disk, then') as caught:
+    write(tmp_path)
+  assert '\n' not in str(caught.value) and not [p for p in tmp_path.rglob('*') if p.is_file()]
+  path = Path(str(caught.value).split(':')[0])
+  gone = subprocess.Popen(['true'])
+  gone.wait()
+  left, alive, other = (path.with_name(f'{path.name}.{end}.tmp') for end in (f'{socket.gethostname()}.{gone.pid}', f'{socket.gethostname()}.{os.getppid()}', 'elsewhere.1'))
+  for part in (left, alive, other):
+    part.write_bytes(b'x')
+  write(tmp_path)
+  assert path.exists() and not left.exists() and alive.exists() and other.exists()
 
 
 @pytest.fixture

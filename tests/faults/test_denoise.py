@@ -101,6 +101,8 @@ BAD = {
   'no slope': ('b.dcm', lambda p: dicom(p, image(), RescaleSlope=None), 'no rescale slope or intercept'),
   'no intercept': ('b.dcm', lambda p: dicom(p, image(), RescaleIntercept=None), 'no rescale slope or intercept'),
   'no HU': ('b.dcm', lambda p: dicom(p, image(), RescaleType='US'), 'rescale type US'),
+  'slope a list': ('b.dcm', lambda p: dicom(p, image(), RescaleSlope=[1, 2]), 'cannot be read as DICOM'),
+  'rows a list': ('b.dcm', lambda p: dicom(p, image(), Rows=[12, 12]), 'cannot be read as DICOM'),
   'claims 4 10^9': ('b.dcm', lambda p: dicom(p, image(), Rows=65535, Columns=65535), 'claims 65535 x 65535'),
   'truncated': ('b.dcm', truncated, 'cannot be read'),
 }  # fmt: skip

@@ -193,6 +193,7 @@ def test_image_noise_on_a_ct_slice():
     (lambda: jaxrec.attacks.angle_grid(5.0, 0.0), 'step_degrees'),
   ],
 )
+@pytest.mark.fault
 def test_bad_options_are_named(call, words):
   with pytest.raises(ValueError, match=words):
     call()

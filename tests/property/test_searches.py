@@ -210,6 +210,7 @@ def test_aiming_at_the_box_hurts_it_more(scan, zero_filled):
     (lambda: jaxrec.region_mse_ssim(ssim_weight=2.0), 'ssim_weight'),
   ],
 )
+@pytest.mark.fault
 def test_bad_options_are_named(call, words):
   with pytest.raises(ValueError, match=words):
     call()

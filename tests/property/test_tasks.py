@@ -308,6 +308,7 @@ def test_validation_keeps_the_best_and_the_last(name, whole):
   assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(best), jax.tree.leaves(last)))
 
 
+@pytest.mark.fault
 def test_a_loss_that_is_not_finite_stops_with_the_step(name, tmp_path):
   with pytest.raises(training.Diverged, match='not finite at step 3.*learning_rate'):
     fit(name, tmp_path, 5, poison=2)
@@ -316,6 +317,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(name, tmp_path):
   checkpointer.close()
 
 
+@pytest.mark.fault
 def test_a_checkpoint_of_another_architecture_is_refused(name, whole, tmp_path):
   other = training.supervised(build('unet_recon', chans=3, pools=1), training.optimizer('adam', 1e-3))
   like = jax.eval_shape(other.init, jax.random.key(0), batch('worst case'))
@@ -381,6 +383,7 @@ def test_eight_devices_equal_one():
     (lambda: training.data_parallel(1000), 'train.num_devices: 1000 asked for'),
   ],
 )
+@pytest.mark.fault
 def test_bad_options_are_named(call, words):
   with pytest.raises(ValueError, match=words):
     call()

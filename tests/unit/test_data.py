@@ -178,6 +178,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize('kind', BAD_FILES)
+@pytest.mark.fault
 def test_bad_files_are_named_with_their_fault(kind, file):
   damage, words = BAD_FILES[kind]
   damage(file)
@@ -190,6 +191,7 @@ def test_bad_files_are_named_with_their_fault(kind, file):
 
 
 @pytest.mark.parametrize('value, words', [(np.nan, 'NaN'), (0, 'all zero')])
+@pytest.mark.fault
 def test_bad_slices_are_named(value, words, file):
   with h5py.File(file, 'r+') as f:
     f['kspace'][1] = value
@@ -258,6 +260,7 @@ def test_policies_choose(tmp_path):
     annotations_lib.choose(regions, 'largest')
 
 
+@pytest.mark.fault
 def test_unusable_annotation_files_are_named(tmp_path):
   with pytest.raises(DataError, match='none.csv'):
     annotations_lib.read(tmp_path / 'none.csv')
@@ -336,6 +339,7 @@ def test_evaluation_sees_every_example_once():
   assert seen == list(range(5))
 
 
+@pytest.mark.fault
 def test_missing_folders_are_named(tmp_path):
   with pytest.raises(DataError, match='set data.root'):
     fastmri.folder(tmp_path, 'train')

@@ -174,7 +174,8 @@ def test_folders_of_splits_need_no_table_of_patients(phantom, tmp_path):
   ('pixel_mm', 0.0, 'pixel_mm is .*; expected a positive number'),
   ('pixel_mm', 'wide', 'pixel_mm is .*; expected a positive number'),
 ])  # fmt: skip
-def test_what_is_wrong_with_hdf5_is_named(tmp_path, name, value, words):
+@pytest.mark.fault
+def test_what_is_wrong_in_hdf5_is_named(tmp_path, name, value, words):
   (tmp_path / 'val').mkdir()
   with h5py.File(tmp_path / 'val' / 'a.h5', 'w') as file:
     file['low_dose'] = file['full_dose'] = np.zeros((1, 8, 8), np.float32)
@@ -264,6 +265,7 @@ def series_of(root, split):
   return ldct.index(root, 'train', patients=split).volumes[0]
 
 
+@pytest.mark.fault
 def test_what_is_wrong_with_dicom_is_named(tmp_path):
   split = tcia(tmp_path)
   low = tmp_path / 'LDCT-and-Projection-data/C001/01-01-2019-NA-NA-1/1.000000-Low Dose Images-1'
@@ -330,6 +332,7 @@ def broken(name, tmp_path):
     ('axes', r'expected \[slice, row, col\]'), ('truncated', 'not a readable HDF5'), ('patch', 'are smaller than data.patch=32'),
   ],
 )  # fmt: skip
+@pytest.mark.fault
 def test_what_is_wrong_with_hdf5_is_named(tmp_path, name, words):
   path = broken(name, tmp_path)
   found = ldct.index(tmp_path, 'train', patch=32 if name == 'patch' else 0)
@@ -339,6 +342,7 @@ def test_what_is_wrong_with_hdf5_is_named(tmp_path, name, words):
   assert str(path) in found.bad[str(path)]
 
 
+@pytest.mark.fault
 def test_values_that_are_not_finite_are_named(tmp_path):
   (tmp_path / 'val' / 'low').mkdir(parents=True)
   np.save(tmp_path / 'val' / 'low' / 'a.npy', np.full((8, 8), np.nan, np.float32))

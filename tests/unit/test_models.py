@@ -238,6 +238,7 @@ class Evil:
     return (print, ('executed',))
 
 
+@pytest.mark.fault
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
   import io
   import pickle
@@ -257,6 +258,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
   assert 'executed' not in capsys.readouterr().out
 
 
+@pytest.mark.fault
 def test_missing_files_and_kinds_are_named(tmp_path):
   with pytest.raises(weights.WeightsError, match='none.pt.*cannot be read'):
     jaxrec.models.load_fastmri(tmp_path / 'none.pt', 'varnet')

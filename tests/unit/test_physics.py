@@ -131,6 +131,7 @@ def test_masks_meet_their_acceleration_on_average(kind):
     ('magic_fraction', dict(center_fractions=[0.5]), 'lower center_fractions'),
   ],
 )
+@pytest.mark.fault
 def test_impossible_masks_are_refused(kind, options, words):
   with pytest.raises(ValueError, match=words):
     masks.line_mask(kind, 64, **{**dict(center_fractions=[0.08], accelerations=[4], seed=0), **options})
@@ -237,3 +238,14 @@ def test_an_empty_coil_has_no_noise_bound():
   scan = scan.replace(kspace=scan.kspace * np.array([1, 0]).reshape(2, 1, 1))
   eta = noise.thermal_eta(noise.sigma_from_kspace(scan), scan)
   assert np.isfinite(eta).all() and eta[1] == 0 and eta[0] > 0
+
+
+def test_noise_is_taken_from_the_outermost_columns_and_rows():
+  """One sample in the last column and row that belong to the 8%, none further out."""
+  empty = synthetic.scan(0, rows=50, cols=50, coils=1)
+  acquired = np.ones((1, 50), bool)
+  for row, col, share in ((3, 3, 1 / 64), (46, 46, 1 / 64), (4, 3, 0), (3, 4, 0), (45, 46, 0), (46, 45, 0)):
+    kspace = np.zeros((1, 50, 50), np.complex64)
+    kspace[0, row, col] = 1
+    sigma = noise.sigma_from_kspace(empty.replace(kspace=kspace, acquired=acquired))
+    np.testing.assert_allclose(sigma, [np.sqrt(share / 2)], rtol=1e-6)

@@ -48,6 +48,7 @@ def test_names_from_data_do_not_become_paths(tmp_path):
   assert results.safe_name('a/b') != results.safe_name('a_b')
 
 
+@pytest.mark.fault
 def test_a_changed_config_is_refused_by_its_first_difference(tmp_path):
   run = results.Run(tmp_path)
   run.check_config({'seed': 0, 'train': {'loss': 'ssim'}, 'stages': ['train']})
@@ -81,6 +82,7 @@ def test_metrics_after_the_checkpoint_are_cut(tmp_path):
   assert [r['step'] for r in results.read_jsonl(path)] == [1, 2]
 
 
+@pytest.mark.fault
 def test_a_file_as_run_folder_is_refused(tmp_path):
   (tmp_path / 'file').write_text('x')
   with pytest.raises(results.RunError, match='set another workdir'):

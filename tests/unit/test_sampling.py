@@ -1,6 +1,5 @@
 """Samples judged by the observer: linear networks and Gaussian scans, where autoencoder and flow have closed forms."""
 
-import types
 
 import jax.numpy as jnp
 import ml_collections
@@ -160,11 +159,3 @@ def test_output_moves_with_the_noise_as_the_network_lets_it(sampled):
     expected = abs(1 / np.sqrt(dose) - 1) / np.sqrt(2)
     for table in (same, half):
       np.testing.assert_allclose(table[:, names.index(f'dose_{dose:g}_output')].mean(), expected, rtol=0.1)
-
-
-def test_networks_that_detect_has_not_seen_are_named():
-  from jaxrec.workflows import invariances as stage
-
-  config = ml_collections.ConfigDict(dict(detect=dict(networks=('a',)), invariances={**OPTIONS.to_dict(), 'scans': 2, 'shown': 1, 'samplers': {'b': {'network': 'b'}}}))
-  with pytest.raises(ValueError, match="invariances.samplers: 'b' is not among detect.networks"):
-    stage.run(config, None, None, types.SimpleNamespace(part=0))

@@ -92,7 +92,7 @@ REFUSED = {
   'data.accelerations': ((), (0,), ('8',), (8, 4), 8),
   'data.center_fractions': ((1.5,), (-0.1,), ('a',)),
   'data.phantom.rows': (0, 10**9),
-  'data.root': ('/nowhere', 3),
+  'data.root': ('/nowhere', 3, 5000 * 'x', 'a\0b'),
   'data.annotations': ('/nowhere.csv',),
   'attack.max_examples': (-1,),
   'attack.attacked': ((), ('foot',), 'region'),
@@ -100,7 +100,7 @@ REFUSED = {
   'model.chans': (0, -1),
   'model.pools': (0, 100),
   'model.name': ('transformer', 'varnet'),
-  'model.checkpoint': ('no_such_run', 3),
+  'model.checkpoint': ('no_such_run', 3, 300 * 'x', 'a\0b'),
   'model.sha256': ('abc',),
   'report.draws': (0,),
   'report.runs': (('/nowhere',),),
@@ -134,12 +134,14 @@ def test_a_refused_value_is_named_with_its_option(name, value, tmp_path):
     message = str(caught.value)
     # An acceleration too many is one central fraction too few; a part that takes other options is named by those.
     assert message.startswith(f'{prefix}{name}') or message.startswith(f'{prefix}{name.rsplit(".", 1)[0]}.'), message
-    assert '\n' not in message and '; ' in message and len(message) < 300
+    assert '\n' not in message and '; ' in message and len(message) < 300 + len(str(value))
 
 
 TOGETHER = {
   'an option of another search': (lambda c: c.search.coil_noise.update(num_samples=3), 'search.coil_noise.num_samples: pgd has no such option; it takes momentum'),
   'an option of nothing': (lambda c: c.train.update(learning_rte=1.0), 'train.learning_rte: is no option'),
+  'a known network': (lambda c: c.update(stages=('known',)), 'stages: known needs known; use a config that has'),
+  'samples of one network': (lambda c: c.update(stages=('invariances',)), 'stages: invariances needs the experiments that train its networks'),
   'nothing to attack with': (lambda c: [c.perturbation.__delattr__(n) for n in ('coil_noise', 'rotation')], 'perturbation: is empty'),
   'a perturbation of no family': (lambda c: c.perturbation.update(blur={'relative_radius': 0.1}), "perturbation.blur: 'blur' is unknown"),
   'SSIM of a flow': (lambda c: c.train.task.update(name='flow', network=''), "train.best: 'ssim' is not measured by the task flow"),
@@ -148,11 +150,13 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize('name, option, value, words', [
-  ('invariances_cnn10', 'invariances.num_samples', 1, 'a whole number from 2'),
-  ('invariances_cnn10', 'invariances.scans', 0, 'a whole number from 1'),
+  ('invariances_cnn10', 'invariances.scans', 1, 'a whole number from 2'),
+  ('invariances_cnn10', 'invariances.samplers.denoiser.network', 'vae', 'is not among detect.networks'),
   ('invariances_cnn10', 'detect.few', 15, 'is more than detect.repeats=14'),
   ('invariances_cnn10', 'detect.reach', 16, 'do not fit into detect.side=32'),
   ('invariances_cnn10', 'data.centre_hu', (1.0,), 'a tuple of two numbers'),
+  ('invariances_cnn10', 'data.layout', 'films', "'films' is unknown; choose one of fastmri, ldct"),
+  ('invariances_known', 'known.patients', 3, 'a whole number from 4'),
   ('invariances_known', 'known.few', 193, 'is more than known.scans=192'),
   ('invariances_known', 'known.side', 17, 'is odd'),
   ('invariances_known', 'known.bottleneck.code', 0, 'a whole number from 1'),
@@ -188,7 +192,7 @@ def test_a_part_of_the_user_takes_what_it_likes(tmp_path):
   ('defences', 'experiments.cyclic.model.checkpoint', 'standrd'),
   ('invariances_cnn10', 'experiments.vae.train.task.network', 'flow_output'),
   ('invariances_cnn10', 'invariances.samplers.denoiser.flows', ('flow_1',)),
-  ('invariances_networks', 'detect.networks', ('cnn10', 'cnn9')),
+  ('invariances_networks', 'detect.networks', ('cnn10', 'redcnn', 'wganvgg', 'bottleneck', 'cnn9')),
 ])  # fmt: skip
 def test_runs_that_are_named_are_trained_before_or_exist(name, option, run, tmp_path):
   config = config_of(name)
