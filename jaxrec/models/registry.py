@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from jaxrec.models.cinn import CINN
 from jaxrec.models.critics import CVAECritic, DUGANDiscriminator, WGANVGGCritic
@@ -141,6 +143,23 @@ def _inputs(sample):
   return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.low_dose,)
 
 
+def hardware_key(key: Key) -> Key:
+  """The key for XLA's own generator: drawing a network's weights by Threefry takes long to compile."""
+  if jax.random.key_impl(key) != 'threefry2x32':
+    return key
+  data = jax.random.key_data(key)
+  return jax.random.wrap_key_data(jnp.concatenate([data, data]), impl='rbg')
+
+
 def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
-  """Variables of a network for samples of this shape, batch axes and all."""
-  return module.init(key, *_inputs(sample))
+  """Variables of a network for samples of this shape, batch axes and all.
+
+  Args:
+    module: as in `bind`.
+    key: the weights follow from it; on other processors other weights.
+    sample: for its shapes.
+
+  Returns:
+    The variables.
+  """
+  return jax.jit(module.init)(hardware_key(key), *_inputs(sample))

@@ -19,7 +19,7 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
   """Samples, measures and judges; finished inputs are not sampled again.
 
   Raises:
-    ValueError: for bad options, or a network that the detect stage has not seen.
+    ValueError: if an autoencoder draws images of another size than the sites have.
   """
   options = config.invariances
   asked = places.question(config, data)

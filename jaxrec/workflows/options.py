@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from jaxrec import attacks, masks
+from jaxrec.audit.plan import AIMS
 from jaxrec.data import annotations
 from jaxrec.models import registry
 from jaxrec.training.tasks import LOSSES
-from jaxrec.workflows import attack, factory
+from jaxrec.workflows import factory
 
 STAGES = ('train', 'attack', 'invariances', 'detect', 'known', 'report')
 
@@ -124,7 +125,7 @@ def _at(section: str, rules: dict[str, Rule]) -> dict[str, Rule]:
 OPTIONS: dict[str, Rule] = {
   'name': _TEXT, 'profile': _choice('paper', 'demo', 'smoke'), 'label': _TEXT, 'seed': _SEED, 'stages': _several(_choice(*STAGES)),
   **_at('data', {
-    'root': _FOLDER, 'layout': _choice('fastmri', 'ldct'), 'challenge': _choice('multicoil', 'singlecoil'), 'annotations': _FILE,
+    'root': _FOLDER, 'layout': _part(('fastmri', 'ldct')), 'range': _choice('volume', 'slice'), 'challenge': _choice('multicoil', 'singlecoil'), 'annotations': _FILE,
     'boxes': _choice(*annotations.POLICIES), 'keep_slices': _real(0, 1, above=True), 'form': _choice('kspace', 'image'), 'emulate_single_coil': _FLAG,
     'mask': _choice(*masks.KINDS), 'center_fractions': _several(_real(0, 1)), 'accelerations': _several(_whole(1, 1000)), 'workers': _whole(0, 1024),
     'relative': _FLAG, 'added_noise': _RADIUS, 'inserted.count': _whole(0, 1000), 'inserted.diameters': _POSITIVE,
@@ -150,7 +151,7 @@ OPTIONS: dict[str, Rule] = {
       **_PERTURBATION, 'relative_radius': _real(0, 10, above=True), 'max_degrees': _real(0, 180, above=True), 'max_pixels': _real(0, 8192, above=True),
     }),
   }),
-  **_at('perturbation.*', {**_PERTURBATION, 'generator': _RUN, 'relative_radius': _strengths(10), 'max_degrees': _strengths(180), 'max_pixels': _strengths(8192)}),
+  **_at('perturbation.*', {**_PERTURBATION, 'generator': _RUN, 'relative_radius': _strengths(1), 'max_degrees': _strengths(180), 'max_pixels': _strengths(8192)}),
   **_at('search.*', _SEARCH),
   **{f'{section}.{name}': rule for section in ('objective', 'train.task.objective') for name, rule in {
     'name': _part(factory.OBJECTIVES), 'ssim_weight': _real(0, 1)}.items()},
@@ -158,10 +159,10 @@ OPTIONS: dict[str, Rule] = {
     'name': _part(('none', 'cyclic')), 'relative_radius': _RADIUS, 'num_steps': _whole(1), 'shifts': _several(_whole(-8192, 8192)),
   }),
   **_at('attack', {
-    'attacked': _several(_choice(*attack.AIMS)), 'batch_size': _SIZE, 'chunk': _SIZE, 'max_examples': _whole(0), 'pictures': _whole(0),
+    'attacked': _several(_choice(*AIMS)), 'batch_size': _SIZE, 'chunk': _SIZE, 'max_examples': _whole(0), 'pictures': _whole(0),
     'strict': _FLAG, 'splits': _several(_choice('train', 'val')), 'accelerations': _several(_whole(1, 1000), least=0),
     'center_fractions': _several(_real(0, 1), least=0), 'sees': _choice('defence', 'network'), 'draws': _whole(1, 10_000),
-    'lipschitz_iterations': _whole(0, 10_000),
+    'lipschitz_iterations': _whole(0, 10_000), 'surrogate': _RUN, 'titles.*': _TEXT,
   }),
   **_at('report', {'draws': _whole(1, 10**7), 'runs': _several(_FOLDER, least=0), 'generators': _RUNS}),
   **_at('invariances', {
@@ -264,7 +265,7 @@ def _arguments(table, **more):
 
 
 # Named parts: section, options by name, options of the section itself.
-_FAMILIES = _arguments({name: family.factory for name, family in factory.PERTURBATIONS.items()})
+_FAMILIES = _arguments(factory.PERTURBATIONS)
 _SEARCHES = _arguments(
   {'pgd': attacks.pgd, 'apgd': attacks.apgd, 'random': attacks.random_search},
   pgd=('step_size', 'momentum', 'num_restarts'), apgd=('num_restarts',), random=('num_restarts',),

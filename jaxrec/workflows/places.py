@@ -47,7 +47,6 @@ def question(config: ConfigDict, data: datasets.Data) -> Question:
   training patients.
 
   Raises:
-    ValueError: for bad options.
     DataError: if there are too few places or patients.
   """
   options = config.detect
@@ -138,11 +137,8 @@ def _aimed(options, signals, samples, digits):
   if n < 2 * p:
     raise DataError(f'detect: {n} places in training patients are too few for {p} pixels; raise detect.calibration or lower detect.reach')
   covariance = np.cov(samples.T)
-  kinds = []
-  for size, signal in signals.items():
-    unit = observers.exact_detectability(signal, covariance) * np.sqrt((n - p - 1) / n)
-    kinds += [Kind(size, float(np.round(aim / unit, digits)), aim) for aim in options.aims]
-  return kinds
+  units = observers.exact_detectability(np.stack(list(signals.values())), covariance) * np.sqrt((n - p - 1) / n)
+  return [Kind(size, float(np.round(aim / unit, digits)), aim) for size, unit in zip(signals, units) for aim in options.aims]
 
 
 def _mr(config, data):

@@ -56,8 +56,9 @@ def _compare(config, workdir):
     _sample(config, workdir)
   if 'report' in config.stages and data_parallel().part == 0:
     judged = [f for f in (workdir, *folders) if (f / 'detectability.csv').exists()]
-    make = invariance_report.run if judged else report.run
-    _announce(make(config, workdir, [*(judged or folders), *config.report.runs]))
+    if judged:
+      return _announce(invariance_report.run(config, workdir, [*judged, *config.report.runs]))
+    _report(config, workdir, folders)
 
 
 def _run_stages(config, workdir):
@@ -73,7 +74,7 @@ def _run_stages(config, workdir):
     if 'attack' in config.stages:
       attack.run(config, folder, data, parallel)
   if 'report' in config.stages and parallel.part == 0:
-    _announce(report.run(config, workdir, [workdir, *config.report.runs]))
+    _report(config, workdir, [workdir])
 
 
 def _sample(config, workdir):
@@ -99,6 +100,11 @@ def _known(config, workdir):
     known.run(config, folder, parallel)
   if 'report' in config.stages and parallel.part == 0:
     _announce(known.report(workdir, draws=config.report.draws))
+
+
+def _report(config, workdir, folders):
+  options = config.report
+  _announce(report.run(workdir, folders, others=options.runs, draws=options.draws, generators=options.get('generators', ())))
 
 
 def _announce(page: Path) -> None:

@@ -12,6 +12,7 @@ from jaxrec.workflows.run import run
 def finished(tmp_path_factory):
   config = invariances_known.get_config('smoke')
   config.known.num_steps = 0
+  config.known.sampled = ()
   return config, run(config, tmp_path_factory.mktemp('known') / 'run')
 
 
@@ -30,13 +31,6 @@ def test_rows_hold_what_is_known(finished):
     assert float(r['input_low']) <= float(r['input']) <= float(r['input_high'])
   removed = [r for r in rows if r['network'].startswith('removes')]
   assert [r['truth'] for r in removed] == ['yes' if float(r['size']) <= 3 and float(r['aim']) > 2 else 'no' for r in removed]
-
-
-def test_samples_are_beside_the_search(finished):
-  config, folder = finished
-  rows = results.read_csv(folder / 'invariances.csv')
-  assert {r['network'] for r in rows} == {'bottleneck'} and len(rows) == config.known.patients * (1 + len(config.known.diameters))
-  assert 'Sampling: at most' in (folder / 'report.html').read_text()
 
 
 def test_report_counts_what_the_rows_say(finished):
@@ -70,3 +64,12 @@ def test_a_damaged_patient_is_named(finished):
   with pytest.raises(results.RunError, match=f'{path.name}: cannot be read .*remove it and run again'):
     detect.gathered(results.Run(folder), [f'{i:03d}' for i in range(config.known.patients)], detect.INPUT)
   path.write_bytes(whole)
+
+
+@pytest.mark.slow
+def test_samples_are_beside_the_search(tmp_path):
+  config = invariances_known.get_config('smoke')
+  folder = run(config, tmp_path / 'run')
+  rows = results.read_csv(folder / 'invariances.csv')
+  assert {r['network'] for r in rows} == {'bottleneck'} and len(rows) == config.known.patients * (1 + len(config.known.diameters))
+  assert 'Sampling: at most' in (folder / 'report.html').read_text()

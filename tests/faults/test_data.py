@@ -1,5 +1,6 @@
 """Data of others: what claims too much or is no file is refused at once, and a sweep goes on without it."""
 
+import itertools
 import os
 import shutil
 import socket
@@ -12,6 +13,8 @@ import pytest
 
 from configs import unet_8x
 from jaxrec import results
+from jaxrec.audit.engine import Engine
+from jaxrec.audit.program import Outcome
 from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import chest, ct_images, fastmri, hdf5, ldct, loader, synthetic
 from jaxrec.data.errors import DataError
@@ -148,13 +151,15 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
   folder = results.Run(tmp_path / 'run')
   unfit = []
 
-  def attack_batch(config, run_folder, plan, program, variables, examples, scans, aim, batch_size):
-    if unfit and examples[0].volume.path in unfit:
+  def outcomes(engine, cases, samples, bar):
+    if unfit and cases[0].origin in unfit:
       raise ValueError('UNet: an image of (8, 8) is too small for pools=4\nsecond line')
-    keys = [(i, s) for i in range(len(examples)) for s in (0.0, *plan['strengths'])]
-    return {(i, s): dict(zip(results.KEY, attack._key(examples[i], plan, aim, s))) for i, s in keys}
+    for (name, found), case, sample in itertools.product(engine.sweeps.items(), cases, samples):
+      strengths = np.zeros(len(found.strengths))
+      outcome = Outcome(dict.fromkeys(('objective_clean', 'objective_adv', 'delta'), strengths), sample.target, sample.target, strengths)
+      yield name, sample.target[None], {}, [(0, place, outcome) for place in case.places(sample, engine.settings.aims)], 1.0
 
-  monkeypatch.setattr(attack, '_attack_batch', attack_batch)
+  monkeypatch.setattr(Engine, '_outcomes', outcomes)
   monkeypatch.setattr(attack, 'trained', lambda *_: (attack.factory.network(config)[0], None))
 
   def run(refused=()):

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ['fourier', 'geometry', 'masks', 'metrics', 'attacks.core', 'attacks.perturbations', 'models.unet', 'models.varnet']
+MODULES = ['fourier', 'geometry', 'masks', 'metrics', 'attacks.core', 'attacks.families', 'attacks.perturbations', 'audit.public', 'models.unet', 'models.varnet', 'networks']
 
 
 @pytest.mark.parametrize('name', MODULES)

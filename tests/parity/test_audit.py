@@ -1,0 +1,63 @@
+"""The example as it stands, and the torch bridge against the converted network."""
+
+import ast
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrec
+from jaxrec.data import synthetic
+
+EXAMPLES = Path(__file__).parents[2] / 'examples'
+
+
+def test_the_example_audits_four_kinds_of_networks(tmp_path, monkeypatch, capsys):
+  pytest.importorskip('torch')
+  pytest.importorskip('equinox')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(str(EXAMPLES))
+  made = runpy.run_path(str(EXAMPLES / 'audit.py'))
+  text = Path(capsys.readouterr().out.splitlines()[-1]).read_text()
+  for name in made['networks']:
+    assert name in text
+    rows = [r for r in made['rows'] if r['network'] == name]
+    # 2 slices, box and whole image, 2 strengths and clean.
+    assert len(rows) == 12 and all(r['objective_adv'] > r['objective_clean'] for r in rows if r['strength'])
+  (stored,) = (tmp_path / 'runs' / 'audit').glob('torch_VarNet-*/provenance.json')
+  assert not made['networks']['torch VarNet'].one_program and '"one_program": false' in stored.read_text()
+
+
+def test_the_example_is_short():
+  code = ast.unparse(ast.parse((EXAMPLES / 'audit.py').read_text()).body[1:])
+  assert len(code.splitlines()) <= 15
+
+
+def double(tree):
+  return jax.tree.map(lambda x: x if x.dtype == bool else np.asarray(x, np.complex128 if x.dtype.kind == 'c' else np.float64), tree)
+
+
+def test_rows_of_a_torch_network_are_those_of_the_converted_one(tmp_path, x64):
+  """In double precision: in single precision a search of several steps amplifies the rounding of either framework."""
+  torch = pytest.importorskip('torch')
+  from fastmri.models import VarNet
+
+  torch.manual_seed(0)
+  module = VarNet(1, chans=4, pools=2, sens_chans=2, sens_pools=2)
+  torch.save(module.state_dict(), tmp_path / 'varnet.pt')
+  converted, variables = jaxrec.models.load_fastmri(tmp_path / 'varnet.pt', 'varnet')
+  scan = synthetic.scan(1, rows=48, cols=48, coils=2)
+  scan = double(jaxrec.Scan.from_kspace(scan.kspace, scan.mask, box=(18, 14, 16, 16)))
+  networks = {
+    'ours': jaxrec.network(converted, double(variables)),
+    'torch': jaxrec.torch_network(module.double(), inputs=jaxrec.networks.fastmri),
+  }
+  rows = jaxrec.audit(networks, [scan], jaxrec.Sweep(jaxrec.coil_noise, (0.01, 0.02)))
+  ours, theirs = ([r for r in rows if r['network'] == name] for name in networks)
+  assert len(ours) == len(theirs) == 6
+  for a, b in zip(ours, theirs):
+    for column, value in a.items():
+      if isinstance(value, float) and column != 'seconds':
+        assert b[column] == pytest.approx(value, rel=1e-4, abs=1e-9), column
