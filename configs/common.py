@@ -60,6 +60,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   train.validate_every = 0
   train.max_validation = 0
   train.report_every = 20
+  train.micro_batch = 0
+  train.checkpoint_minutes = 10.0
   train.num_devices = 0
   train.tensorboard = False
   train.best = 'ssim'
@@ -173,7 +175,7 @@ def varnet(config: ml_collections.ConfigDict, **sizes: int) -> ml_collections.Co
     'demo': dict(num_cascades=3, chans=8, pools=3, sens_chans=4, sens_pools=3),
     'smoke': dict(num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2),
   }
-  config.model.update(name='varnet', remat=False, **small.get(config.profile, sizes))
+  config.model.update(name='varnet', remat=config.profile == 'paper', **small.get(config.profile, sizes))
   return config
 
 

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from jaxrec.training import Stopped
 from jaxrec.workflows import run, workers
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/varnet_8x.py or configs/varnet_8x.py:demo.')
@@ -52,6 +54,9 @@ def main(argv: list[str]) -> int:
   try:
     workers.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     run.run(config, _WORKDIR.value or Path('runs') / f'{config.name}-{config.profile}')
+  except Stopped as stopped:
+    print(f'\n{stopped}', file=sys.stderr)
+    return 128 + signal.SIGTERM
   except KeyboardInterrupt:
     print('\nstopped; the same command goes on from here', file=sys.stderr)
     return 130

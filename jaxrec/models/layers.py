@@ -16,7 +16,9 @@ from jax import lax
 
 from jaxrec.types import Array
 
-_NHWC = ('NHWC', 'HWIO', 'NHWC')
+# Float32 products in float32: Ampere and later would take TF32 by default, TPUs bfloat16.
+PRECISION = lax.Precision.HIGHEST
+_NHWC = dict(dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=PRECISION)
 _BLOCK_PIXELS = 6144
 _FOLD_CHANNELS = 12
 _PAIRS = np.zeros((3, 3, 2, 2))
@@ -59,7 +61,7 @@ def strided_conv2d(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     `[batch, (row + 2 padding - size) // stride + 1, ..., out]`.
   """
   pad = ((padding, padding),) * 2
-  return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=_NHWC)
+  return lax.conv_general_dilated(x, kernel, (stride, stride), pad, **_NHWC)
 
 
 @jax.custom_vjp
@@ -89,7 +91,7 @@ def _fast_conv2d(x, kernel):
 
 
 def _plain_conv2d(x, kernel):
-  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=_NHWC)
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', **_NHWC)
 
 
 def _folded_conv2d(x, kernel):
@@ -97,7 +99,7 @@ def _folded_conv2d(x, kernel):
   batch, rows, cols, n_in = x.shape
   n_out = kernel.shape[3]
   # _PAIRS says which tap joins an input of either parity, one pair off, with an output of either parity.
-  pairs = jnp.einsum('rtio,tpuv->rpuivo', kernel, _PAIRS.astype(kernel.dtype)).reshape(3, 3, 2 * n_in, 2 * n_out)
+  pairs = jnp.einsum('rtio,tpuv->rpuivo', kernel, _PAIRS.astype(kernel.dtype), precision=PRECISION).reshape(3, 3, 2 * n_in, 2 * n_out)
   return _plain_conv2d(x.reshape(batch, rows, cols // 2, 2 * n_in), pairs).reshape(batch, rows, cols, n_out)
 
 
@@ -122,7 +124,7 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
 def _kernel_gradient(x, g, *, shape):
-  plain = partial(lax.conv_general_dilated, x, window_strides=(1, 1), padding='SAME', dimension_numbers=_NHWC)
+  plain = partial(lax.conv_general_dilated, x, window_strides=(1, 1), padding='SAME', **_NHWC)
   return jax.linear_transpose(plain, jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
 
 
@@ -146,7 +148,7 @@ def _kernel_gradient_by_blocks(x, g, *, shape):
     patches = [part[r : r + block, c : c + cols] for r in range(height) for c in range(width)]
     patches = jnp.concatenate(patches, -1).reshape(block * cols, height * width * n_in)
     outputs = lax.dynamic_slice(g, at, (1, block, cols, n_out)).reshape(block * cols, n_out)
-    return total + lax.dot_general(outputs, patches, (((0,), (0,)), ((), ()))), None
+    return total + lax.dot_general(outputs, patches, (((0,), (0,)), ((), ())), precision=PRECISION), None
 
   total, _ = lax.scan(add_block, jnp.zeros((n_out, height * width * n_in), x.dtype), jnp.arange(batch * blocks))
   return total.T.reshape(shape)
@@ -226,7 +228,7 @@ def upsample_conv2x2(x: Array, kernel: Array) -> Array:
     `[batch, 2 row, 2 col, out]`.
   """
   batch, rows, cols, _ = x.shape
-  blocks = lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+  blocks = lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision=PRECISION)
   return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * cols, kernel.shape[-1])
 
 
@@ -299,7 +301,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
-    y = x @ self.param('kernel', kernel_init, shape, x.dtype)
+    y = jnp.dot(x, self.param('kernel', kernel_init, shape, x.dtype), precision=PRECISION)
     return y + self.param('bias', bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
 
 
@@ -369,6 +371,6 @@ class FractionalConv(nn.Module):
     batch, rows, cols, n_in = x.shape
     kernel = self.param('kernel', transposed_kernel_init, (n_in, 4, 4, self.features), x.dtype)
     taps = _FRACTIONAL.astype(kernel.dtype)
-    phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps).reshape(3, 3, n_in, 4 * self.features)
+    phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps, precision=PRECISION).reshape(3, 3, n_in, 4 * self.features)
     blocks = conv2d(x, phases).reshape(batch, rows, cols, 2, 2, self.features)
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * cols, self.features)

@@ -1,5 +1,7 @@
 """Data parallelism over local devices and processes; the only place that knows `pmap`."""
 
+import functools
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +14,29 @@ from jax.experimental import multihost_utils
 _AXIS = 'devices'
 
 
+class Program:
+  """A step over all devices, compiled once for every shape of its batch.
+
+  The state is donated: its memory holds the new one.
+  """
+
+  def __init__(self, mapped: Callable):
+    self._mapped, self._compiled = mapped, {}
+
+  def compile(self, state: Any, batch: Any, key: Any):
+    """The program for these arrays or `jax.ShapeDtypeStruct`s, each with a leading device axis."""
+    shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+    if shapes not in self._compiled:
+      self._compiled[shapes] = self._mapped.lower(state, batch, key).compile()
+    return self._compiled[shapes]
+
+  def __call__(self, state: Any, batch: Any, key: Any) -> tuple[Any, Any]:
+    if jax.process_count() > 1:
+      # It turns the arrays of this process into its part of those of all.
+      return self._mapped(state, batch, key)
+    return self.compile(state, batch, key)(state, batch, key)
+
+
 class Parallel(NamedTuple):
   """Placement of states and batches on devices.
 
@@ -20,10 +45,11 @@ class Parallel(NamedTuple):
     average: averages a pytree over all devices of all processes, inside a
       function given to `compile`.
     compile: turns `(state, batch, key) -> outputs` for one device into the
-      function over all devices; batch and outputs have a leading device axis.
+      `Program` over all devices; batch and outputs have a leading device axis.
     replicate: puts a copy of a pytree on every device.
     first: takes the pytree back from the first device.
-    shard: splits the leading axis of a batch over the devices.
+    shard: splits the leading axis of a batch over the devices, and starts to
+      copy it there.
     map_batch: compiles `(constant, batch, ...) -> outputs` so that the batch is
       spread over the local devices; no process waits for another.
     total: sums an array over processes.
@@ -32,6 +58,7 @@ class Parallel(NamedTuple):
     part: number of this process.
     parts: number of processes.
     axis: name of the device axis, for batch norm.
+    memory: bytes that a program may take on each device.
   """
 
   devices: int
@@ -47,6 +74,7 @@ class Parallel(NamedTuple):
   part: int
   parts: int
   axis: str
+  memory: int
 
 
 def data_parallel(num_devices: int | None = None) -> Parallel:
@@ -75,29 +103,36 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
         raise ValueError(f'batch_size: {x.shape[0]} per process does not split over {count} devices')
       return np.asarray(x).reshape(count, x.shape[0] // count, *x.shape[1:])
 
-    return jax.tree.map(split, batch)
+    return place(jax.tree.map(split, batch))
 
+  @functools.cache
   def compile_(function):
     # With several processes pmap spans all devices, and takes the local ones.
     chosen = devices if jax.process_count() == 1 else None
-    return jax.pmap(function, axis_name=_AXIS, devices=chosen)
+    return Program(jax.pmap(function, axis_name=_AXIS, devices=chosen, donate_argnums=0))
 
   mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
+
+  def place(tree):
+    # Placed as pmap places its outputs: otherwise the second step compiles again.
+    return tree if jax.process_count() > 1 else jax.device_put(tree, spread)
 
   def replicate(tree):
     if jax.process_count() > 1:
       return flax.jax_utils.replicate(tree, devices)
-    # Placed as pmap places its outputs: otherwise the second step compiles again.
-    copies = jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree)
-    return jax.device_put(copies, split)
+    return place(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree))
+
+  def first(tree):
+    # `x[0]` would run a program on the device, behind the steps that are queued there.
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)
 
   def map_batch(function):
     compiled = jax.jit(function)
 
     def run(constant, *batches):
-      return compiled(jax.device_put(constant, everywhere), *jax.device_put(batches, split))
+      return compiled(jax.device_put(constant, everywhere), *jax.device_put(batches, spread))
 
     return run
 
@@ -120,7 +155,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     average=lambda tree: lax.pmean(tree, _AXIS),
     compile=compile_,
     replicate=replicate,
-    first=lambda tree: jax.device_get(jax.tree.map(lambda x: x[0], tree)),
+    first=first,
     shard=shard,
     map_batch=map_batch,
     total=total,
@@ -129,4 +164,19 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     part=jax.process_index(),
     parts=jax.process_count(),
     axis=_AXIS,
+    memory=_memory(devices),
   )
+
+
+def _memory(devices):
+  """What a program may take: nine tenths of a device, the rest for libraries; of the CPU, of the memory that is free."""
+  stats = devices[0].memory_stats() if devices[0].platform != 'cpu' else None
+  if stats and 'bytes_limit' in stats:
+    return int(0.9 * stats['bytes_limit'])
+  try:
+    with open('/proc/meminfo') as stream:
+      free = next(int(line.split()[1]) for line in stream if line.startswith('MemAvailable'))
+  except OSError:
+    # No Linux: half of what is built in.
+    free = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2048
+  return int(0.9 * 1024 * free) // len(devices)

@@ -29,6 +29,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     ValueError: for bad options or input, with one clear line.
   """
   workdir = Path(workdir)
+  # What is not pinned where it stands: graphics cards and TPUs multiply in less than float32 by default.
+  jax.config.update('jax_default_matmul_precision', 'highest')
   if 'known' in config:
     with results.exclusive(workdir, part=jax.process_index()):
       _known(config, workdir)
