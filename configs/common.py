@@ -99,6 +99,12 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
 
   config.report = ml_collections.ConfigDict(dict(draws=1000, runs=(), generators=()))
 
+  phantom = data.phantom
+  config.plan = ml_collections.ConfigDict(dict(
+    targets=('here',), programs=('train', *config.perturbation), crop=(320, 320),
+    shape=(15, 640, 368) if profile == 'paper' else (phantom.coils, phantom.rows, phantom.cols),
+  ))  # fmt: skip
+
   if profile == 'demo':
     train.batch_size = 4
     train.num_epochs = 0.0
@@ -111,6 +117,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
     attack.pictures = 3
   if profile == 'smoke':
     data.phantom = ml_collections.ConfigDict(dict(train=2, val=2, slices=2, rows=48, cols=48, coils=2, seed=0))
+    config.plan.shape = (2, 48, 48)
     train.batch_size = 2
     train.num_epochs = 0.0
     train.num_steps = 4

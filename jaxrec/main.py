@@ -21,8 +21,8 @@ _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process.')
 
 
 def _with_demo(argv: list[str]) -> list[str]:
-  """Without data the demo profile runs: `--config=x.py` becomes `--config=x.py:demo`."""
-  if any(a.startswith(('--config.data.root', '-config.data.root')) for a in argv):
+  """Without data the demo profile runs, but for plans: `--config=x.py` becomes `--config=x.py:demo`."""
+  if any('config.data.root' in a or ('config.stages' in a and 'plan' in a) for a in argv):
     return argv
   flag = ('--config', '-config')
   named = [before in flag or a.startswith(tuple(f'{f}=' for f in flag)) for before, a in zip(['', *argv], argv)]

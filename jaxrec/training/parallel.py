@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.jax_utils
@@ -111,7 +111,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     chosen = devices if jax.process_count() == 1 else None
     return Program(jax.pmap(function, axis_name=_AXIS, devices=chosen, donate_argnums=0))
 
-  mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
+  mesh = _mesh(devices)
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
 
@@ -166,6 +166,46 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     axis=_AXIS,
     memory=_memory(devices),
   )
+
+
+def lower(devices: Sequence[Any], function: Callable, state: Any, batch: Any, key: Any, *, donate: bool = True):
+  """A step as `Parallel.compile` runs it, lowered for devices that need not be here.
+
+  Args:
+    devices: of one kind, such as those of `jax.experimental.topologies`.
+    function: `(state, batch, key) -> (state, metrics)` for one device's share.
+    state: shapes of the state of one device.
+    batch: shapes of the batch of all devices.
+    key: shape of one key.
+    donate: whether the memory of the state is given away.
+
+  Returns:
+    What `jax.jit(...).lower` returns.
+  """
+  mesh, spec = _mesh(devices), jax.sharding.PartitionSpec
+  whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(_AXIS)))
+
+  def each(state, batch, keys):
+    return function(state, batch, keys[0])
+
+  mapped = jax.shard_map(each, mesh=mesh, in_specs=(spec(), spec(_AXIS), spec(_AXIS)), out_specs=spec(), check_vma=False)
+  keys = jax.tree.map(lambda x: jax.ShapeDtypeStruct((mesh.size, *x.shape), x.dtype), key)
+  return jax.jit(mapped, donate_argnums=0 if donate else ()).lower(_at(whole, state), *_at(split, (batch, keys)))
+
+
+def lower_batch(devices: Sequence[Any], function: Callable, constant: Any, *batches: Any):
+  """As `lower`, for what `Parallel.map_batch` runs: `(constant, batch, ...) -> outputs`."""
+  mesh, spec = _mesh(devices), jax.sharding.PartitionSpec
+  whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(_AXIS)))
+  return jax.jit(function, out_shardings=split).lower(_at(whole, constant), *_at(split, batches))
+
+
+def _mesh(devices):
+  return jax.sharding.Mesh(np.array(devices).reshape(-1), (_AXIS,))
+
+
+def _at(sharding, tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _memory(devices):

@@ -32,7 +32,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   for aim in config.attack.attacked:
     if aim not in AIMS:
       raise ValueError(f'attack.attacked: {aim!r} is unknown; choose among {", ".join(AIMS)}')
-  plans = [_plan(config, name, run_folder.folder, data, parallel) for name in config.perturbation]
+  plans = [planned(config, name, run_folder.folder, data, parallel) for name in config.perturbation]
   examples, skipped = datasets.examples(config, data)
   read = datasets.reader(config, attacked=True)
   for plan in plans:
@@ -51,7 +51,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   done = {results.key_of(row) for row in run_folder.rows()}
   bad: dict[str, str] = dict(data.val.bad)
   reconstruct, surrogate = factory.defended(config, module)
-  programs = {plan['name']: parallel.map_batch(_program(bind(module), reconstruct, surrogate, plan, config)) for plan in plans}
+  programs = {plan['name']: parallel.map_batch(program(bind(module), reconstruct, surrogate, plan, config)) for plan in plans}
   if parallel.part == 0 and not datasets.is_ct(config):
     _save_sampling(config, run_folder, examples[0])
   mine = work[parallel.part :: parallel.parts]
@@ -103,7 +103,7 @@ def _read(config, read, examples, bad):
   return chosen, scans
 
 
-def _plan(config, name: str, folder, data, parallel) -> dict[str, Any]:
+def planned(config, name: str, folder, data, parallel) -> dict[str, Any]:
   """What is fixed about one perturbation: its family, strengths, search and cost."""
   strength, make, strengths = factory.perturbation(name, config.perturbation[name])
   options = dict(config.search[name]) if name in config.search else {'name': 'pgd'}
@@ -137,7 +137,7 @@ def _scores(image, sample, suffix):
   return whole | boxed
 
 
-def _program(network, reconstruct, surrogate, plan, config) -> Callable:
+def program(network, reconstruct, surrogate, plan, config) -> Callable:
   """One XLA program for a batch: `(variables of network and generator, keys, scans, aimed regions) -> outputs`.
 
   Amplification is that of the network without its defence.

@@ -7,9 +7,9 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, datasets, detectability, factory, invariance_report, invariances, known, report, train
+from jaxrec.workflows import attack, datasets, detectability, factory, invariance_report, invariances, known, plan, report, train
 
-STAGES = ('train', 'attack', 'invariances', 'detect', 'known', 'report')
+STAGES = ('train', 'attack', 'invariances', 'detect', 'known', 'report', 'plan')
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -46,6 +46,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       raise ValueError(f'stages: {stage!r} is unknown; choose among {", ".join(STAGES)}')
     if stage in ('invariances', 'detect'):
       raise ValueError(f'stages: {stage} needs the experiments that train its networks; use configs/invariances_*.py')
+  if 'plan' in config.stages:
+    plan.run(config, workdir, data_parallel(config.train.num_devices or None))
+    if len(config.stages) == 1:
+      return workdir
   if not config.data.root:
     print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
   with results.exclusive(workdir, part=jax.process_index()):
