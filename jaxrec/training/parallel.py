@@ -14,6 +14,23 @@ from jax.experimental import multihost_utils
 _AXIS = 'devices'
 
 
+class BatchProgram:
+  """A function of a constant and batches, whose examples are spread over the local devices."""
+
+  def __init__(self, function: Callable, everywhere, spread):
+    self._function, self._everywhere, self._spread, self._compiled = function, everywhere, spread, {}
+
+  def compile(self, constant: Any, *batches: Any):
+    """The program for arrays or `jax.ShapeDtypeStruct`s of these shapes."""
+    shapes = tuple(x.shape for x in jax.tree.leaves(batches))
+    if shapes not in self._compiled:
+      self._compiled[shapes] = self._function.lower(_at(self._everywhere, constant), *_at(self._spread, batches)).compile()
+    return self._compiled[shapes]
+
+  def __call__(self, constant: Any, *batches: Any) -> Any:
+    return self.compile(constant, *batches)(jax.device_put(constant, self._everywhere), *jax.device_put(batches, self._spread))
+
+
 class Program:
   """A step over all devices, compiled once for every shape of its batch.
 
@@ -50,7 +67,7 @@ class Parallel(NamedTuple):
     first: takes the pytree back from the first device.
     shard: splits the leading axis of a batch over the devices, and starts to
       copy it there.
-    map_batch: compiles `(constant, batch, ...) -> outputs` so that the batch is
+    map_batch: turns `(constant, batch, ...) -> outputs` into a `BatchProgram`,
       spread over the local devices; no process waits for another.
     total: sums an array over processes.
     barrier: waits until every process has come here.
@@ -129,12 +146,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)
 
   def map_batch(function):
-    compiled = jax.jit(function)
-
-    def run(constant, *batches):
-      return compiled(jax.device_put(constant, everywhere), *jax.device_put(batches, spread))
-
-    return run
+    return BatchProgram(jax.jit(function), everywhere, spread)
 
   def total(array):
     if jax.process_count() == 1:
@@ -205,7 +217,7 @@ def _mesh(devices):
 
 
 def _at(sharding, tree):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), tree)
 
 
 def _memory(devices):

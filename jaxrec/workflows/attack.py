@@ -1,5 +1,6 @@
 """The attack stage: every example, perturbation, aim and strength becomes a row."""
 
+import functools
 import json
 import time
 import zlib
@@ -19,12 +20,14 @@ from jaxrec.data.singlecoil import centred_images
 from jaxrec.fourier import abs_squared, ifft2c, rss
 from jaxrec.geometry import center_crop
 from jaxrec.models import bind
-from jaxrec.training import Parallel
+from jaxrec.training import Parallel, memory
 from jaxrec.types import Scan, Slice
 from jaxrec.workflows import datasets, factory
 from jaxrec.workflows.train import generator_of, sibling, trained
 
 AIMS = ('region', 'image')
+# Examples of a device, and strengths of an example, that are tried together where 0 leaves the choice.
+AT_ONCE = (1, 2, 4, 8, 16)
 
 
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
@@ -39,8 +42,6 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     plan['pictured'] = {_name(e) for e in examples[: config.attack.pictures]}
     plan['split_of'] = {v.name: split for split in ('train', 'val') for v in getattr(data, split).volumes}
   module, variables = trained(config, run_folder.folder, data, parallel)
-  batch_size = config.attack.batch_size * parallel.devices
-  work = loader.evaluation_plan(examples, batch_size)
   if parallel.part == 0:
     for plan in plans:
       calls = plan['calls']
@@ -51,7 +52,21 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   done = {results.key_of(row) for row in run_folder.rows()}
   bad: dict[str, str] = dict(data.val.bad)
   reconstruct, surrogate = factory.defended(config, module)
-  programs = {plan['name']: parallel.map_batch(program(bind(module), reconstruct, surrogate, plan, config)) for plan in plans}
+
+  @functools.cache
+  def program_of(number, chunk):
+    return parallel.map_batch(program(bind(module), reconstruct, surrogate, plans[number], config, chunk=chunk))
+
+  constants = [(variables, plan['generator'][1]) for plan in plans]
+  batch_size, chunk = config.attack.batch_size, config.attack.chunk
+  if not (batch_size and chunk):
+    largest = sorted(examples, key=lambda e: -np.prod(loader.shape_of(e)))
+    sample = next((scans[0] for e in largest for _, scans in [_read(config, read, [e], bad)] if scans), None)
+    if sample is not None:
+      batch_size, chunk = at_once(config, parallel, program_of, constants, sample, len(examples) // parallel.devices)
+  batch_size, chunk = (batch_size or 1) * parallel.devices, chunk or 1
+  work = loader.evaluation_plan(examples, batch_size)
+  programs = {plan['name']: program_of(i, chunk) for i, plan in enumerate(plans)}
   if parallel.part == 0 and not datasets.is_ct(config):
     _save_sampling(config, run_folder, examples[0])
   mine = work[parallel.part :: parallel.parts]
@@ -88,6 +103,39 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       )
     if bad:
       print(f'attack: skipped {len(bad)} bad files, listed in the report; the first: {next(iter(bad.values()))}')
+
+
+def at_once(config, parallel: Parallel, program_of, constants, sample, count: int) -> tuple[int, int]:
+  """Examples per device and strengths computed together: the config's or, for 0, the largest that fit into memory.
+
+  Args:
+    config: the experiment.
+    parallel: devices.
+    program_of: `(number of the plan, strengths at a time) -> BatchProgram`.
+    constants: first argument of the program of each plan.
+    sample: the largest example.
+    count: examples per device.
+
+  Raises:
+    ValueError: if nothing fits.
+  """
+
+  def fits(batch, chunk):
+    many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch * parallel.devices, *np.shape(x)), x.dtype), sample)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch * parallel.devices))
+    return all(
+      memory.takes_at_most(parallel.memory, lambda: program_of(i, chunk).compile(constant, keys, many, many.region))
+      for i, constant in enumerate(constants)
+    )
+
+  batch, chunk = config.attack.batch_size, config.attack.chunk
+  if not batch:
+    batch = memory.largest_that_fits([n for n in AT_ONCE if n <= max(count, 1)], lambda n: fits(n, chunk or 1))
+  if batch and not chunk:
+    chunk = memory.largest_that_fits(list(AT_ONCE), lambda n: fits(batch, n))
+  if not (batch and chunk):
+    raise ValueError(f'attack.batch_size: not even one example fits into {parallel.memory / 1e9:.1f} GB of a device; use a larger one')
+  return batch, chunk
 
 
 def _read(config, read, examples, bad):
@@ -137,13 +185,12 @@ def _scores(image, sample, suffix):
   return whole | boxed
 
 
-def program(network, reconstruct, surrogate, plan, config) -> Callable:
+def program(network, reconstruct, surrogate, plan, config, *, chunk: int = 1) -> Callable:
   """One XLA program for a batch: `(variables of network and generator, keys, scans, aimed regions) -> outputs`.
 
   Amplification is that of the network without its defence.
   """
   objective = factory.objective(config.objective)
-  chunk = config.attack.chunk
   adversary = plan['generator'][0]
 
   def make(value, generator=None):

@@ -17,7 +17,6 @@ from jaxrec.workflows import attack, datasets, factory
 from jaxrec.workflows.targets import Target, target
 
 COLUMNS = ('config', 'program', 'target', 'devices', 'batch', 'at_once', 'gbytes', 'limit_gbytes', 'gflop', 'xla_gflop', 'xla_gbytes', 'seconds')
-AT_ONCE = (1, 2, 4, 8, 16)
 
 
 class Work(NamedTuple):
@@ -170,14 +169,14 @@ def _training(config, module, sample, here):
 def _attack(config, module, sample, name, here):
   reconstruct, surrogate = factory.defended(config, module)
   plan = attack.planned(config, name, None, None, here)
-  program = attack.program(models.bind(module), reconstruct, surrogate, plan, config)
+  program = attack.program(models.bind(module), reconstruct, surrogate, plan, config, chunk=config.attack.chunk or 1)
   variables = jax.eval_shape(lambda key, s: models.start(module, key, s), _key(), sample)
 
   def arguments(count):
     return (variables, None), _stacked(_key(), count), _stacked(sample, count), _stacked(sample.region, count)
 
   def sizes(devices):
-    return [config.attack.batch_size] if config.attack.batch_size else list(AT_ONCE)
+    return [config.attack.batch_size] if config.attack.batch_size else list(attack.AT_ONCE)
 
   return Work(
     name, sizes, lambda devices, at_once: devices * at_once,

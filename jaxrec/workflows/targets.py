@@ -109,7 +109,7 @@ def target(name: str, memory: int, devices: list[Any]) -> Target:
   return Target(name, found.devices, int(0.9 * CHIPS[kind]), {})
 
 
-_NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}
+_NO_TPU = {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}
 
 
 def _needs(name, extra, *packages):

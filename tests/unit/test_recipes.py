@@ -24,7 +24,7 @@ TECHNICAL = {
   'train.task.perceptual.sha256', 'train.task.generator.batch_axis',
 }  # fmt: skip
 # Arguments of tasks that are objects, or said elsewhere in the config.
-BUILT = {'loss', 'average', 'perceptual', 'image', 'frozen', 'epsilon', 'smoothing_seed'}
+BUILT = {'loss', 'average', 'micro_batch', 'perceptual', 'image', 'frozen', 'epsilon', 'smoothing_seed'}
 
 
 def configs():
