@@ -21,11 +21,7 @@ PRECISION = lax.Precision.HIGHEST
 _NHWC = dict(dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=PRECISION)
 _BLOCK_PIXELS = 6144
 _FOLD_CHANNELS = 12
-_PAIRS = np.zeros((3, 3, 2, 2))
-for _tap in range(3):
-  for _parity in range(2):
-    _pair, _other = divmod(_parity + _tap - 1, 2)
-    _PAIRS[_tap, _pair + 1, _other, _parity] = 1
+_LANES = 128
 
 
 def _uniform_by(fan_in: Callable) -> Callable:
@@ -84,23 +80,40 @@ def conv2d(x: Array, kernel: Array) -> Array:
 
 
 def _fast_conv2d(x, kernel):
-  foldable = kernel.shape[:2] == (3, 3) and kernel.shape[3] <= _FOLD_CHANNELS and x.shape[2] % 2 == 0
-  if not foldable:
-    return _plain_conv2d(x, kernel)
-  return lax.platform_dependent(x, kernel, cpu=_folded_conv2d, default=_plain_conv2d)
+  pairs = kernel.shape[:2] == (3, 3) and kernel.shape[3] <= _FOLD_CHANNELS and x.shape[2] % 2 == 0
+  cpu = partial(_folded_conv2d, fold=2) if pairs else _plain_conv2d
+  return lax.platform_dependent(x, kernel, cpu=cpu, tpu=_wide_conv2d(x, kernel.shape), default=_plain_conv2d)
+
+
+def _wide_conv2d(x, shape):
+  """For TPUs, whose convolutions pad channels to the width of a register: pixels fill it up."""
+  fold = 8
+  while fold > 1 and (fold * max(shape[2:]) > _LANES or x.shape[2] % fold):
+    fold //= 2
+  return partial(_folded_conv2d, fold=fold) if fold > 1 and shape[1] <= 3 else _plain_conv2d
 
 
 def _plain_conv2d(x, kernel):
   return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', **_NHWC)
 
 
-def _folded_conv2d(x, kernel):
+def _folded_conv2d(x, kernel, *, fold):
   """Neighbouring pixels become channels: with few channels XLA:CPU is twice as fast so."""
   batch, rows, cols, n_in = x.shape
-  n_out = kernel.shape[3]
-  # _PAIRS says which tap joins an input of either parity, one pair off, with an output of either parity.
-  pairs = jnp.einsum('rtio,tpuv->rpuivo', kernel, _PAIRS.astype(kernel.dtype), precision=PRECISION).reshape(3, 3, 2 * n_in, 2 * n_out)
-  return _plain_conv2d(x.reshape(batch, rows, cols // 2, 2 * n_in), pairs).reshape(batch, rows, cols, n_out)
+  height, width, _, n_out = kernel.shape
+  blocks = jnp.einsum('rtio,tpuv->rpuivo', kernel, _joined(width, fold).astype(kernel.dtype), precision=PRECISION)
+  blocks = blocks.reshape(height, width, fold * n_in, fold * n_out)
+  return _plain_conv2d(x.reshape(batch, rows, cols // fold, fold * n_in), blocks).reshape(batch, rows, cols, n_out)
+
+
+def _joined(width, fold):
+  """Which tap joins an input at place u of a block p - width // 2 blocks off with an output at place v."""
+  table = np.zeros((width, width, fold, fold))
+  for tap in range(width):
+    for v in range(fold):
+      block, u = divmod(v + tap - width // 2, fold)
+      table[tap, block + width // 2, u, v] = 1
+  return table
 
 
 def _conv2d_forward(x, kernel):
@@ -115,6 +128,7 @@ def _conv2d_backward(residuals, g):
     x,
     g,
     cpu=partial(_kernel_gradient_by_blocks, shape=kernel.shape),
+    tpu=partial(_kernel_gradient, shape=kernel.shape, convolution=_wide_conv2d(x, kernel.shape)),
     default=partial(_kernel_gradient, shape=kernel.shape),
   )
   return grad_x, grad_kernel
@@ -123,9 +137,8 @@ def _conv2d_backward(residuals, g):
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
-def _kernel_gradient(x, g, *, shape):
-  plain = partial(lax.conv_general_dilated, x, window_strides=(1, 1), padding='SAME', **_NHWC)
-  return jax.linear_transpose(plain, jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
+def _kernel_gradient(x, g, *, shape, convolution=_plain_conv2d):
+  return jax.linear_transpose(partial(convolution, x), jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
 
 
 def _kernel_gradient_by_blocks(x, g, *, shape):

@@ -57,17 +57,18 @@ def run(config, folder: Path, here: Parallel) -> list[dict[str, Any]]:
   """
   targets = [target(name, here.memory, jax.local_devices()[: here.devices]) for name in config.plan.targets]
   rows = []
+  folder.mkdir(parents=True, exist_ok=True)
   print(f'{"program":16} {"target":12} {"devices":>7} {"batch":>6} {"at once":>7} {"GB":>7} {"of":>7} {"TFLOP":>8} {"compiled in":>11}')
   for chosen in targets:
     for work in programs(config, here):
       row = planned(work, chosen)
       rows.append({'config': config.name, **row})
+      # After every row: compilers take minutes.
+      results.write_csv(folder / 'plan.csv', COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
       print(
         f'{row["program"]:16} {row["target"]:12} {row["devices"]:7d} {row["batch"]:6d} {row["at_once"] or "none fits":>7} {row["gbytes"]:7.2f} '
         f'{row["limit_gbytes"]:7.2f} {row["gflop"] / 1e3:8.2f} {row["seconds"]:9.0f} s', flush=True,
       )  # fmt: skip
-  folder.mkdir(parents=True, exist_ok=True)
-  results.write_csv(folder / 'plan.csv', COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
   return rows
 
 

@@ -34,7 +34,7 @@ def curve(network, devices, micro_batch, folder, *, steps=STEPS):
   parallel = training.data_parallel(devices)
   options = dict(NETWORKS[network])
   task = training.supervised(
-    models.build(options.pop('name'), **options), training.optimizer('adam', 1e-3), micro_batch=micro_batch, average=parallel.average
+    models.build(options.pop('name'), **options), training.optimizer('adam', 3e-4), micro_batch=micro_batch, average=parallel.average
   )
 
   def batches(start):
