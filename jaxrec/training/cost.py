@@ -44,13 +44,14 @@ def _of_equation(equation):
     platforms = parameters.get('branches_platforms')
     # Formulations for one platform do the work of the plain one, and some more.
     return counts[platforms.index(None)] if platforms else max(counts)
-  inner = sum((_count(j) for j in _inside(parameters)), 0.0)
+  inner = sum((_count(j) for j in inside(parameters)), 0.0)
   if name == 'scan':
     return parameters['length'] * inner
   return inner + _own(name, parameters, equation)
 
 
-def _inside(parameters):
+def inside(parameters):
+  """The programs in the parameters of an equation: bodies of loops, branches, functions."""
   for value in parameters.values():
     for found in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(found, core.ClosedJaxpr):
