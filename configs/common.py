@@ -61,6 +61,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   train.max_validation = 0
   train.report_every = 20
   train.micro_batch = 0
+  train.start_from = ''
   train.checkpoint_minutes = 10.0
   train.num_devices = 0
   train.tensorboard = False

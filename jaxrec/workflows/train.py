@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxrec import results
+from jaxrec import models, results
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.training import Checkpointer, Parallel, Task, fit, memory
@@ -34,7 +34,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   sample = data.read(largest, 0)
 
   def make(micro_batch):
-    return factory.task(config, module, parallel, num_steps, sample, load, micro_batch)
+    return started(factory.task(config, module, parallel, num_steps, sample, load, micro_batch), config)
 
   checkpointer = Checkpointer(run_folder.folder / 'checkpoints')
   done = checkpointer.latest_step() or 0
@@ -99,6 +99,30 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   if parallel.part == 0 and (checkpointer.latest_step() > done or results.read_json(cost).get('steps') != done):
     write_cost(checkpointer.latest_step())
   checkpointer.close()
+
+
+def started(task: Task, config) -> Task:
+  """The task from the weights of `train.start_from`, a file of the fastMRI repository; itself if that is empty.
+
+  Raises:
+    ValueError: if they are not of this network.
+  """
+  path = config.train.get('start_from', '')
+  if not path:
+    return task
+  kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(config.model.name)
+  if kind is None or config.train.task.name in ('adversarial', *factory.CRITICS):
+    raise ValueError('train.start_from: is for one network, model.name=varnet or unet_recon; leave it empty')
+  _, variables = models.load_fastmri(path, kind)
+
+  def init(key, batch):
+    state = task.init(key, batch)
+    own, given = (jax.tree.map(np.shape, tree) for tree in (state.variables, variables))
+    if own != given:
+      raise ValueError(f'train.start_from: {path} is of a network of another size; set model.chans and the like to its own')
+    return state.replace(variables=variables)
+
+  return task._replace(init=init)
 
 
 def fitted(config, parallel: Parallel, make: Callable[[int], Task], sample) -> tuple[Task, int]:
