@@ -17,18 +17,29 @@ _AXIS = 'devices'
 class BatchProgram:
   """A function of a constant and batches, whose examples are spread over the local devices."""
 
-  def __init__(self, function: Callable, everywhere, spread):
-    self._function, self._everywhere, self._spread, self._compiled = function, everywhere, spread, {}
+  def __init__(self, function: Callable, devices: Sequence[Any]):
+    mesh, spec = _mesh(devices), jax.sharding.PartitionSpec
+    self._whole, self._split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(_AXIS)))
+    self._function, self._compiled = function, {}
 
   def compile(self, constant: Any, *batches: Any):
     """The program for arrays or `jax.ShapeDtypeStruct`s of these shapes."""
     shapes = tuple(x.shape for x in jax.tree.leaves(batches))
     if shapes not in self._compiled:
-      self._compiled[shapes] = self._function.lower(_at(self._everywhere, constant), *_at(self._spread, batches)).compile()
+      self._compiled[shapes] = self.lower(constant, *batches).compile()
     return self._compiled[shapes]
 
+  def lower(self, constant: Any, *batches: Any):
+    """As `jax.jit(...).lower`; the devices need not be here."""
+    # Each device runs its examples by itself. Left to choose, XLA exchanges them in the middle of a network.
+    mapped = jax.shard_map(
+      self._function, mesh=self._split.mesh, in_specs=(self._whole.spec, *(self._split.spec,) * len(batches)),
+      out_specs=self._split.spec, check_vma=False,
+    )  # fmt: skip
+    return jax.jit(mapped).lower(_at(self._whole, constant), *_at(self._split, batches))
+
   def __call__(self, constant: Any, *batches: Any) -> Any:
-    return self.compile(constant, *batches)(jax.device_put(constant, self._everywhere), *jax.device_put(batches, self._spread))
+    return self.compile(constant, *batches)(jax.device_put(constant, self._whole), *jax.device_put(batches, self._split))
 
 
 class Program:
@@ -129,7 +140,6 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     return Program(jax.pmap(function, axis_name=_AXIS, devices=chosen, donate_argnums=0))
 
   mesh = _mesh(devices)
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
 
   def place(tree):
@@ -144,9 +154,6 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
   def first(tree):
     # `x[0]` would run a program on the device, behind the steps that are queued there.
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)
-
-  def map_batch(function):
-    return BatchProgram(jax.jit(function), everywhere, spread)
 
   def total(array):
     if jax.process_count() == 1:
@@ -169,7 +176,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     replicate=replicate,
     first=first,
     shard=shard,
-    map_batch=map_batch,
+    map_batch=lambda function: BatchProgram(function, devices),
     total=total,
     barrier=barrier,
     agree=agree,
@@ -203,13 +210,6 @@ def lower(devices: Sequence[Any], function: Callable, state: Any, batch: Any, ke
   mapped = jax.shard_map(each, mesh=mesh, in_specs=(spec(), spec(_AXIS), spec(_AXIS)), out_specs=spec(), check_vma=False)
   keys = jax.tree.map(lambda x: jax.ShapeDtypeStruct((mesh.size, *x.shape), x.dtype), key)
   return jax.jit(mapped, donate_argnums=0 if donate else ()).lower(_at(whole, state), *_at(split, (batch, keys)))
-
-
-def lower_batch(devices: Sequence[Any], function: Callable, constant: Any, *batches: Any):
-  """As `lower`, for what `Parallel.map_batch` runs: `(constant, batch, ...) -> outputs`."""
-  mesh, spec = _mesh(devices), jax.sharding.PartitionSpec
-  whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(_AXIS)))
-  return jax.jit(function, out_shardings=split).lower(_at(whole, constant), *_at(split, batches))
 
 
 def _mesh(devices):

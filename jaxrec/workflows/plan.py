@@ -181,6 +181,6 @@ def _attack(config, module, sample, name, here):
 
   return Work(
     name, sizes, lambda devices, at_once: devices * at_once,
-    lambda devices, count: parallel.lower_batch(devices, program, *arguments(count * len(devices))),
+    lambda devices, count: parallel.BatchProgram(program, devices).lower(*arguments(count * len(devices))),
     lambda: cost.flops(program, *arguments(1)),
   )  # fmt: skip

@@ -201,6 +201,7 @@ def test_rematerialisation_changes_nothing():
 
 
 def test_an_exported_network_runs_without_jaxrec(tmp_path):
+  pytest.importorskip('flatbuffers')
   scan = synthetic.scan(0, rows=32, cols=32, coils=2, acceleration=2)
   module = jaxrec.models.build('unet_recon', **NETWORKS['unet_recon'])
   variables = jax.jit(module.init)(jax.random.key(0), scan.kspace, scan.mask, scan.acs)
