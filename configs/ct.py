@@ -37,8 +37,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   config.search = ml_collections.ConfigDict(dict(image_noise=dict(name='pgd', num_steps=10, step='steepest', step_size=0.5)))
   if config.profile == 'demo':
     config.data.update(patch=40, patches_per_patient=16)
-    # Few classes of nodules, so that each has enough cases.
-    config.data.phantom.update(train=30, val=16, repeats=48, nodules=5, diameters=(2.0, 3.0, 6.0), contrasts=(675.0,))
+    # The sizes that are asked for later; contrasts as everywhere.
+    config.data.phantom.update(train=30, val=16, repeats=48, nodules=5, diameters=(2.0, 3.0, 6.0))
     config.train.update(batch_size=16, num_steps=300, validate_every=100, max_validation=8, learning_rate=1e-3)
     config.attack.max_examples = 8
   if config.profile == 'smoke':
@@ -47,6 +47,14 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
     config.train.update(num_steps=2, batch_size=2, validate_every=2, max_validation=2, learning_rate=1e-3)
     config.perturbation.image_noise.relative_radius = (0.0, 0.02)
     config.search.image_noise.num_steps = 2
+  return config
+
+
+def patches(name: str, arg: str) -> ml_collections.ConfigDict:
+  """As `base`, with patches of the lungs alone, for models of what networks leave open."""
+  config = base(name, arg)
+  config.data.evaluate_patch = config.data.patch
+  config.data.centre_hu = LUNGS
   return config
 
 
@@ -71,7 +79,7 @@ def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = ''
   if not small:
     config.data.patch = patch
     config.train.update(recipe)
-  sizes = {'demo': dict(chans=16, depth=3), 'smoke': dict(chans=2, depth=1)}.get(config.profile, {})
+  sizes = {'demo': dict(chans=8, depth=3), 'smoke': dict(chans=2, depth=1)}.get(config.profile, {})
   if network == 'wganvgg':
     config.train.task = ml_collections.ConfigDict(dict(
       name='wgan_vgg', critic=dict(name='wganvgg_critic'), perceptual=dict(vgg='', kind='vgg19', sha256='', network=perceptual),

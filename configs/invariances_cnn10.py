@@ -7,7 +7,8 @@ Without data: python -m jaxrec.main --config=configs/invariances_cnn10.py:demo (
 Hardware: the paper's sizes need one large GPU for days.
 VGG features: --config.experiments.vae.train.task.perceptual.vgg=vgg16.pth (a file of yours, needed at full size); the demo
 trains a second CNN-10 first and compares its outputs instead.
-Expected: samples that the network maps to nearly the same output; small structures come and go among them.
+Expected: the retained detectability of small structures, samples that the network maps to nearly the same output, and what
+the observer sees of both.
 """
 
 import ml_collections
@@ -17,10 +18,12 @@ from configs import common, ct, invariances
 
 def get_config(arg: str = ''):
   """Denoiser, in small profiles a second one for features, VAE, flows, and the analysis; `arg` is the profile."""
-  return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=(1,) if (arg or 'paper') == 'paper' else ())
+  return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=(1,) if (arg or 'paper') == 'paper' else (), anatomies=True)
 
 
-def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[int, ...]) -> ml_collections.ConfigDict:
+def experiment(
+  name: str, arg: str, network: str, label: str, *, layers: tuple[int, ...], anatomies: bool = False
+) -> ml_collections.ConfigDict:
   """The experiment for any denoiser.
 
   Args:
@@ -29,6 +32,7 @@ def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[i
     network: key of `ct.RECIPES`.
     label: name in reports.
     layers: tapped besides the output.
+    anatomies: sample anatomies as well, and scan them anew.
   """
   config = ml_collections.ConfigDict(dict(name=name, profile=arg or 'paper', label=label, seed=0, stages=('detect', 'invariances', 'report')))
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
@@ -36,21 +40,13 @@ def experiment(name: str, arg: str, network: str, label: str, *, layers: tuple[i
   if features:
     runs.independent = ct.independent(name, arg)
   runs.denoiser = ct.denoiser(ct.base(name, arg), network, label=label, perceptual=features)
-  runs.vae = invariances.autoencoder(_patches(name, arg), 'denoiser', size=_patches(name, arg).data.patch, perceptual=features)
-  flows = {f'flow_{layer}': layer for layer in layers} | {'flow_output': 0}
-  for run, layer in flows.items():
-    runs[run] = invariances.flow(_patches(name, arg), 'denoiser', 'vae', layer)
-  for run in runs.values():
-    run.stages = ('train',)
+  runs.denoiser.stages = ('train',)
+  size = ct.patches(name, arg).data.patch
+  samplers = invariances.samplers(
+    runs, {'denoiser': ''}, lambda: ct.patches(name, arg), size=size, perceptual=features, layers=layers, anatomies=anatomies
+  )
   config.data = runs.vae.data
   config.train = ml_collections.ConfigDict(dict(num_devices=0))
   config.report = ml_collections.ConfigDict(dict(draws=runs.vae.report.draws, runs=(), generators=()))
   config = invariances.detection(config, ('denoiser',), config.profile)
-  return common.share_seed(common.share_data(invariances.analysis(config, 'denoiser', 'vae', tuple(flows), config.profile)))
-
-
-def _patches(name, arg):
-  config = ct.base(name, arg)
-  config.data.evaluate_patch = config.data.patch
-  config.data.centre_hu = ct.LUNGS
-  return config
+  return common.share_seed(common.share_data(invariances.analysis(config, samplers, config.profile)))

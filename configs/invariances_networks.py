@@ -14,32 +14,39 @@ import ml_collections
 
 from configs import common, ct, invariances, invariances_cnn10, invariances_wganvgg
 
-
 NETWORKS = {'cnn10': 'CNN-10', 'redcnn': 'RED-CNN', 'wganvgg': 'WGAN-VGG', 'dugan': 'DU-GAN'}
 
 
 def get_config(arg: str = ''):
-  """Detectability of all networks, at full size with samples; `arg` is the profile."""
+  """Detectability of all networks, and samples; `arg` is the profile."""
   profile = arg or 'paper'
-  config = ml_collections.ConfigDict(dict(name='invariances_networks', profile=profile, label='networks', seed=0, stages=('detect', 'report')))
+  name = 'invariances_networks'
+  config = ml_collections.ConfigDict(dict(name=name, profile=profile, label='networks', seed=0, stages=('detect', 'invariances', 'report')))
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
+  samplers = ml_collections.ConfigDict(sort_keys=False)
   if profile == 'paper':
     for network, label in NETWORKS.items():
       own = {'cnn10': invariances_cnn10, 'wganvgg': invariances_wganvgg}.get(network)
       runs[network] = own.get_config(arg) if own else invariances_cnn10.experiment(f'invariances_{network}', arg, network, label, layers=())
-      # Judged by the observer together, below.
-      runs[network].stages = ('invariances',)
-    judged = tuple(f'{name}/denoiser' for name in NETWORKS)
-  else:
-    # The samples of CNN-10 and WGAN-VGG have demos of their own.
-    runs.independent = ct.independent('invariances_networks', arg)
-    for network, label in (NETWORKS | {'bottleneck': 'bottleneck'}).items():
-      runs[network] = ct.denoiser(ct.base('invariances_networks', arg), network, label=label, perceptual='independent')
+      # Judged and sampled together, below.
       runs[network].stages = ('train',)
+      for sampler in runs[network].invariances.samplers.values():
+        paths = {k: f'{network}/{v}' if isinstance(v, str) else tuple(f'{network}/{x}' for x in v) for k, v in sampler.items()}
+        samplers[network] = ml_collections.ConfigDict(paths)
+    judged = tuple(f'{n}/denoiser' for n in NETWORKS)
+  else:
+    runs.independent = ct.independent(name, arg)
+    for network, label in (NETWORKS | {'bottleneck': 'bottleneck'}).items():
+      runs[network] = ct.denoiser(ct.base(name, arg), network, label=label, perceptual='independent')
+      runs[network].stages = ('train',)
+    sampled = {n: f'{n}_' for n in ('cnn10', 'wganvgg', 'bottleneck')}
+    size = ct.patches(name, arg).data.patch
+    samplers = invariances.samplers(runs, sampled, lambda: ct.patches(name, arg), size=size, perceptual='independent')
     judged = (*NETWORKS, 'bottleneck')
   first = runs.cnn10
   config.data = ml_collections.ConfigDict(first.data.to_dict())
   config.data.centre_hu = ct.LUNGS
   config.train = ml_collections.ConfigDict(dict(num_devices=0))
   config.report = ml_collections.ConfigDict(dict(draws=first.report.draws, runs=(), generators=()))
-  return common.share_seed(common.share_data(invariances.detection(config, judged, profile)))
+  config = invariances.detection(config, judged, profile)
+  return common.share_seed(common.share_data(invariances.analysis(config, samplers, profile)))

@@ -225,43 +225,6 @@ def sampling_panel(arrays: Mapping[str, np.ndarray]) -> Figure:
   return figure
 
 
-def contrast_curve(rows: Sequence[Mapping[str, Any]], unit: str, *, draws: int = 1000) -> Figure:
-  """Contrast of structures over their true contrast, against size; one panel per contrast.
-
-  Args:
-    rows: rows of the invariances stage with structures, of one layer.
-    unit: of the diameters, `mm` (contrasts in HU) or `pixels` (contrasts are shares of the maximum).
-    draws: bootstrap draws.
-
-  Returns:
-    The figure.
-  """
-  contrasts = sorted({r['contrast'] for r in rows})
-  figure = Figure(figsize=(3.4 * len(contrasts) + 0.6, 3.1), layout='constrained')
-  for axes, contrast in zip(figure.subplots(1, len(contrasts), sharey=True, squeeze=False)[0], contrasts):
-    at = [r for r in rows if r['contrast'] == contrast]
-    sizes = sorted({r['diameter'] for r in at})
-    for (view, label), colour in zip((('input', 'input'), ('output', 'output'), ('samples', 'samples')), _COLOURS):
-      stats = []
-      for size in sizes:
-        mine = [r for r in at if r['diameter'] == size]
-        stats.append(statistics.bootstrap([r[f'contrast_{view}'] / r['contrast_true'] for r in mine], [r['patient'] for r in mine], draws=draws))
-      mean, low, high = np.array(stats).T
-      axes.plot(sizes, mean, marker='o', ms=3.5, color=colour, label=label)
-      axes.fill_between(sizes, low, high, color=colour, alpha=0.18, lw=0)
-      if view == 'samples':
-        ends = [[np.mean([r[k] / r['contrast_true'] for r in at if r['diameter'] == size]) for size in sizes] for k in ('contrast_low', 'contrast_high')]
-        axes.vlines(sizes, *ends, color=colour, alpha=0.5, lw=2)
-    axes.axhline(0, color='0.5', lw=0.8)
-    axes.axhline(1, color='0.7', ls=':', lw=0.8)
-    axes.set_title(f'contrast {contrast:g} HU' if unit == 'mm' else f'contrast {100 * contrast:g}%', fontsize=10)
-    axes.set_xlabel(f'diameter [{unit}]')
-    _plain(axes)
-  figure.axes[0].set_ylabel('contrast / true contrast')
-  figure.axes[0].legend(frameon=False, fontsize=8)
-  return figure
-
-
 def retained_curves(rows: Sequence[Mapping[str, Any]], unit: str) -> Figure:
   """Retained detectability against the detectability in the input, one panel per size, one line per network.
 
@@ -362,6 +325,25 @@ def change_panel(arrays: Mapping[str, np.ndarray], ct: bool) -> Figure:
   axes.set_yticks([])
   grid[0, 0].set_ylabel('largest change', fontsize=9)
   grid[1, 0].set_ylabel('mean difference', fontsize=9)
+  return figure
+
+
+def anatomy_panel(arrays: Mapping[str, np.ndarray], ct: bool) -> Figure:
+  """Target, output, and anatomies sampled in the high-dose domain.
+
+  Args:
+    arrays: of one input.
+    ct: show the lung window.
+
+  Returns:
+    The figure.
+  """
+  images = [('y', arrays['target']), ('f(x)', arrays['output']), *((f'sample {i + 1}', x) for i, x in enumerate(arrays['anatomies']))]
+  figure = Figure(figsize=(1.7 * len(images), 2.0), layout='constrained')
+  for axes, (title, image) in zip(figure.subplots(1, len(images), squeeze=False)[0], images):
+    _show(axes, image, ct, arrays)
+    _circle(axes, arrays)
+    axes.set_title(title, fontsize=9)
   return figure
 
 

@@ -116,6 +116,28 @@ def volume(
   return ChestVolume(*(_hounsfield(np.stack(x)) for x in (low, full, twin, again)), structures)
 
 
+def rescan(rng: np.random.Generator, image: np.ndarray, *, photons: float, dose: float) -> np.ndarray:
+  """A new low-dose scan of an image: `R^-1 P R y`, projected, measured with fresh noise and reconstructed.
+
+  Args:
+    rng: of the noise.
+    image: `[row, col]` HU.
+    photons: I0 of the full dose per detector bin.
+    dose: of the scan over full dose.
+
+  Returns:
+    `[row, col]` HU, int16.
+
+  Reference:
+    Eulig et al. 2022, slides on sampling in the target domain.
+  """
+  geometry = geometry_of(len(image))
+  lines = np.asarray(_project((WATER * (1 + np.asarray(image, np.float32) / 1000)), geometry), np.float64)
+  counts = rng.poisson(photons * dose * np.exp(-lines)) + _ELECTRONIC * rng.standard_normal(lines.shape)
+  sinogram = np.log(photons * dose / np.maximum(counts, 1)).astype(np.float32)
+  return _hounsfield(np.asarray(_reconstruct(sinogram, geometry)))
+
+
 def geometry_of(pixels: int) -> Geometry:
   """The scan of a phantom of this matrix: 256 pixels of 1.5625 mm, 360 views, 384 bins of 1.2 mm, or in proportion."""
   return Geometry(pixels, 400 / pixels, round(360 * pixels / 256), round(384 * pixels / 256), 1.2 * 256 / pixels)
@@ -160,6 +182,7 @@ def write_dataset(
 
 
 _sinogram = partial(jax.jit, static_argnums=1)(tomography.ellipse_sinogram)
+_project = partial(jax.jit, static_argnums=1)(tomography.project)
 _reconstruct = partial(jax.jit, static_argnums=1)(tomography.filtered_back_projection)
 
 

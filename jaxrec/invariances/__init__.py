@@ -12,15 +12,9 @@ Everything here receives functions and knows no networks.
 from jaxrec.invariances.analysis import Component as Component
 from jaxrec.invariances.analysis import band_pass as band_pass
 from jaxrec.invariances.analysis import components as components
-from jaxrec.invariances.analysis import contrast as contrast
-from jaxrec.invariances.analysis import contrast_interval as contrast_interval
 from jaxrec.invariances.analysis import deviations as deviations
-from jaxrec.invariances.analysis import disc as disc
-from jaxrec.invariances.analysis import displacement as displacement
 from jaxrec.invariances.analysis import excess_variation as excess_variation
 from jaxrec.invariances.analysis import family_threshold as family_threshold
-from jaxrec.invariances.analysis import noise_maxima as noise_maxima
-from jaxrec.invariances.analysis import presence_threshold as presence_threshold
 from jaxrec.invariances.analysis import rank_by_component as rank_by_component
 from jaxrec.invariances.sampling import Consistency as Consistency
 from jaxrec.invariances.sampling import Invariances as Invariances

@@ -1,16 +1,12 @@
-"""Which samples change anatomy: two analyses, and a control that needs no generative model.
+"""Where samples change anatomy, for structures that nobody knows beforehand: analysis A.
 
-- A, excess variation: where band-passed deviations of the samples from the anatomy
-  are larger than new noise on the same anatomy makes them anywhere.
-- B, structure-conditioned search: the contrast of a known structure over the samples.
-- Control: the structure is put in or taken out of the input, and the output's move
-  compared with that under new noise, and with the input's own move.
-
-Both analyses are ours; what Eulig et al. 2025 do is known to us from its abstract only.
+Band-passed deviations of the samples from the anatomy are larger than anywhere in
+samples for structure-free inputs of other patients. Ours; what Eulig et al. 2025 do is
+known to us from its abstract only.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +14,7 @@ import numpy as np
 from jax import lax
 from scipy import ndimage
 
-from jaxrec.types import Array, Image, Key
+from jaxrec.types import Array, Image
 
 SCALES = (1.0, 1.6, 2.5)
 
@@ -93,35 +89,11 @@ def excess_variation(images: Array, reference: Array, *, scales: Sequence[float]
   return jnp.max(jnp.sqrt(jnp.mean(z**2, 0)), 0)
 
 
-def noise_maxima(key: Key, reference: Array, *, splits: int = 8, scales: Sequence[float] = SCALES) -> Array:
-  """Largest excess variation that noise alone gives: one half of the repeats as samples, the other as reference.
-
-  Halves are noisier than the full number of repeats and samples, so that a
-  threshold from these maxima is conservative.
-
-  Args:
-    key: of the halves.
-    reference: `[repeat, row, col]`.
-    splits: random halves.
-    scales: see `deviations`.
-
-  Returns:
-    `[splits]`.
-  """
-  half = reference.shape[0] // 2
-
-  def one(k):
-    mixed = jax.random.permutation(k, reference)
-    return jnp.max(excess_variation(mixed[:half], mixed[half:], scales=scales))
-
-  return lax.map(one, jax.random.split(key, splits))
-
-
 def family_threshold(maxima: np.ndarray, *, alpha: float = 0.05) -> float:
-  """Threshold that a share `alpha` of images under noise alone crosses anywhere, at any scale.
+  """Threshold that a share `alpha` of structure-free inputs crosses anywhere, at any scale.
 
   Args:
-    maxima: of `noise_maxima`, pooled over images.
+    maxima: largest `excess_variation` of structure-free inputs of other patients.
     alpha: family-wise error per image.
 
   Returns:
@@ -135,7 +107,7 @@ def family_threshold(maxima: np.ndarray, *, alpha: float = 0.05) -> float:
   """
   maxima = np.asarray(maxima, float).ravel()
   if not 0 < alpha < 1 or maxima.size < 1 / alpha:
-    raise ValueError(f'alpha: {alpha} needs at least {int(np.ceil(1 / alpha)) if 0 < alpha < 1 else "a value in (0, 1)"} maxima under noise, there are {maxima.size}')
+    raise ValueError(f'alpha: {alpha} needs at least {int(np.ceil(1 / alpha)) if 0 < alpha < 1 else "a value in (0, 1)"} structure-free inputs, there are {maxima.size}')
   return float(np.quantile(maxima, 1 - alpha, method='higher'))
 
 
@@ -189,81 +161,3 @@ def rank_by_component(z: np.ndarray, threshold: float, within: np.ndarray) -> li
     regions = components(np.where(within, strongest, 0), threshold)
     largest.append((i, regions[0] if regions else None))
   return sorted(largest, key=lambda f: (-(f[1].size if f[1] else 0), f[0]))
-
-
-def disc(shape: tuple[int, int], centre: tuple[float, float], diameter: float) -> tuple[np.ndarray, np.ndarray]:
-  """Masks of a round structure and of its surroundings.
-
-  The surroundings are a ring of the same area or more, two pixels away.
-
-  Args:
-    shape: `(row, col)`.
-    centre: row and column, pixels.
-    diameter: pixels; at least the pixel that holds the centre is inside.
-
-  Returns:
-    Two `[row, col]` bool masks.
-  """
-  rows, cols = np.ogrid[: shape[0], : shape[1]]
-  away = np.hypot(rows - centre[0], cols - centre[1])
-  radius = max(diameter / 2, 0.71)
-  return away <= radius, (away > radius + 2) & (away <= max(1.8 * radius, radius + 3.5) + 1)
-
-
-def contrast(images: Array, inside: Array, around: Array) -> Array:
-  """Mean inside a structure minus mean around it, `[..., row, col]` to `[...]`."""
-
-  def mean(mask):
-    return jnp.sum(jnp.where(mask, images, 0), (-2, -1)) / jnp.sum(mask)
-
-  return mean(inside) - mean(around)
-
-
-def contrast_interval(contrasts: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-  """Contrasts that the network cannot tell apart: the central share of those of the samples.
-
-  Args:
-    contrasts: `[sample]`.
-    level: share.
-
-  Returns:
-    Lower and upper end.
-  """
-  return tuple(float(q) for q in np.quantile(contrasts, [(1 - level) / 2, (1 + level) / 2]))
-
-
-def presence_threshold(absent: np.ndarray, *, alpha: float = 0.05) -> float:
-  """Contrast above which a structure counts as present.
-
-  Args:
-    absent: contrasts of samples at places without a structure.
-    alpha: share of them that may lie above.
-
-  Returns:
-    The threshold, in the units of the contrast.
-  """
-  return float(np.quantile(np.asarray(absent, float).ravel(), 1 - alpha, method='higher'))
-
-
-def displacement(output: Any, changed: Any, fresh: Any, mask: Array | None = None, *, level: float = 0.5) -> Array:
-  """How far the output moves if the input is changed, over how far new noise moves it.
-
-  `||f(x) - f(x_changed)|| / quantile_j ||f(x) - f(x_j)||`; below 1 the change is
-  smaller than what a share `1 - level` of new scans make.
-
-  Args:
-    output: f(x), `[row, col]`.
-    changed: f of the input with or without a structure, `[..., row, col]`.
-    fresh: f of the same anatomy under new noise, `[repeat, row, col]`.
-    mask: `[row, col]`, where to look; everywhere if `None`.
-    level: of the quantile; the median if .5.
-
-  Returns:
-    `[...]`.
-  """
-  weight = jnp.ones_like(output) if mask is None else jnp.asarray(mask, output.dtype)
-
-  def norm(x):
-    return jnp.sqrt(jnp.sum(weight * x**2, (-2, -1)))
-
-  return norm(changed - output) / jnp.quantile(norm(fresh - output), level)

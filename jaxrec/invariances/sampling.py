@@ -40,19 +40,19 @@ class Invariances:
 
   Attributes:
     images: `[sample, row, col]`.
-    drawn: `[sample, row, col]`, the same before any correction.
+    outputs: `[sample, ...]`, y of every image.
+    drawn: `[sample, row, col]`, the same before any correction, as in the papers.
+    drawn_outputs: `[sample, ...]`, y of those.
     noise: `[sample, latent]`, the v of every image.
     output: y of the input.
-    outputs: `[sample, ...]`, y of every image.
-    decoded: `[sample]`, distance of the output before any correction.
   """
 
   images: Array
+  outputs: Any
   drawn: Array
+  drawn_outputs: Any
   noise: Array
   output: Any
-  outputs: Any
-  decoded: Array
 
 
 def sample(
@@ -68,8 +68,8 @@ def sample(
     num_samples: images to draw.
     chunk: images computed together; the memory needed grows with it.
     corrections: steps `x' <- x' + f(x) - f(x')` after decoding, of which the
-      closest image is kept (van Cittert's iteration; not in the papers). What the
-      network ignores is not touched by them.
+      closest image is kept (van Cittert's iteration; not in the papers). They change
+      the whole input, which is then judged as a whole.
 
   Returns:
     `(variables, key, image) -> Invariances`, one program without host code.
@@ -87,8 +87,7 @@ def sample(
   def run(variables, key, image):
     output = sampler.observe(variables, image)
     noise = jax.random.normal(key, (num_samples, sampler.latent), image.dtype)
-    images, drawn, outputs, decoded = lax.map(lambda v: draw(variables, v, output), noise, batch_size=chunk)
-    return Invariances(images, drawn, noise, output, outputs, decoded)
+    return Invariances(*lax.map(lambda v: draw(variables, v, output), noise, batch_size=chunk), noise, output)
 
   return run
 
@@ -98,9 +97,8 @@ def _drawer(sampler, corrections):
     raise ValueError(f'corrections: {corrections} is negative, or the sampler has no correct')
 
   def draw(variables, v, output):
-    image = drawn = sampler.decode(variables, sampler.inverse(variables, v, output), output)
-    seen = sampler.observe(variables, image)
-    decoded = distance(output, seen)
+    drawn = sampler.decode(variables, sampler.inverse(variables, v, output), output)
+    first = sampler.observe(variables, drawn)
 
     def closer(state, _):
       (image, seen), best = state
@@ -110,9 +108,10 @@ def _drawer(sampler, corrections):
       best = jax.tree.map(lambda new, old: jnp.where(away < best[2], new, old), (image, seen, away), best)
       return ((image, seen), best), None
 
+    image, seen = drawn, first
     if corrections:
-      (_, (image, seen, _)), _ = lax.scan(closer, ((image, seen), (image, seen, decoded)), length=corrections)
-    return image, drawn, seen, decoded
+      (_, (image, seen, _)), _ = lax.scan(closer, ((drawn, first), (drawn, first, distance(output, first))), length=corrections)
+    return image, seen, drawn, first
 
   return draw
 
@@ -123,17 +122,17 @@ class Consistency:
 
   Attributes:
     samples: `[sample]`, the sampled inputs: the invariance gap.
+    drawn: `[sample]`, the same before any correction.
     fresh: `[repeat]`, new noise on the same anatomy.
     mismatched: `[other]`, samples made for other images' outputs.
     reconstruction: `[]`, the autoencoder's own reconstruction of the input.
-    outputs_fresh: `[repeat, ...]`, y of every repeat.
   """
 
   samples: Array
+  drawn: Array
   fresh: Array
   mismatched: Array
   reconstruction: Array
-  outputs_fresh: Any
 
   def gap(self) -> Scalar:
     """Median distance of the samples over the median distance of fresh noise; below 1 means more alike than two scans."""
@@ -173,17 +172,16 @@ def consistency(
 
     def mismatched(pair):
       v, x = pair
-      return distance(found.output, draw(variables, v, observe(x))[2])
+      return distance(found.output, draw(variables, v, observe(x))[1])
 
     noise = found.noise[jnp.arange(others.shape[0]) % found.noise.shape[0]]
     z = sampler.encode(variables, key, image, found.output)
-    outputs_fresh = lax.map(observe, fresh, batch_size=chunk)
     return Consistency(
       samples=jax.vmap(away)(found.outputs),
-      fresh=jax.vmap(away)(outputs_fresh),
+      drawn=jax.vmap(away)(found.drawn_outputs),
+      fresh=lax.map(lambda x: away(observe(x)), fresh, batch_size=chunk),
       mismatched=lax.map(mismatched, (noise, others), batch_size=chunk),
       reconstruction=away(observe(sampler.decode(variables, z, found.output))),
-      outputs_fresh=outputs_fresh,
     )
 
   return run

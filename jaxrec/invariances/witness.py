@@ -93,8 +93,8 @@ def examine(tests: Tests, x: Array, seen: Array, other: Array, other_seen: Array
 
 
 def search(
-  network: Callable[[Image], Image], region: tuple[slice, slice], *, num_steps: int = 150, learning_rate: float = 0.05
-) -> Callable[[Tests, Image], tuple[Image, Findings]]:
+  network: Callable[[Image], Image], side: int, *, num_steps: int = 150, learning_rate: float = 0.05
+) -> Callable[[Tests, Image, Array], tuple[Image, Findings]]:
   """Looks for a witness by gradient: the third way, which needs no generative model.
 
   Adam on the change in whitened units, from the input itself and from the input
@@ -104,12 +104,12 @@ def search(
 
   Args:
     network: f, `[row, col]` to the same.
-    region: rows and columns that the observer sees and the search may change.
+    side: rows and columns that the observer sees and the search may change.
     num_steps: steps from each start.
     learning_rate: of Adam, in deviations of a mode.
 
   Returns:
-    `(tests, x) -> (x', findings)`: the first witness, or else the sample with the
+    `(tests, x, corner) -> (x', findings)` with the first row and column of the region: the first witness, or else the sample with the
     smallest violation. One program; `2 num_steps` forward and backward calls of f.
 
   Raises:
@@ -119,16 +119,18 @@ def search(
     raise ValueError(f'num_steps: {num_steps} is not positive')
   rule = optax.adam(learning_rate)
 
-  def run(tests, x):
-    side = x[region].shape
-    flat = x[region].ravel()
-    seen = network(x)[region].ravel()
+  def run(tests, x, corner):
+    flat = cut(x, corner, side)
+    seen = cut(network(x), corner, side)
     # The columns are the modes, each as large as in scans: the rows of `whiten` are orthogonal.
     colour = (tests.whiten / jnp.sum(tests.whiten**2, 1, keepdims=True)).T
 
+    def put(region):
+      return lax.dynamic_update_slice(x, region.reshape(side, side), tuple(corner))
+
     def examined(change):
       other = flat + colour @ change
-      found = examine(tests, flat, seen, other, network(x.at[region].set(other.reshape(side)))[region].ravel())
+      found = examine(tests, flat, seen, other, cut(network(put(other)), corner, side))
       over = jnp.stack([
         jax.nn.relu(FELL * 1.05 - found.fell), jax.nn.relu(found.moved - 0.9 * MOVED), jax.nn.relu(found.away - 0.98),
         10 * jax.nn.relu(found.norm - (tests.norms[1] - 0.005)), 10 * jax.nn.relu(tests.norms[0] + 0.005 - found.norm),
@@ -152,9 +154,14 @@ def search(
     nothing = jnp.zeros(tests.whiten.shape[0], flat.dtype)
     first, second = start(nothing), start(-(tests.whiten @ tests.signal))
     _, change, found = jax.tree.map(lambda a, b: jnp.where(second[0] < first[0], b, a), first, second)
-    return x.at[region].set((flat + colour @ change).reshape(side)), found
+    return put(flat + colour @ change), found
 
   return run
+
+
+def cut(image: Image, corner: Array, side: int) -> Array:
+  """A square of an image `[row, col]` from `corner` on, `[pixel]`."""
+  return lax.dynamic_slice(image, tuple(corner), (side, side)).ravel()
 
 
 def limits(modes: np.ndarray, outputs: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -161,10 +161,64 @@ class Decoder(nn.Module):
     return jnp.concatenate([x, condition[:, :: step[0], :: step[1], None]], -1)
 
 
+class TextureEncoder(nn.Module):
+  """Convolutions from an image and its condition to mean and log-variance of a code per pixel.
+
+  Starts as the difference of the two, with a deviation of a quarter.
+  """
+
+  width: int
+
+  @nn.compact
+  def __call__(self, image: Array, condition: Array) -> tuple[Array, Array]:
+    """`[batch, row, col]` twice to `[batch, row * col]` twice; the log-variance lies in [-30, 10]."""
+    x = jnp.stack([image, condition], -1)
+    seen = nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(x), 0.01)
+    seen = nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(seen), 0.01)
+    both = nn.Conv(2, (5, 5), kernel_init=nn.initializers.zeros, name='moments')(jnp.concatenate([seen, x], -1))
+    mean, logvar = both[..., 0] + image - condition, both[..., 1] + 2 * jnp.log(0.25)
+    return mean.reshape(len(image), -1), jnp.clip(logvar, -30, 10).reshape(len(image), -1)
+
+
+class TextureDecoder(nn.Module):
+  """What the condition says of the image, plus filtered noise with gains that the condition says as well.
+
+  `y + h(y) + sum_k (1 + g_k(y)) (w_k * z)`: where y says much, the gains fall, and y
+  itself remains. Starts as y + z.
+
+  Attributes:
+    width: channels of the networks h and g.
+    size: of the filters w_k, pixels.
+    filters: number of them.
+  """
+
+  width: int
+  size: int
+  filters: int = 2
+
+  @nn.compact
+  def __call__(self, code: Array, condition: Array) -> Array:
+    """`[batch, row * col]` and `[batch, row, col]` to `[batch, row, col]`."""
+    x = condition[..., None]
+    seen = nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(x), 0.01)
+    seen = jnp.concatenate([nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(seen), 0.01), x], -1)
+    said = nn.Conv(1 + self.filters, (5, 5), kernel_init=nn.initializers.zeros, name='said')(seen)
+    textures = nn.Conv(self.filters, (self.size, self.size), use_bias=False, kernel_init=_impulse, name='filters')(code.reshape(x.shape))
+    return condition + said[..., 0] + jnp.sum((1 + said[..., 1:]) * textures, -1)
+
+
+def _impulse(key, shape, dtype=jnp.float32):
+  """Filters that together leave an image as it is, each a little different."""
+  start = 0.01 * jax.random.normal(key, shape, dtype)
+  return start.at[shape[0] // 2, shape[1] // 2].add(1 / shape[-1])
+
+
 class CVAE(nn.Module):
   """Variational autoencoder of an image x given a network's output y = f(x).
 
-  108,976,095 parameters in the published size, which is the default.
+  108,976,095 parameters in the published size, which is the default. The published
+  code describes the whole image, and small networks cannot put its noise into it;
+  with `texture` the code has an entry per pixel besides, from which noise is made.
 
   Attributes:
     size: `(row, col)` of the images, multiples of `2 ** blocks`.
@@ -178,6 +232,9 @@ class CVAE(nn.Module):
     encoder_width: channels of the encoder's first layer.
     stages: residual blocks of the encoder per scale.
     conditional: `False` models images without a condition.
+    texture: side of the filters that make noise out of a code per pixel; 0, as
+      published, has no such code.
+    texture_width: channels of its networks.
 
   Reference:
     Eulig et al. 2022, Reconstructing invariances of CT image denoising networks;
@@ -195,6 +252,8 @@ class CVAE(nn.Module):
   encoder_width: int = 64
   stages: Sequence[int] = (3, 4, 6, 3)
   conditional: bool = True
+  texture: int = 0
+  texture_width: int = 16
 
   def setup(self):
     if any(n % 2**self.blocks for n in self.size):
@@ -203,14 +262,26 @@ class CVAE(nn.Module):
     self.decoder = Decoder(
       tuple(self.size), self.width, self.blocks, self.chunk, self.classes, self.class_hidden, self.embedding
     )
+    if self.texture:
+      self.texture_encoder = TextureEncoder(self.texture_width)
+      self.texture_decoder = TextureDecoder(self.texture_width, self.texture)
+
+  @property
+  def code(self) -> int:
+    """Length of the whole code."""
+    return self.latent + (self.size[0] * self.size[1] if self.texture else 0)
 
   def encode(self, image: Array, condition: Array) -> tuple[Array, Array]:
-    """`[batch, row, col]` twice to mean and log-variance `[batch, latent]`."""
-    return self.encoder(jnp.stack([image, condition], -1) if self.conditional else image[..., None])
+    """`[batch, row, col]` twice to mean and log-variance `[batch, code]`."""
+    moments = self.encoder(jnp.stack([image, condition], -1) if self.conditional else image[..., None])
+    if not self.texture:
+      return moments
+    return tuple(jnp.concatenate(parts, -1) for parts in zip(moments, self.texture_encoder(image, condition)))
 
   def decode(self, z: Array, condition: Array) -> Array:
-    """`[batch, latent]` and `[batch, row, col]` to images `[batch, row, col]`."""
-    return self.decoder(z, condition if self.conditional else None)
+    """`[batch, code]` and `[batch, row, col]` to images `[batch, row, col]`."""
+    image = self.decoder(z[:, : self.latent], condition if self.conditional else None)
+    return image + self.texture_decoder(z[:, self.latent :], condition) if self.texture else image
 
   def __call__(self, image: Array, condition: Array, key: Key) -> tuple[Array, Array, Array]:
     """Reconstruction from one posterior sample, mean and log-variance."""

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import cases, chest, fastmri, ldct, loader, singlecoil, synthetic
+from jaxrec.data import sites, chest, fastmri, ldct, loader, singlecoil, synthetic
 from jaxrec.data.annotations import Region
 from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
@@ -48,12 +48,12 @@ class _Read:
     if self.inserted:
       scan = self._insert(scan, rng)
     if self.added_noise:
-      scan = cases.add_noise(rng, scan, self.added_noise)
+      scan = sites.add_noise(rng, scan, self.added_noise)
     return singlecoil.zero_filled(scan, relative=self.relative) if self.form == 'image' else scan
 
   def _insert(self, scan, rng):
     drawn = [Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts'])) for _ in range(self.inserted['count'])]
-    return cases.insert_mr(scan, [s for s in (cases.place_mr(rng, scan, s) for s in drawn) if s is not None])
+    return sites.insert_mr(scan, [s for s in (sites.place_mr(rng, scan, s) for s in drawn) if s is not None])
 
 
 def reader(
@@ -82,7 +82,7 @@ def reader(
 
 def accelerations(config: ml_collections.ConfigDict, *, attacked: bool = False) -> tuple[int, ...]:
   """Accelerations of training and validation, or of the attack; none for CT."""
-  own = config.attack.get('accelerations', ()) if attacked else ()
+  own = config.get('attack', {}).get('accelerations', ()) if attacked else ()
   return tuple(own or config.data.get('accelerations', ()))
 
 
@@ -113,7 +113,7 @@ class _ReadCT:
 
 def _mask_options(config, attacked=False):
   c = config.data
-  own = config.attack.get('center_fractions', ()) if attacked else ()
+  own = config.get('attack', {}).get('center_fractions', ()) if attacked else ()
   return dict(
     kind=c.mask, center_fractions=tuple(own or c.center_fractions), accelerations=accelerations(config, attacked=attacked), seed=config.seed
   )

@@ -6,7 +6,7 @@ are added to them. What the observer sees of every patient goes to the disk once
 """
 
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,26 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrec import results
+from jaxrec.data.sites import Site
 from jaxrec.invariances import observers, verdict, witness
 from jaxrec.types import Image
+from jaxrec.workflows.places import Kind, Question
 
 INPUT = 'input'
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-
-
-class Kind(NamedTuple):
-  """A class of structures: its size, its contrast, and the detectability in the input that the contrast is made for."""
-
-  size: float
-  contrast: float
-  aim: float
-
-
-class Site(NamedTuple):
-  """A place: `absent` `[scan, row, col]`, and `present` `[class, few, row, col]` under the noise of the first scans."""
-
-  absent: np.ndarray
-  present: np.ndarray
 
 
 class Seen(NamedTuple):
@@ -60,29 +47,30 @@ class Result(NamedTuple):
 
 
 def measure(
-  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Iterable[Site]]],
-  region: tuple[slice, slice], *, chunk: int = 256, part: int = 0, parts: int = 1,
-) -> None:  # fmt: skip
+  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], asked: Question, *, chunk: int = 256, part: int = 0, parts: int = 1
+) -> None:
   """Shows all scans of all patients to all networks; finished patients are not shown again.
 
   Args:
     folder: where the arrays go.
     networks: by name, `[batch, row, col]` to the same.
-    patients: by name, functions that read the sites; all have as many.
-    region: rows and columns that the observer sees.
+    asked: classes and sites; all patients have as many.
     chunk: images computed together.
     part: this process.
     parts: processes that share the patients.
   """
   views = {INPUT: lambda x: x, **{name: jax.jit(f) for name, f in networks.items()}}
-  mine = list(patients)[part::parts]
+  mine = list(asked.patients)[part::parts]
   for name in tqdm(mine, desc='detect', unit='patient', disable=part > 0):
     if _stored(_path(folder, name), views):
       continue
-    sites = list(patients[name]())
+    sites = list(asked.patients[name]())
     arrays = {}
     for view, f in views.items():
-      absent, present = (np.stack([_seen(f, x, region, chunk) for x in images]) for images in zip(*sites))
+      absent, present = (
+        np.stack([_seen(f, images, site.corner, asked.side, chunk) for site, images in zip(sites, shown)])
+        for shown in ([s.absent for s in sites], [s.present for s in sites])
+      )
       arrays[f'{view}.absent'] = absent
       arrays[f'{view}.signal'] = (present - absent[:, None, : present.shape[2]]).mean(2)
     folder.save_arrays(name, arrays, where='detections')
@@ -101,14 +89,14 @@ def _path(folder, patient):
   return folder.folder / 'detections' / f'{results.safe_name(patient)}.npz'
 
 
-def _seen(f, images, region, chunk):
+def _seen(f, images, corner, side, chunk):
   """Regions of the outputs, `[..., pixel]`; the last chunk is filled up so that one program serves all."""
   flat = images.reshape(-1, *images.shape[-2:])
   found = []
   for i in range(0, len(flat), chunk):
     batch = flat[i : i + chunk]
     filled = np.concatenate([batch, np.repeat(batch[-1:], chunk - len(batch), 0)])
-    found.append(np.asarray(f(filled))[: len(batch), region[0], region[1]])
+    found.append(np.asarray(f(filled))[: len(batch), corner[0] : corner[0] + side, corner[1] : corner[1] + side])
   return np.concatenate(found).reshape(*images.shape[:-2], -1)
 
 
@@ -134,18 +122,15 @@ def gathered(folder: results.Run, patients: Sequence[str], view: str) -> Seen:
 
 
 def judged(
-  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], patients: Mapping[str, Callable[[], Iterable[Site]]],
-  kinds: Sequence[Kind], region: tuple[slice, slice], *, level: float = 0.95, draws: int = 10_000, num_steps: int = 150,
-  searched: Sequence[int] = (), folds: int = 4, part: int = 0,
+  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], asked: Question, *, level: float = 0.95, draws: int = 10_000,
+  num_steps: int = 150, searched: Sequence[int] = (), folds: int = 4, part: int = 0,
 ) -> dict[str, Result]:  # fmt: skip
   """Verdicts on all networks, and a search for witnesses at one site of every patient.
 
   Args:
     folder: of `measure`.
     networks: see `measure`.
-    patients: see `measure`.
-    kinds: classes of structures, as in `Site.present`.
-    region: see `measure`.
+    asked: see `measure`.
     level: of the intervals of a network together.
     draws: bootstrap draws.
     num_steps: of the search from each start; 0 leaves it out.
@@ -153,29 +138,73 @@ def judged(
     folds: groups of patients, each judged by the others.
     part: only the first process shows progress.
   """
-  before = gathered(folder, list(patients), INPUT)
+  before = gathered(folder, list(asked.patients), INPUT)
   seen = observers.observe(before.statistics, folds=folds)
-  sites = [next(iter(read())) for read in patients.values()] if num_steps and searched else []
+  sites = [next(iter(read())) for read in asked.patients.values()] if num_steps and searched else []
   found = {}
   for name, f in tqdm(networks.items(), desc='judge', unit='network', disable=part > 0):
-    after = gathered(folder, list(patients), name)
+    after = gathered(folder, list(asked.patients), name)
     detection = observers.observe(after.statistics, folds=folds)
     verdicts = verdict.judge(seen, detection, level=level, draws=draws)
-    witnesses = _hunt(f, before, after, seen, detection, sites, searched, region, num_steps) if sites else None
+    witnesses = _hunt(f, Bench(before, after, seen, detection), sites, searched, asked.side, num_steps) if sites else None
     found[name] = Result(seen, detection, verdicts, witnesses)
   return found
 
 
-def _hunt(network, before, after, seen, detection, sites, searched, region, num_steps):
-  run = jax.jit(jax.vmap(witness.search(network, region, num_steps=num_steps)))
-  bench = Bench(before, after, seen, detection)
+def _hunt(network, bench, sites, searched, side, num_steps):
+  run = jax.jit(jax.vmap(witness.search(network, side, num_steps=num_steps)))
+  corners = jnp.asarray([s.corner for s in sites])
   found = []
   for kind in searched:
     chosen = [bench.tests(p, kind) for p in range(len(sites))]
     chosen = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *chosen)
     x = jnp.asarray(np.stack([s.present[kind, 0] for s in sites]))
-    found.append(jax.device_get(run(chosen, x)[1]))
+    found.append(jax.device_get(run(chosen, x, corners)[1]))
   return found
+
+
+# Noise of scans at these doses, relative to the dose of the data; it goes with one over the root of the dose.
+DOSES = (0.25, 0.5, 2.0, 4.0)
+
+
+def moved_by_noise(network: Callable[[Image], Image], sites: Sequence[Site], side: int) -> list[list[float]]:
+  """How a network's output changes with realisation and amplitude of the noise, near the structures.
+
+  Args:
+    network: f, `[batch, row, col]` to the same.
+    sites: one of every patient.
+    side: of the observer's region.
+
+  Returns:
+    By site: the median distance of the outputs of two scans over that of the two
+    scans; and by dose of `DOSES`, the distance that the change of dose alone makes
+    (the same noise, scaled), over that of two scans, in the inputs and in the outputs.
+
+  Reference:
+    Eulig et al. 2025, invariance to noise amplitude and realisations.
+  """
+  f = jax.jit(network)
+  rows = []
+  for site in sites:
+    scans, mean = site.absent, site.absent.mean(0)
+    half = len(scans) // 2
+    doses = [mean + (scans[:half] - mean) / np.sqrt(dose) for dose in DOSES]
+    seen = [_seen(f, x, site.corner, side, len(scans)) for x in (scans, *doses)]
+    given = [_seen(lambda x: x, x, site.corner, side, len(scans)) for x in (scans, *doses)]
+
+    def two(x):
+      return max(float(np.median(np.linalg.norm(x[:half] - x[half : 2 * half], axis=-1))), 1e-12)
+
+    def change(x, i):
+      return float(np.median(np.linalg.norm(x[1 + i] - x[0][:half], axis=-1))) / two(x[0])
+
+    rows.append([two(seen[0]) / two(given[0]), *(change(x, i) for i in range(len(DOSES)) for x in (given, seen))])
+  return rows
+
+
+def noise_columns() -> list[str]:
+  """Columns of `noise.csv` after the network and the patient."""
+  return ['realisation', *(f'dose_{dose:g}_{view}' for dose in DOSES for view in ('input', 'output'))]
 
 
 class Bench:

@@ -1,338 +1,146 @@
-"""The invariances stage: samples that a network cannot tell apart, and what of them is anatomy.
+"""The invariances stage: samples that trained networks cannot tell apart, and what of them is anatomy."""
 
-Every case and its twin are measured; `judgement` makes rows of the measurements.
-Every finished case is on the disk, so the same command goes on where it stopped.
-"""
-
-import functools
 import json
-import time
-import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from ml_collections import ConfigDict
 
 from jaxrec import invariances, results
-from jaxrec.data import cases as cases_lib
-from jaxrec.data import loader
-from jaxrec.data.errors import DataError
 from jaxrec.models import observer
 from jaxrec.training import Parallel
-from jaxrec.workflows import datasets, judgement
+from jaxrec.workflows import datasets, places, sampling
 from jaxrec.workflows.train import loader_of
 
 
-def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
-  """Samples, measures and judges; finished cases are not computed again."""
+def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
+  """Samples, measures and judges; finished inputs are not sampled again.
+
+  Raises:
+    ValueError: for bad options, or a network that the detect stage has not seen.
+  """
   options = config.invariances
-  for name, least in (('num_samples', 2), ('repeats', 4), ('others', 1), ('max_moments', 2)):
+  for name, least in (('num_samples', 2), ('sites', 1), ('others', 1), ('scans', 2), ('shown', 1)):
     if options[name] < least:
       raise ValueError(f'invariances.{name}: {options[name]} is too few; it takes {least} or more')
-  plans = cases_lib.plan(
-    data.val.volumes, diameters=options.diameters, contrasts=options.contrasts, per_slice=options.per_slice, seed=config.seed
-  )
-  plans = loader.spread(plans, options.max_cases)
-  if len({p.patient for p in plans}) < 2:
-    raise DataError('invariances: needs cases of at least two held-out patients; add patients to the validation split')
+  unseen = [s.network for s in options.samplers.values() if s.network not in config.detect.networks]
+  if unseen:
+    raise ValueError(f'invariances.samplers: {unseen[0]!r} is not among detect.networks, whose observers judge its samples')
+  asked = places.question(config, data)
+  shown = next(iter(next(iter(asked.patients.values()))())).absent.shape[1:]
   load = loader_of(run_folder.folder / 'stage', data, parallel)
-  bad: dict[str, str] = dict(data.val.bad)
-  taps = [Tap(config, load, name) for name in options.flows]
+  for s in options.samplers.values():
+    if tuple(load(s.autoencoder)[0].size) != shown:
+      raise ValueError(f'invariances.samplers: {s.autoencoder} draws images of {tuple(load(s.autoencoder)[0].size)} and sites are {shown}; set detect.side, or model.size of that run')
+  searched = [i for i, k in enumerate(asked.kinds) if k.aim in config.detect.searched_aims]
+  taps = _taps(options, load, config)
+  finish(run_folder, taps, asked, searched, options, folds=config.detect.folds, seed=config.seed, labels=places.labels(config), parallel=parallel)
+
+
+def _taps(options, load, config):
+  found = []
+  for s in options.samplers.values():
+    module, variables = load(s.network)
+    output = lambda image, m=observer(module), v=variables: m(v, image)
+    vae = load(s.autoencoder)
+    for name in s.flows:
+      # What the flow was trained for, not what an option repeats.
+      task = _run_config(config, name).train.task
+      layer = int(task.layer) or None
+      tap = (lambda image, m=observer(module, layer), v=variables: m(v, image)) if layer else output
+      made, own = sampling.sampler(output, tap, vae, load(name))
+      high = sampling.sampler(output, output, load(s.anatomies[0]), load(s.anatomies[1])) if s.anatomies and not layer else None
+      found.append(sampling.Tap(s.network, f'layer {layer}' if layer else 'output', made, own, high))
+  return found
+
+
+def _run_config(config, name):
+  for part in name.split('/'):
+    config = config.experiments[part]
+  return config
+
+
+def finish(
+  run_folder: results.Run, taps: Sequence[sampling.Tap], asked: places.Question, searched: Sequence[int], options: ConfigDict, *,
+  folds: int, seed: int, labels: dict[str, str], parallel: Parallel,
+) -> list[dict[str, Any]]:  # fmt: skip
+  """Measures, and writes `invariances.csv`, `sampling.json` and the pictures; returns the rows.
+
+  Args:
+    run_folder: of the detect stage.
+    taps: see `sampling.measure`.
+    asked: see `sampling.measure`.
+    searched: see `sampling.measure`.
+    options: section `invariances` of the config.
+    folds: see `sampling.measure`.
+    seed: see `sampling.measure`.
+    labels: of the networks.
+    parallel: processes; the first one writes.
+  """
   if parallel.part == 0:
-    print(
-      f'invariances: {options.num_samples} samples x {len(taps)} layers for {len(plans)} structures and their twins: '
-      f'{2 * len(plans) * len(taps) * options.num_samples} images'
-    )
-  read = _reader(config, plans)
-  _measure(config, run_folder, taps, plans, read, parallel, bad)
-  moments = {tap.name: tap.moments(config, data, bad) for tap in taps} if parallel.part == 0 else {}
-  results.write_text(run_folder.folder / f'skipped-{parallel.part:05d}.json', json.dumps({'files': bad, 'boxes': {}}, indent=2))
+    inputs = len(asked.patients) * (options.sites + len(searched)) * len(taps)
+    print(f'invariances: {options.num_samples} samples for each of {inputs} inputs: {inputs * options.num_samples} images')
+  work = sampling.Sampling(run_folder, taps, asked, searched, options, folds=folds, seed=seed)
+  work.measure(part=parallel.part, parts=parallel.parts)
   parallel.barrier('invariances')
-  if parallel.part == 0:
-    found = judgement.measured(run_folder.folder)
-    table = judgement.by_patient(found, options.alpha)
-    rows = judgement.judge(found, table)
-    head = list(rows[0]) if rows else []
-    results.write_csv(run_folder.folder / 'invariances.csv', head, [[row.get(c) for c in head] for row in rows])
-    pictured = judgement.telling(rows, options.pictures)
-    for plan in (p for p in plans if p.name in pictured):
-      for tap in taps:
-        _picture(config, run_folder, tap, plan, *read(plan), table[tap.name, plan.patient])
-    run_folder.compact_arrays()
-    stored = {
-      tap.name: {
-        'alpha': options.alpha, 'moments': moments[tap.name],
-        'by_patient': {patient: limits._asdict() for (layer, patient), limits in table.items() if layer == tap.name},
-      }
-      for tap in taps
-    }  # fmt: skip
-    results.write_text(run_folder.folder / 'thresholds.json', json.dumps(stored, indent=2))
-    if bad:
-      print(f'invariances: left out {len(bad)} files or slices, listed in the report; the first: {next(iter(bad.values()))}')
+  if parallel.part:
+    return []
+  rows = []
+  for r in sampling.judged(sampling.measured(run_folder.folder), options.alpha):
+    kind = asked.kinds[r['kind']] if r['kind'] != sampling.NONE else places.Kind(0.0, 0.0, 0.0)
+    named = {'network': labels[r['network']], **{k: r[k] for k in sampling.KEY[1:]}, **kind._asdict()}
+    rows.append({**named, **{k: v for k, v in r.items() if k not in sampling.KEY}, 'seed': seed})
+  head = list(dict.fromkeys(k for r in rows for k in r))
+  results.write_csv(run_folder.folder / 'invariances.csv', head, [[r.get(c) for c in head] for r in rows])
+  moments = {f'{labels[t.network]}, {t.layer}': sampling.moments(t, asked, scans=options.scans, seed=seed) for t in taps}
+  results.write_text(run_folder.folder / 'sampling.json', json.dumps({'alpha': options.alpha, 'anatomy': _anatomy(asked), 'moments': moments}, indent=2))
+  _pictures(run_folder, work, rows, options, labels)
+  return rows
 
 
-def rows(folder) -> list[dict[str, Any]]:
-  """Rows of a run folder, judged by its own `invariances.alpha`."""
-  found = judgement.measured(folder)
-  alpha = results.read_json(folder / 'config.json').get('invariances', {}).get('alpha', 0.05)
-  return judgement.judge(found, judgement.by_patient(found, alpha))
+def _anatomy(asked):
+  """Standard deviation of noise-free images near the structures, over patients."""
+  cut = lambda site: site.target[site.corner[0] : site.corner[0] + asked.side, site.corner[1] : site.corner[1] + asked.side]
+  return float(np.std([cut(next(iter(read()))) for read in asked.patients.values()], 0, ddof=1).mean())
 
 
-def _read(config, plan) -> cases_lib.Case:
-  options = config.invariances
-  if datasets.is_ct(config):
-    return cases_lib.read_ct(plan, repeats=options.repeats, centre_hu=config.data.centre_hu, seed=config.seed)
-  scan = datasets.reader(config, form='kspace')(loader.Example(plan.volume, plan.slice, None), 0)
-  return cases_lib.read_mr(plan, scan, repeats=options.repeats, seed=config.seed, added_noise=config.data.get('added_noise', 0.0))
+def _pictures(run_folder, work, rows, options, labels):
+  """Pictures of the inputs with most witnesses among their samples, by network; all layers share v."""
+  ranked = sorted((r for r in rows if r['kind'] != sampling.NONE), key=lambda r: (-r['witnesses'], -r['fell'], r['patient'], r['kind']))
+  table, shown, asked = [], options.shown, work.asked
+  for network in dict.fromkeys(t.network for t in work.taps):
+    mine = [r for r in ranked if r['network'] == labels[network]]
+    for patient, kind in list(dict.fromkeys((r['patient'], r['kind']) for r in mine))[: options.pictures]:
+      site = next(iter(asked.patients[patient]()))
+      own = (asked.kinds[kind], site.target + site.added[kind], site.present[kind, 0])
+      name = f'{results.safe_name(labels[network])}.{patient}.{kind}'
+      for t, tap in enumerate(work.taps):
+        if tap.network != network:
+          continue
+        _, found = work.ask(t, patient, site, kind)
+        limit = next(r['limit'] for r in mine if (r['patient'], r['kind'], r['layer']) == (patient, kind, tap.layer))
+        order = np.asarray(invariances.rank(jnp.asarray(found['drawn']), jnp.asarray(own[2])))[:shown]
+        run_folder.save_arrays(f'{name}.{results.safe_name(tap.layer)}', _arrays(found, own, site, asked, limit, shown, order))
+        table += [[name, tap.layer, i + 1, int(n), float(np.abs(found['drawn'][n] - own[2]).mean())] for i, n in enumerate(order)]
+  results.write_csv(run_folder.folder / 'mean_differences.csv', ['input', 'layer', 'rank', 'sample', 'mean_absolute_difference'], table)
+  run_folder.compact_arrays()
 
 
-def _reader(config, plans):
-  """`plan -> (case, inputs of other patients)`; the same few inputs serve all cases of a patient."""
-
-  @functools.cache
-  def others(patient):
-    rng = np.random.default_rng([zlib.crc32(patient.encode()), config.seed])
-    found = []
-    for number in rng.permutation([i for i, p in enumerate(plans) if p.patient != patient]):
-      try:
-        found.append(_read(config, plans[number]).image)
-      except DataError:
-        # Named when its own turn comes.
-        continue
-      if len(found) == config.invariances.others:
-        break
-    if not found:
-      raise DataError(f'invariances: no case of another patient than {patient} can be read')
-    return np.stack(found)
-
-  return lambda plan: (_read(config, plan), others(plan.patient))
-
-
-class Tap:
-  """One layer of the network with its flow: compiled programs for sampling and its yardsticks."""
-
-  def __init__(self, config, load, name):
-    options = config.invariances
-    # What the networks were trained for, not what an option repeats.
-    layer = config.experiments[name].train.task.layer
-    network, variables = load(options.network)
-    vae, vae_variables = load(options.autoencoder)
-    flow, flow_variables = load(name)
-    self.name = name
-    output, tap = observer(network), observer(network, int(layer) or None)
-    self.variables = dict(network=variables, vae=vae_variables, flow=flow_variables)
-
-    def observe(v, image):
-      # The same thing twice for the output itself: the decoder needs it whatever the flow looks at.
-      return {'output': output(v['network'], image), 'tap': tap(v['network'], image)}
-
-    def encode(v, key, image, y):
-      mean, logvar = vae.apply(v['vae'], (image - v['noise'])[None], y['output'][None], method='encode')
-      return (mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype))[0]
-
-    self.sampler = invariances.Sampler(
-      observe=observe,
-      encode=encode,
-      decode=lambda v, z, y: vae.apply(v['vae'], z[None], y['output'][None], method='decode')[0] + v['noise'],
-      forward=lambda v, z, y: flow.apply(v['flow'], z[None], y['tap'][None])[0][0],
-      inverse=lambda v, noise, y: flow.apply(v['flow'], noise[None], y['tap'][None], reverse=True)[0][0],
-      latent=vae.latent,
-      correct=lambda v, image, seen, y: image + y['output'] - seen['output'],
-    )
-    draw = invariances.sample(
-      self.sampler, num_samples=options.num_samples, chunk=options.chunk, corrections=options.corrections
-    )
-    check = invariances.consistency(self.sampler, chunk=options.chunk, corrections=options.corrections)
-    scales = tuple(options.scales)
-
-    # Samples of the high-dose domain are anatomies; what the corrections change of their images is noise.
-    self.apart = apart = config.experiments[options.autoencoder].train.task.image == 'target'
-
-    def everything(v, key, image, fresh, noisy, others, near):
-      found = draw(v, key, image)
-      first, second = jax.random.split(jax.random.fold_in(key, 1))
-      z = encode(v, first, image, found.output)
-      away = check(v, first, image, found, fresh, others)
-      anatomies, reference = (found.drawn - v['noise'], noisy) if apart else (found.images, fresh)
-
-      def unlikely(noise):
-        return jnp.max(jnp.abs(invariances.deviations(noise + v['target'], fresh, scales=scales)), 1)
-
-      return dict(
-        anatomies=anatomies,
-        outputs=found.outputs['output'],
-        decoded=found.decoded,
-        noise_near=jnp.max(unlikely(found.images - anatomies) * near, (1, 2)) if apart else (),
-        unlikely=unlikely((image - v['target'])[None])[0],
-        output=found.output['output'],
-        outputs_fresh=away.outputs_fresh['output'],
-        reconstruction=self.sampler.decode(v, z, found.output) - v['noise'],
-        deviations=invariances.deviations(anatomies, reference, scales=scales),
-        excess=invariances.excess_variation(anatomies, reference, scales=scales),
-        maxima=invariances.noise_maxima(second, reference, scales=scales),
-        away=away.replace(outputs_fresh=()),
-      )
-
-    self.everything = jax.jit(everything)
-    self.observe = jax.jit(lambda v, x: output(v['network'], x))
-    self.forward = jax.jit(
-      lambda v, key, x: self.sampler.forward(v, encode(v, key, x, observe(v, x)), observe(v, x))
-    )
-
-  def __call__(self, config, name, case, structure, others):
-    """All arrays of a case or of its twin; the same case has the same noise v at every layer and in every network.
-
-    An autoencoder of the high-dose domain gives anatomies: the input's own noise is put on them.
-    """
-    image, target, fresh, noisy, _ = _side(case, structure)
-    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-    noise = image - target if self.apart else np.zeros_like(image)
-    variables = self.variables | {'noise': noise, 'target': target}
-    return jax.device_get(self.everything(variables, key, image, fresh, noisy, others, _near(case)))
-
-  def moments(self, config, data, bad) -> dict[str, float]:
-    """Whether the flow's noise is standard normal on held-out images; unreadable ones are added to `bad`.
-
-    Raises:
-      DataError: if none can be read.
-    """
-    examples = loader.spread(datasets.training_examples(config, data.val.volumes), config.invariances.max_moments)
-    keys = jax.random.split(jax.random.key(config.seed), len(examples))
-    v = []
-    for k, example in zip(keys, examples):
-      try:
-        sample = data.read(example, 0)
-      except DataError as error:
-        bad[f'{example.volume.name}-{example.slice:03d}'] = last = str(error)
-        continue
-      noise = sample.low_dose - sample.target if self.apart else np.zeros_like(sample.target)
-      v.append(self.forward(self.variables | {'noise': noise}, k, sample.low_dose))
-    if not v:
-      raise DataError(f'invariances: no held-out image can be read; the last: {last}')
-    v = np.stack(v)
-    found = invariances.noise_moments(jnp.asarray(v))
-    return {
-      'examples': len(v),
-      'mean_rms': float(jnp.sqrt(jnp.mean(found.mean**2))),
-      'std_mean': float(jnp.mean(found.std)),
-      'correlation': float(found.correlation),
-      'correlation_expected': float(found.level),
-    }
-
-
-def _side(case, structure):
-  """`(image, target, fresh, noisy, changed)` of a case or of its twin; `changed` is what the control compares with."""
-  if structure:
-    return case.image, case.target, case.fresh, case.noisy, case.removed
-  # Fresh noise on the anatomy of the twin: the structure's own part is taken away again.
-  fresh, noisy = case.fresh + (case.twin - case.image), case.noisy + (case.twin_target - case.target)
-  return case.twin, case.twin_target, fresh, noisy, case.image
-
-
-def _near(case, diameter=None, *, margin=4):
-  return invariances.disc(case.image.shape, case.centre, (diameter or case.diameter) + margin)[0]
-
-
-def _measure(config, run_folder, taps, plans, read, parallel, bad):
-  path = run_folder.folder / 'rows' / f'{run_folder.part:05d}.{judgement.MEASURED}'
-  done = {tuple(row[k] for k in judgement.KEY) for row in judgement.measured(run_folder.folder)}
-  sizes = sorted({p.structure.diameter for p in plans})
-  mine = plans[parallel.part :: parallel.parts]
-  for plan in tqdm(mine, desc='invariances', unit='case', disable=parallel.part > 0):
-    wanted = [(tap, s) for tap in taps for s in (1, 0) if (plan.name, tap.name, s) not in done]
-    if not wanted:
-      continue
-    try:
-      case, others = read(plan)
-    except DataError as error:
-      bad[plan.name] = str(error)
-      continue
-    for tap, structure in wanted:
-      start = time.perf_counter()
-      row = _row(config, plan, case, tap, structure, tap(config, plan.name, case, structure, others), sizes)
-      results.append_jsonl(path, [{**row, 'seconds': time.perf_counter() - start}])
-
-
-def _row(config, plan, case, tap, structure, found, sizes):
-  """What both analyses, the control and the yardsticks measure on one image at one layer."""
-  image, target, fresh, _, changed = _side(case, structure)
-  near, away = _near(case), found['away']
-  size = plan.structure.diameter
-  # A twin tells what is seen of any size where there is nothing.
-  judged = [size] if structure else sizes
-  contrasts = _contrasts(plan, case, judged, dict(
-    samples=found['anatomies'], input=image, reconstruction=found['reconstruction'], output=found['output'], true=target,
-  ))  # fmt: skip
-  moved = tap.observe(tap.variables, changed)
-  gaps = invariances.displacement(found['output'], found['outputs'], found['outputs_fresh'], near)
-  return {
-    'case': plan.name,
-    'layer': tap.name,
-    'structure': structure,
-    'network': config.label,
-    'patient': plan.patient,
-    'slice': plan.slice,
-    'diameter': size,
-    'contrast': plan.structure.contrast,
-    'inserted': int(plan.inserted),
-    'seed': config.seed,
-    'gap': float(away.gap()),
-    'gap_near': float(np.median(gaps)),
-    'gaps_near': [round(float(g), 4) for g in gaps],
-    'gap_decoded': float(np.median(found['decoded']) / np.median(away.fresh)),
-    'distance_samples': float(np.median(away.samples)),
-    'distance_fresh': float(np.median(away.fresh)),
-    'distance_mismatched': float(np.median(away.mismatched)),
-    'distance_reconstruction': float(away.reconstruction),
-    'diversity': float(np.mean(invariances.diversity(found['anatomies']))),
-    'noise': float(np.mean(np.abs(image - target))),
-    'contrast_true': contrasts.pop('true')[str(size)][0],
-    'contrasts': contrasts,
-    'noise_near': [round(float(z), 4) for z in found['noise_near']],
-    'noise_near_input': {str(d): float(np.max(found['unlikely'][_near(case, _pixels(plan, d))])) for d in judged},
-    'maxima': [float(m) for m in found['maxima']],
-    # At the structure and its edge: farther away the samples' own errors are found as well.
-    'excess_near': float(np.max(found['excess'][_near(case, margin=2)])),
-    'excess': float(np.mean(found['excess'])),
-    'moved_near': float(invariances.displacement(found['output'], moved, found['outputs_fresh'], near)),
-    'moved_beyond': int(invariances.displacement(found['output'], moved, found['outputs_fresh'], near, level=1 - config.invariances.alpha) > 1),
-    'moved': float(invariances.displacement(found['output'], moved, found['outputs_fresh'])),
-  }
-
-
-def _contrasts(plan, case, sizes, views):
-  """Contrasts by view and diameter, against the anatomy without the structure; of the input, against its mean over new noise."""
-  contrasts = {view: {} for view in views}
-  # What undersampling or the reconstruction make of the anatomy is no structure of the input.
-  unseen = _side(case, 0)[2].mean(0)
-  for size in sizes:
-    inside, around = invariances.disc(case.image.shape, case.centre, _pixels(plan, size))
-    nothing, aliased = (invariances.contrast(image, inside, around) for image in (case.twin_target, unseen))
-    for view, images in views.items():
-      found = np.atleast_1d(invariances.contrast(images, inside, around) - (aliased if view == 'input' else nothing))
-      contrasts[view][str(size)] = [round(float(c), 5) for c in found]
-  return contrasts
-
-
-def _pixels(plan, size):
-  return size / getattr(plan.volume, 'pixel', 1.0)
-
-
-def _picture(config, run_folder, tap, plan, case, others, limits):
-  """Pictures of one case: samples in order, those that A ranks first, and those that differ most everywhere."""
-  shown = config.invariances.shown
-  found = tap(config, plan.name, case, 1, others)
-  samples, reference = found['anatomies'], case.target if tap.apart else case.image
-  within = found['excess'] > limits.family
-  ranked = invariances.rank_by_component(found['deviations'], limits.family, within)[:shown]
-  order = [i for i, _ in ranked]
+def _arrays(found, own, site, asked, limit, shown, order):
+  kind, target, x = own
+  ranked = invariances.rank_by_component(found['deviations'], limit, found['excess'] > limit)[:shown]
   boxes = np.array([c.box if c else (0, 0, 0, 0) for _, c in ranked], np.int32)
-  different = np.asarray(invariances.rank(jnp.asarray(samples), jnp.asarray(reference)))[:shown]
-  run_folder.save_arrays(f'{plan.name}.{tap.name}', {
-    'input': case.image, 'target': case.target, 'output': found['output'], 'samples': samples[:shown], 'outputs': found['outputs'][:shown],
-    'deviation': np.asarray(invariances.diversity(samples)), 'excess': found['excess'], 'threshold': np.float32(limits.family),
-    'altered': samples[order], 'boxes': boxes, 'different': samples[different],
-    'centre': np.array(case.centre, np.float32), 'diameter': np.float32(case.diameter), 'contrast': np.float32(case.contrast),
-  })  # fmt: skip
+  return {
+    'input': x, 'target': target, 'output': found['output'],
+    'samples': found['images'][:shown], 'outputs': found['outputs'][:shown], 'deviation': found['images'].std(0, ddof=1),
+    'drawn': found['drawn'][:shown], 'drawn_outputs': found['drawn_outputs'][:shown], 'drawn_deviation': found['drawn'].std(0, ddof=1),
+    **({'anatomies': found['anatomies'][:shown]} if 'anatomies' in found else {}),
+    'excess': found['excess'], 'threshold': np.float32(limit), 'altered': found['images'][[i for i, _ in ranked]], 'boxes': boxes,
+    'different': found['drawn'][order], 'centre': np.array(site.corner, np.float32) + asked.side // 2,
+    'diameter': np.float32(kind.size / asked.pixel), 'size': np.float32(kind.size), 'contrast': np.float32(kind.contrast),
+  }  # fmt: skip
+
+

@@ -12,9 +12,12 @@ from ml_collections import ConfigDict
 from jaxrec import figures, invariances, models, results, statistics, training
 from jaxrec.invariances import known
 from jaxrec.training import Parallel
+from jaxrec.data.sites import Site
 from jaxrec.types import Slice
-from jaxrec.workflows import detect
+from jaxrec.workflows import detect, invariance_report, sampling
+from jaxrec.workflows import invariances as stage
 from jaxrec.workflows.page import Page
+from jaxrec.workflows.places import Kind, Question
 
 # Far from the seeds of users, so that no scan that is judged was ever seen before.
 _REFERENCE, _TRAINING = 1_000_003, 2_000_003
@@ -28,7 +31,7 @@ class Setting(NamedTuple):
   """
 
   noise: known.Texture
-  kinds: list[detect.Kind]
+  kinds: list[Kind]
   signals: np.ndarray
   sites: int
   scans: int
@@ -43,46 +46,56 @@ def setting(options: ConfigDict) -> Setting:
   if options.few > options.scans:
     raise ValueError(f'known.few: {options.few} is more than known.scans={options.scans}')
   noise = known.texture(options.side)
-  kinds = [detect.Kind(d, known.contrast(noise, d, aim), aim) for d in options.diameters for aim in options.aims]
+  kinds = [Kind(d, known.contrast(noise, d, aim), aim) for d in options.diameters for aim in options.aims]
   signals = np.stack([k.contrast * known.structure(options.side, k.size) for k in kinds]).astype(np.float32)
   return Setting(noise, kinds, signals, options.sites, options.scans, options.few)
 
 
-def sites(made: Setting, seed: int, patient: int) -> Iterator[detect.Site]:
+def sites(made: Setting, seed: int, patient: int) -> Iterator[Site]:
   """Scans of one patient: new backgrounds, new noise."""
   rng = np.random.default_rng([seed, patient])
   for _ in range(made.sites):
-    absent = known.background(rng, made.noise.side) + known.draw(rng, made.noise, made.scans)
-    yield detect.Site(absent, absent[None, : made.few] + made.signals[:, None])
+    anatomy = known.background(rng, made.noise.side)
+    absent = anatomy + known.draw(rng, made.noise, made.scans)
+    yield Site(absent, absent[None, : made.few] + made.signals[:, None], (0, 0), anatomy, made.signals, partial(_rescan, made.noise))
+
+
+def _rescan(noise, rng, anatomies):
+  return anatomies + known.draw(rng, noise, len(anatomies))
 
 
 def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None:
-  """Measures, judges and searches; finished patients are not measured again."""
+  """Measures, judges, searches and samples; what is finished is not computed again."""
   options = config.known
   made = setting(options)
   networks = known.networks(made.noise, options.removed)
   networks['bottleneck'] = known.Known('bottleneck', _bottleneck(config, made, run_folder, parallel), False, False)
+  missing = [name for name in options.sampled if name not in networks]
+  if missing:
+    raise ValueError(f'known.sampled: {missing[0]!r} is unknown; choose among {", ".join(networks)}')
   patients = {f'{i:03d}': partial(sites, made, config.seed, i) for i in range(options.patients)}
+  asked = Question(made.kinds, patients, options.side, 1.0, [])
   functions = {name: n.network for name, n in networks.items()}
-  region = (slice(0, options.side),) * 2
   if parallel.part == 0:
     images = options.patients * options.sites * (options.scans + len(made.kinds) * options.few)
     print(f'known: {len(networks)} networks, {len(made.kinds)} classes, {images} images each, and as many for the reference of those that are not linear')
-  detect.measure(run_folder, functions, patients, region, part=parallel.part, parts=parallel.parts)
+  detect.measure(run_folder, functions, asked, part=parallel.part, parts=parallel.parts)
+  taps = [_tap(name, networks[name].network, config, made, run_folder, parallel) for name in options.sampled]
   parallel.barrier('known')
-  if parallel.part:
-    return
-  searched = [i for i, k in enumerate(made.kinds) if k.aim in options.searched_aims]
-  found = detect.judged(
-    run_folder, functions, patients, made.kinds, region, level=options.level, draws=options.draws, num_steps=options.num_steps, searched=searched
-  )
-  truth = {name: _truth(n, made, config.seed, options.reference) for name, n in networks.items()}
-  head = [*detect.columns(), 'exact', 'truth', 'keeps', 'linear']
-  table = []
-  for name, n in networks.items():
-    for line, kind, exact in zip(detect.lines(n.label, made.kinds, found[name], searched), made.kinds, truth[name]):
-      table.append([*line, exact, detect.word(ignored(kind.aim, exact)), int(n.keeps), int(n.linear)])
-  results.write_csv(run_folder.folder / 'detectability.csv', head, table)
+  if parallel.part == 0:
+    searched = [i for i, k in enumerate(made.kinds) if k.aim in options.searched_aims]
+    found = detect.judged(run_folder, functions, asked, level=options.level, draws=options.draws, num_steps=options.num_steps, searched=searched)
+    truth = {name: _truth(n, made, config.seed, options.reference) for name, n in networks.items()}
+    head = [*detect.columns(), 'exact', 'truth', 'keeps', 'linear']
+    table = []
+    for name, n in networks.items():
+      for line, kind, exact in zip(detect.lines(n.label, made.kinds, found[name], searched), made.kinds, truth[name]):
+        table.append([*line, exact, detect.word(ignored(kind.aim, exact)), int(n.keeps), int(n.linear)])
+    results.write_csv(run_folder.folder / 'detectability.csv', head, table)
+  if taps:
+    sampled = [i for i, k in enumerate(made.kinds) if k.aim in options.sampled_aims]
+    labels = {name: n.label for name, n in networks.items()}
+    stage.finish(run_folder, taps, asked, sampled, config.invariances, folds=4, seed=config.seed, labels=labels, parallel=parallel)
 
 
 def ignored(before: float, after: float) -> bool:
@@ -99,7 +112,7 @@ def _truth(network, made, seed, reference):
   for i in range(reference):
     found = []
     for site in sites(made, seed + _REFERENCE, i):
-      absent, present = (np.asarray(f(x)).reshape(*x.shape[:-2], -1) for x in site)
+      absent, present = (np.asarray(f(x)).reshape(*x.shape[:-2], -1) for x in site[:2])
       found.append(invariances.site_statistics(absent, (present - absent[: made.few]).mean(1)))
     parts.append(invariances.statistics_of(found))
   detection = invariances.observe(invariances.Statistics(*(np.stack(p) for p in zip(*parts))))
@@ -107,12 +120,41 @@ def _truth(network, made, seed, reference):
 
 
 def _bottleneck(config, made, run_folder, parallel) -> Callable:
-  """A denoiser of these scans that pools by 8; trained once, kept in the run folder."""
+  """A denoiser of these scans that pools by 8."""
   options = config.known
   module = models.build('bottleneck', **options.bottleneck)
   task = training.supervised(module, training.optimizer('adam', options.learning_rate), loss='mse', average=parallel.average)
-  checkpointer = training.Checkpointer(run_folder.folder / 'checkpoints')
-  side, size = options.side, options.batch_size // parallel.parts
+  variables = _fit('bottleneck', task, options.train_steps, options.batch_size, config, made, run_folder, parallel)
+  return lambda images: module.apply(variables, images)
+
+
+def _tap(name, network, config, made, run_folder, parallel) -> sampling.Tap:
+  """Autoencoder and flow of a network's inputs."""
+  options = config.known
+  vae = models.build('cvae', size=(options.side,) * 2, **options.vae)
+  rule, rival = (training.optimizer('adam', rate, b1=0.5) for rate in (options.vae_learning_rate, options.vae_learning_rate / 2))
+  critic = models.build('cvae_critic', **options.critic)
+  weights = dict(perceptual_weight=0.0, **options.weights)
+  task = training.cvae(vae, rule, critic, rival, network, average=parallel.average, **weights)
+  coder = vae, _fit(f'{name}_vae', task, options.vae_steps, options.batch_size, config, made, run_folder, parallel)
+
+  def codes(key, batch):
+    y = network(batch.low_dose)
+    mean, logvar = vae.apply(coder[1], batch.low_dose, y, method='encode')
+    return mean + jax.numpy.exp(0.5 * logvar) * jax.random.normal(key, mean.shape), y
+
+  flow = models.build('cinn', **options.flow)
+  task = training.flow(flow, training.optimizer('adam', options.flow_learning_rate), codes, average=parallel.average)
+  transform = flow, _fit(f'{name}_flow', task, options.flow_steps, 2 * options.batch_size, config, made, run_folder, parallel)
+  made_by, variables = sampling.sampler(network, network, coder, transform)
+  return sampling.Tap(name, 'output', made_by, variables)
+
+
+def _fit(name, task, steps, batch_size, config, made, run_folder, parallel):
+  """Variables trained on scans that are never judged; once, kept in the run folder."""
+  folder = run_folder.folder / 'trained' / name
+  checkpointer = training.Checkpointer(folder / 'checkpoints')
+  side, size = made.noise.side, batch_size // parallel.parts
 
   def batches(start):
     step = start
@@ -126,23 +168,22 @@ def _bottleneck(config, made, run_folder, parallel) -> Callable:
 
   def write(record):
     if parallel.part == 0:
-      results.append_jsonl(run_folder.folder / 'metrics.jsonl', [record])
+      results.append_jsonl(folder / 'metrics.jsonl', [record])
 
   if parallel.part == 0:
-    results.cut_metrics(run_folder.folder / 'metrics.jsonl', checkpointer.latest_step() or 0)
+    results.cut_metrics(folder / 'metrics.jsonl', checkpointer.latest_step() or 0)
   try:
     state = training.fit(
-      task, batches, options.train_steps, key=jax.random.key(config.seed), parallel=parallel, writer=write, checkpointer=checkpointer,
-      validate_every=max(options.train_steps // 2, 1), report_every=100,
+      task, batches, steps, key=jax.random.key(config.seed), parallel=parallel, writer=write, checkpointer=checkpointer,
+      validate_every=max(steps // 2, 1), report_every=100,
     )  # fmt: skip
   finally:
     checkpointer.close()
-  variables = task.variables(jax.device_get(state))
-  return lambda images: module.apply(variables, images)
+  return task.variables(jax.device_get(state))
 
 
-def report(folder: Path) -> Path:
-  """Writes `report.html` from `detectability.csv`.
+def report(folder: Path, *, draws: int = 1000) -> Path:
+  """Writes `report.html` from `detectability.csv` and `invariances.csv`.
 
   Raises:
     RunError: if it has no rows.
@@ -152,7 +193,7 @@ def report(folder: Path) -> Path:
     raise results.RunError(f'{folder}: has no rows to report; run the known stage first')
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
   page = Page(folder)
-  page.text(_summary(rows))
+  page.text([*_summary(rows), *_sampled(rows, results.read_csv(folder / 'invariances.csv'))])
   page.figure(
     'retained', figures.retained_curves(rows, 'pixels'),
     'Retained detectability r = d\'_out / d\'_in against the detectability in the input, by size of the structure; bands: 95% intervals over patients that hold together for all classes of a network. '
@@ -165,6 +206,7 @@ def report(folder: Path) -> Path:
     'deviation in the output and the output stayed as close as those of two scans; fell: the median fall.',
     *verdict_table(rows), name='verdicts',
   )  # fmt: skip
+  invariance_report.section(page, folder, 'pixels', draws)
   page.heading('Where the numbers come from')
   p = results.read_json(folder / 'provenance.json')
   page.table('', ['folder', 'revision', 'devices', 'seed'], [[str(folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), str(p.get('seed', ''))]])
@@ -203,4 +245,27 @@ def _summary(rows):
     if len(set(truths)) == 2:
       areas = {k: statistics.roc_area([float(r[k]) for r in hunted], truths) for k in ('witnesses', 'fell')}
       lines.append(f'Area under the ROC curve of the search against the known answer: {areas["witnesses"]:.3f} by the share of witnesses, {areas["fell"]:.3f} by the median fall.')
+  return lines
+
+
+def _sampled(rows, sampled):
+  """How well the samples tell what is ignored."""
+  truths = {(r['network'], r['size'], r['aim']): r['truth'] == 'yes' for r in rows}
+  keeps = {r['network'] for r in rows if r['keeps'] == '1'}
+  at: dict[tuple, list] = {}
+  for r in sampled:
+    if int(r['kind']) != sampling.NONE:
+      at.setdefault((r['network'], r['size'], r['aim']), []).append(r)
+  if not at:
+    return []
+  mean = {key: {k: float(np.mean([float(r[k]) for r in mine])) for k in ('witnesses', 'altered', 'excess')} for key, mine in at.items()}
+  lossless = [m['witnesses'] for key, m in mean.items() if key[0] in keeps]
+  lines = [f'Sampling: at most {max(lossless, default=0):.3f} witnesses for a network that loses nothing.']
+  known_answers = [truths[key] for key in mean]
+  if len(set(known_answers)) == 2:
+    areas = {k: statistics.roc_area([m[k] for m in mean.values()], known_answers) for k in ('witnesses', 'altered', 'excess')}
+    lines.append(
+      f'Area under the ROC curve of the samples against the known answer, over {len(mean)} classes of {len({key[0] for key in mean})} networks: B (share of witnesses) {areas["witnesses"]:.3f}, '
+      f'A (share of inputs with excess variation) {areas["altered"]:.3f}, A (mean excess) {areas["excess"]:.3f}.'
+    )
   return lines

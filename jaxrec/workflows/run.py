@@ -68,11 +68,9 @@ def _compare(config, workdir):
   if 'invariances' in config.stages or 'detect' in config.stages:
     _sample(config, workdir)
   if 'report' in config.stages and data_parallel().part == 0:
-    sampled = [f for f in (workdir, *folders) if (f / 'thresholds.json').exists()]
-    if 'detect' in config and not sampled:
-      return _announce(detectability.report(workdir))
-    make = invariance_report.run if sampled else report.run
-    _announce(make(config, workdir, [*(sampled or folders), *config.report.runs]))
+    judged = [f for f in (workdir, *folders) if (f / 'detectability.csv').exists()]
+    make = invariance_report.run if judged else report.run
+    _announce(make(config, workdir, [*(judged or folders), *config.report.runs]))
 
 
 def _run_stages(config, workdir):
@@ -121,7 +119,7 @@ def _known(config, workdir):
   if 'known' in config.stages:
     known.run(config, folder, parallel)
   if 'report' in config.stages and parallel.part == 0:
-    _announce(known.report(workdir))
+    _announce(known.report(workdir, draws=config.report.draws))
 
 
 def _announce(page: Path) -> None:

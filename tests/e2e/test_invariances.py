@@ -10,8 +10,8 @@ import pytest
 from configs import adversarial_unet, cnn10, defences, dugan, quickstart, redcnn, wganvgg
 from configs import invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg
 from jaxrec import geometry, models, training
-from jaxrec.data import cases, ldct, synthetic
-from jaxrec.workflows import datasets, denoise, factory, invariances, verify_data
+from jaxrec.data import ldct, singlecoil, sites, synthetic
+from jaxrec.workflows import datasets, denoise, factory, verify_data
 from tests.e2e.test_main import launch
 
 
@@ -23,35 +23,32 @@ def analysed(tmp_path_factory):
   return workdir, done
 
 
-def test_samples_are_analysed_and_reported(analysed):
+def read(workdir, name='invariances.csv'):
+  with open(workdir / name) as stream:
+    return list(csv.DictReader(stream))
+
+
+def test_samples_are_judged_and_reported(analysed):
   workdir, done = analysed
   assert 'images' in done.stdout and 'report:' in done.stdout
-  with open(workdir / 'invariances.csv') as stream:
-    rows = list(csv.DictReader(stream))
-  found = {(r['case'], r['layer'], r['structure']) for r in rows}
-  assert len(rows) == len(found) == 2 * 3 and {r['structure'] for r in rows} == {'0', '1'}
+  rows = read(workdir)
+  # Three patients: two sites without structures each, and one class at the first.
+  assert len(rows) == len({(r['patient'], r['site'], r['kind']) for r in rows}) == 3 * (2 + 1)
   for r in rows:
-    assert float(r['gap']) <= float(r['gap_decoded']) + 1e-6
-    assert 0 <= float(r['lost']) <= 1 - float(r['present_samples']) and 0 <= float(r['noise_plausible']) <= 1
-    assert float(r['contrast_low']) <= float(r['contrast_samples']) <= float(r['contrast_high'])
-  thresholds = json.loads((workdir / 'thresholds.json').read_text())['flow_output']
-  assert thresholds['alpha'] == 0.25 and thresholds['moments']['examples'] == 4
-  assert set(thresholds['by_patient']) == {r['patient'] for r in rows}
+    assert float(r['distance_samples']) <= float(r['distance_drawn']) * 1.01 + 1e-6
+    assert 0 <= float(r['plausible_witnesses']) <= min(float(r['witnesses']), float(r['plausible'])) <= 1
+    assert float(r['gap_rescanned']) > 0 and float(r['gap_rescanned_target']) > 0
+  stored = json.loads((workdir / 'sampling.json').read_text())
+  assert stored['alpha'] == 0.25 and stored['moments']['CNN-10, output']['scans'] == 6
   text = (workdir / 'report.html').read_text()
-  assert text.count('<img') >= 3 and 'built-in phantom' in text and 'features of the run independent' in text
-  assert {'classes.csv', 'consistency.csv', 'calibration.csv'} <= {p.name for p in workdir.iterdir()}
-
-
-def test_a_lost_row_is_computed_again_and_equal(analysed):
-  workdir, _ = analysed
-  path = workdir / 'rows' / '00000.measured.jsonl'
-  lines = path.read_text().splitlines(keepends=True)
-  path.write_text(''.join(lines[:-1]) + lines[-1][:40])
-  again = launch(workdir, config='configs/invariances_cnn10.py:smoke')
-  assert again.returncode == 0, again.stderr
-  without = [{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (path.read_text().splitlines()[-1], lines[-1])]
-  assert without[0] == without[1]
-  assert path.read_text().splitlines(keepends=True)[:-1] == lines[:-1]
+  assert text.count('<img') >= 4 and 'built-in phantom' in text and 'features of the run independent' in text
+  ranks = read(workdir, 'mean_differences.csv')
+  for name in {r['input'] for r in ranks}:
+    mine = [float(r['mean_absolute_difference']) for r in ranks if r['input'] == name]
+    assert mine == sorted(mine, reverse=True)
+  assert {'detectability.csv', 'noise.csv', 'differences.csv', 'classes.csv', 'consistency.csv', 'diversity.csv'} <= {p.name for p in workdir.iterdir()}
+  for r in read(workdir, 'noise.csv'):
+    assert float(r['dose_0.25_input']) == pytest.approx(1 / np.sqrt(2), rel=0.3) and float(r['realisation']) > 0
 
 
 def test_real_images_are_denoised(analysed, tmp_path, capsys):
@@ -123,7 +120,8 @@ def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
       else:
         build()
     if 'invariances' in part:
-      assert set(part.invariances.flows) <= set(runs)
+      for sampler in part.invariances.samplers.values():
+        assert {sampler.network, sampler.autoencoder, *sampler.flows, *sampler.anatomies} <= set(runs)
 
 
 @pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_mr_unet, invariances_networks, wganvgg, adversarial_unet, defences, quickstart])
@@ -152,7 +150,7 @@ def test_vgg_features_are_asked_for_before_any_training(experiments, where, tmp_
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_wganvgg, invariances_networks])
+@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_wganvgg, invariances_networks, invariances_mr_unet])
 @pytest.mark.parametrize('profile', ['', 'demo'])
 def test_one_seed_serves_all_runs_and_their_phantom(experiments, profile):
   config = experiments.get_config(profile)
@@ -204,47 +202,43 @@ def test_structures_are_put_where_the_target_shows_them():
   scan = scan.replace(acquired=np.ones_like(scan.acquired))
   rows, cols = scan.target.shape
   assert (rows, cols) != (128, 72)
-  structure = cases.place_mr(np.random.default_rng(0), scan, cases.Structure(0, -1.0, -1.0, 5.0, 0.3))
-  changed = cases.insert_mr(scan, [structure])
-  before, after = (np.sqrt((np.abs(cases.centred_images(s.kspace)) ** 2).sum(0)) for s in (scan, changed))
+  structure = sites.place_mr(np.random.default_rng(0), scan, sites.Structure(0, -1.0, -1.0, 5.0, 0.3))
+  changed = sites.insert_mr(scan, [structure])
+  before, after = (np.sqrt((np.abs(singlecoil.centred_images(s.kspace)) ** 2).sum(0)) for s in (scan, changed))
   top, left = (128 - rows) // 2, (72 - cols) // 2
   gained = (after - before)[top : top + rows, left : left + cols] / scan.scale
   np.testing.assert_allclose(gained, (changed.target - scan.target) / scan.scale, atol=1e-4)
   np.testing.assert_allclose(gained, 0.3 * geometry.soft_disc(scan.target.shape, (structure.row, structure.col), 5.0), atol=1e-4)
   dark = scan.replace(target=np.eye(rows, cols, dtype=np.float32))
-  assert cases.place_mr(np.random.default_rng(0), dark, structure) is None
+  assert sites.place_mr(np.random.default_rng(0), dark, structure) is None
 
 
-def test_mr_cases_put_a_structure_into_the_measurement():
-  scan = synthetic.scan(0, rows=48, cols=48, coils=3, acceleration=2, center_fraction=0.2)
-  plan = cases.Plan('a-000-0', 'a', None, 0, cases.Structure(0, -1.0, -1.0, 4.0, 0.4), True)
-  case = cases.read_mr(plan, scan, repeats=5, seed=0)
-  row, col = (int(c) for c in case.centre)
-  np.testing.assert_allclose((case.target - scan.target / scan.scale)[row, col], 0.4, rtol=1e-5)
-  full = cases.insert_mr(scan, [plan.structure._replace(row=case.centre[0], col=case.centre[1])])
-  # Fully sampled, the measured structure is that of the target.
-  images = cases.centred_images(full.kspace)
-  rss = np.sqrt((np.abs(images) ** 2).sum(0))
-  assert np.corrcoef(rss.ravel(), full.target.ravel())[0, 1] > 0.99
-  assert (case.image - case.twin)[row, col] > 0.1
-  assert case.fresh.shape[0] == 5 and case.fresh.std(0).mean() > 0
-  # Thermal noise alone separates `noisy` from the anatomy; the aliasing of `fresh` is far larger.
-  assert np.abs(case.noisy - case.target).mean() < 0.5 * np.abs(case.fresh - case.target).mean()
+SCAN = synthetic.scan(0, rows=48, cols=48, coils=3, acceleration=2, center_fraction=0.2)
+
+
+def mr_sites(**options):
+  return list(sites.sites_mr('a-000', SCAN, **(dict(structures=[(4.0, 0.4)], count=2, repeats=12, few=3, reach=5, seed=0) | options)))
+
+
+def test_mr_sites_put_a_structure_into_the_measurement():
+  for site in mr_sites(added_noise=0.05):
+    row, col = site.corner[0] + 5, site.corner[1] + 5
+    np.testing.assert_allclose(site.added[0, row, col], 0.4, rtol=1e-5)
+    np.testing.assert_allclose(site.target, SCAN.target / SCAN.scale, rtol=1e-5)
+    # What the sampling lets through of it, under the same noise.
+    gained = (site.present[0] - site.absent[:3]).mean(0)
+    assert gained[row, col] > 0.1 and np.unravel_index(np.argmax(gained), gained.shape) == (row, col)
+    np.testing.assert_allclose(site.rescan(np.random.default_rng(0), (site.target + site.added)[[0] * 12]).mean(0), site.present[0].mean(0), atol=0.15)
 
 
 def test_added_noise_is_that_of_a_worse_scan():
-  scan = synthetic.scan(0, rows=48, cols=48, coils=3, acceleration=2, center_fraction=0.2)
-  added = cases.add_noise(np.random.default_rng(1), scan, 0.1).kspace - scan.kspace
-  everywhere = np.broadcast_to(scan.acquired, added.shape)
+  added = sites.add_noise(np.random.default_rng(1), SCAN, 0.1).kspace - SCAN.kspace
+  everywhere = np.broadcast_to(SCAN.acquired, added.shape)
   assert not added[~everywhere].any()
   for part in (added[everywhere].real, added[everywhere].imag):
-    assert part.std() == pytest.approx(0.1 * float(scan.scale), rel=0.05)
-  plan = cases.Plan('a-000-0', 'a', None, 0, cases.Structure(0, -1.0, -1.0, 4.0, 0.4), True)
-  case = cases.read_mr(plan, scan, repeats=16, seed=0, added_noise=0.1)
-  # Both twins have the same noise, repeats have another of the same size.
-  assert np.abs(case.image - case.twin).mean() < 0.2 * np.abs(case.image - case.fresh[0]).mean()
-  assert np.abs(case.fresh[1] - case.fresh[0]).mean() == pytest.approx(np.abs(case.image - case.fresh[0]).mean(), rel=0.2)
-  np.testing.assert_allclose(case.noisy.mean(0), case.target, atol=1e-5)
+    assert part.std() == pytest.approx(0.1 * float(SCAN.scale), rel=0.05)
+  noisy, thermal = (mr_sites(count=1, added_noise=level)[0].absent.std(0).mean() for level in (0.1, 0.0))
+  assert noisy > 2 * thermal > 0
 
 
 def test_mistakes_in_the_analysis_are_named(tmp_path):
@@ -259,6 +253,5 @@ def test_mistakes_in_the_analysis_are_named(tmp_path):
   config.data.layout = 'films'
   with pytest.raises(ValueError, match="data.layout: 'films' is unknown"):
     datasets.is_ct(config)
-  assert invariances.rows(tmp_path) == []
   with pytest.raises(ldct.DataError, match='is no folder'):
     ldct.index(tmp_path / 'nothing', 'train')

@@ -33,6 +33,13 @@ def test_rows_hold_what_is_known(finished):
   assert [r['truth'] for r in removed] == ['yes' if float(r['size']) <= 3 and float(r['aim']) > 2 else 'no' for r in removed]
 
 
+def test_samples_are_beside_the_search(finished):
+  config, folder = finished
+  rows = results.read_csv(folder / 'invariances.csv')
+  assert {r['network'] for r in rows} == {'bottleneck'} and len(rows) == config.known.patients * (1 + len(config.known.diameters))
+  assert 'Sampling: at most' in (folder / 'report.html').read_text()
+
+
 def test_report_counts_what_the_rows_say(finished):
   _, folder = finished
   page = (folder / 'report.html').read_text()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrec import geometry
-from jaxrec.data import cases, chest, ldct
+from jaxrec.data import chest, ldct, sites
 from jaxrec.data.errors import DataError
 
 SMALL = dict(slices=1, pixels=64, nodules=3)
@@ -106,56 +106,55 @@ def test_patches_are_drawn_by_patient_and_reach_every_pixel(phantom):
   assert -950 <= middle <= -600
 
 
-def test_cases_have_twins_and_fresh_noise(phantom):
-  series = ldct.index(phantom, 'val', patch=32).volumes
-  plans = cases.plan(series, diameters=(4.0,), contrasts=(400.0,), per_slice=2, seed=0)
-  assert len(plans) == 6 and not any(p.inserted for p in plans)
-  case = cases.read_ct(plans[0], repeats=4, centre_hu=(), seed=0)
-  assert case.fresh.shape == (4, 32, 32) and case.image.shape == (32, 32)
-  assert all(0 <= c < 32 for c in case.centre)
-  assert case.diameter == plans[0].structure.diameter / 6.25
-  # The patch holds the structure where `centre` says, and `removed` lacks it and keeps all others.
-  low = ldct.read_hu(series[0], 0)[0]
-  corner = [at - c for at, c in zip((plans[0].structure.row, plans[0].structure.col), case.centre)]
-  np.testing.assert_allclose(corner, np.round(corner), atol=1e-4)
-  row, col = (round(c) for c in corner)
-  np.testing.assert_array_equal(case.image, ldct.normalise(low[row : row + 32, col : col + 32]))
-  rows, cols = np.ogrid[:32, :32]
-  near = np.hypot(rows - case.centre[0], cols - case.centre[1]) <= case.diameter / 2 + 4
-  assert near.any() and not near.all() and (case.image != case.twin)[near].any()
-  np.testing.assert_array_equal(case.removed, np.where(near, case.twin, case.image))
-  np.testing.assert_allclose(case.target - case.twin_target, case.image - case.twin, atol=1e-5)
-  # Without recorded structures they are put in: the twin is the slice as it was.
-  bare = [s for s in ldct.index(phantom, 'train', patch=32).volumes]
-  for path in {s.path for s in bare}:
-    with h5py.File(path, 'r+') as file:
-      del file['structures']
-  plans = cases.plan(bare, diameters=(12.0,), contrasts=(400.0,), per_slice=2, seed=0)
-  assert len(plans) == 4 and all(p.inserted for p in plans)
-  case = cases.read_ct(plans[0], repeats=4, centre_hu=(), seed=0)
-  row, col = (round(c) for c in case.centre)
-  np.testing.assert_allclose((case.image - case.twin)[row, col], 400 / ldct.STD, rtol=1e-4)
-  np.testing.assert_allclose(case.target - case.twin_target, case.image - case.twin, atol=1e-5)
-  assert case.fresh.std(0).mean() > 0
-  # Fresh noise is on the anatomy with the structure.
-  without = cases.read_ct(plans[0]._replace(structure=plans[0].structure._replace(contrast=0.0)), repeats=4, centre_hu=(), seed=0)
-  np.testing.assert_allclose(case.fresh - without.fresh, np.broadcast_to(case.image - case.twin, case.fresh.shape), atol=1e-5)
-  with pytest.raises(DataError, match='no place with a mean of 5000 to 6000 HU'):
-    cases.read_ct(plans[0], repeats=4, centre_hu=(5000.0, 6000.0), seed=0)
+ADDED = np.stack([c / ldct.STD * geometry.soft_disc((32, 32), (16, 16), 3.0) for c in (100.0, 400.0)]).astype(np.float32)
+
+
+def test_sites_are_the_repeats_of_the_twin_with_structures_put_in(phantom):
+  series = ldct.index(phantom, 'val', patch=32).volumes[0]
+  places = sites.places_ct(series, 0, count=2, side=32, centre_hu=(), seed=0)
+  assert len(places) == 2 and all(16 <= x <= 48 for at in places for x in at)
+  found = list(sites.sites_ct(series, 0, places, added=ADDED, repeats=4, few=2, reach=3, seed=0))
+  twin, again = ldct.read_recorded(series, 0)
+  for (row, col), site in zip(places, found):
+    cut = slice(row - 16, row + 16), slice(col - 16, col + 16)
+    np.testing.assert_array_equal(site.absent, ldct.normalise(again[:4, cut[0], cut[1]]))
+    np.testing.assert_allclose(site.present - site.absent[:2], np.broadcast_to(ADDED[:, None], (2, 2, 32, 32)), atol=1e-5)
+    assert site.corner == (13, 13) and site.rescan is None
+    # The full dose without the structures that the phantom holds, up to the noise of thinning.
+    low, full = ldct.read_hu(series, 0)
+    np.testing.assert_allclose(site.target, ldct.normalise((full + twin - low)[cut]), atol=1e-5)
+  with pytest.raises(DataError, match='cannot be read|no such|does not exist|is no file'):
+    next(sites.sites_ct(series._replace(path=f'{series.path}.none'), 0, places, added=ADDED, repeats=4, few=2, reach=3, seed=0))
+  assert sites.places_ct(series, 0, count=2, side=32, centre_hu=(5000.0, 6000.0), seed=0) == []
+
+
+def test_a_new_scan_of_the_anatomy_looks_like_the_recorded_ones():
+  """`R^-1 P R y` of the noise-free phantom: its noise, and its mean but for the resolution that a second projection costs."""
+  rng = np.random.default_rng(0)
+  options = dict(photons=2.4e4, dose=0.1)
+  recorded = chest.volume(3, repeats=24, **SMALL).repeats[0].astype(float)
+  clean = chest.volume(3, repeats=0, slices=1, pixels=64, nodules=0, photons=1e9, dose=1.0).full_dose[0]
+  again = np.stack([chest.rescan(rng, clean, **options) for _ in range(24)]).astype(float)
+  inner = (slice(20, 44),) * 2
+  assert again.std(0)[inner].mean() == pytest.approx(recorded.std(0)[inner].mean(), rel=0.25)
+  away = again.mean(0) - clean
+  assert np.abs(away[inner].mean()) < 40
+  # Four times the dose, half of the noise, where no detector starves.
+  worse, better = (np.stack([chest.rescan(rng, clean, photons=1e6, dose=dose) for _ in range(24)]).std(0)[inner].mean() for dose in (0.1, 0.4))
+  assert better == pytest.approx(worse / 2, rel=0.15)
 
 
 def test_noise_of_other_slices_is_their_own(tmp_path):
-  """With several slices, fresh noise is low minus full dose of the others, shifted."""
+  """Without repeats, noise is low minus full dose of the other slices, shifted."""
   full = np.zeros((3, 40, 40), np.float32)
   low = full + np.array([7.0, -3.0, -3.0], np.float32)[:, None, None]
   (tmp_path / 'val').mkdir()
   with h5py.File(tmp_path / 'val' / 'a.h5', 'w') as file:
     file['low_dose'], file['full_dose'] = low, full
-  series = ldct.index(tmp_path, 'val', patch=32).volumes
-  plans = cases.plan(series, diameters=(4.0,), contrasts=(0.0,), per_slice=1, seed=0)
-  case = cases.read_ct(plans[0], repeats=6, centre_hu=(), seed=0)
-  np.testing.assert_allclose(ldct.hounsfield(case.fresh), -3, atol=1e-3)
-  np.testing.assert_allclose(ldct.hounsfield(case.image), 7, atol=1e-3)
+  series = ldct.index(tmp_path, 'val', patch=32).volumes[0]
+  site = next(sites.sites_ct(series, 0, [(20, 20)], added=ADDED, repeats=6, few=2, reach=3, seed=0))
+  np.testing.assert_allclose(ldct.hounsfield(site.absent), -3, atol=1e-3)
+  np.testing.assert_allclose(ldct.hounsfield(site.target), 0, atol=1e-3)
 
 
 def test_folders_of_splits_need_no_table_of_patients(phantom, tmp_path):

@@ -7,13 +7,12 @@ import pytest
 
 from jaxrec import statistics
 from jaxrec.invariances import known, observers, verdict, witness
-from jaxrec.workflows import detect
+from jaxrec.workflows import detect, places
 
 SIDE, PATIENTS, SITES, SCANS, FEW = 12, 8, 3, 160, 8
 NOISE = known.texture(SIDE)
-KINDS = [detect.Kind(d, known.contrast(NOISE, d, aim), aim) for d in (2.0, 5.0) for aim in (3.0, 5.0)]
+KINDS = [places.Kind(d, known.contrast(NOISE, d, aim), aim) for d in (2.0, 5.0) for aim in (3.0, 5.0)]
 SIGNALS = np.stack([k.contrast * known.structure(SIDE, k.size) for k in KINDS]).astype(np.float32)
-REGION = (slice(0, SIDE),) * 2
 
 
 @pytest.fixture(scope='module')
@@ -112,11 +111,11 @@ def test_search_finds_witnesses_where_and_only_where_something_is_lost(name, sca
   network = NETWORKS[name].network
   after = seen(network, scans)
   detection = observers.observe(after.statistics)
-  run = jax.jit(jax.vmap(witness.search(network, REGION, num_steps=40)))
+  run = jax.jit(jax.vmap(witness.search(network, SIDE, num_steps=40)))
   bench = detect.Bench(inputs, after, seen_input, detection)
   tests = [bench.tests(p, 1) for p in range(PATIENTS)]
   tests = jax.tree.map(lambda *x: jnp.asarray(np.stack(x), jnp.float32), *tests)
-  images, found = run(tests, jnp.asarray(scans[:, 0, 0] + SIGNALS[1]))
+  images, found = run(tests, jnp.asarray(scans[:, 0, 0] + SIGNALS[1]), jnp.zeros((PATIENTS, 2), int))
   assert float(found.witness.mean()) == (0.0 if NETWORKS[name].keeps else 1.0)
   if name == 'removal':
     # What the search claims, from the images alone and in float64.
@@ -176,8 +175,8 @@ def test_a_network_that_loses_everything_is_blind(scans, before):
   assert (detection.detectability() == 0).all() and all(v.ignored for v in verdict.judge(before[1], detection, draws=500))
   bench = detect.Bench(before[0], after, before[1], detection)
   tests = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bench.tests(0, 1))
-  run = jax.jit(witness.search(lambda x: 0 * x, REGION, num_steps=5))
-  assert bool(run(tests, jnp.asarray(scans[0, 0, 0] + SIGNALS[1]))[1].witness)
+  run = jax.jit(witness.search(lambda x: 0 * x, SIDE, num_steps=5))
+  assert bool(run(tests, jnp.asarray(scans[0, 0, 0] + SIGNALS[1]), jnp.zeros(2, int))[1].witness)
 
 
 def test_evidence_the_wrong_way_round_is_evidence(before):
