@@ -137,7 +137,7 @@ class Run:
     resolved = json.loads(json.dumps(resolved, sort_keys=True))
     if path.exists():
       stored = read_json(path)
-      difference = _first_difference(stored, resolved, skip=('stages', 'report', 'workdir', *TECHNICAL))
+      difference = _first_difference(stored, resolved, skip=('stages', 'report', 'workdir', 'plan', *TECHNICAL))
       if difference:
         name, old, new = difference
         raise RunError(

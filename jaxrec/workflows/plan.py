@@ -18,6 +18,9 @@ from jaxrec.workflows.targets import Target, target
 
 COLUMNS = ('config', 'program', 'target', 'devices', 'batch', 'at_once', 'gbytes', 'limit_gbytes', 'gflop', 'xla_gflop', 'xla_gbytes', 'seconds')
 
+# Tasks that load the networks of other runs, or VGG.
+_BUILT_ON_OTHERS = ('cvae', 'flow', 'wgan_vgg')
+
 
 class Work(NamedTuple):
   """One program of a config.
@@ -112,7 +115,9 @@ def programs(config, here: Parallel) -> Iterator[Work]:
   """The training step and the attacks of a config."""
   module, _ = factory.network(config)
   sample = example(config)
-  if 'train' in config.plan.programs:
+  if 'train' in config.plan.programs and config.train.task.name in _BUILT_ON_OTHERS:
+    print(f'plan: the training of {config.train.task.name} is left out: it needs other networks')
+  elif 'train' in config.plan.programs:
     yield _training(config, module, sample, here)
   for name in config.perturbation:
     if name in config.plan.programs and not config.perturbation[name].get('generator', ''):

@@ -31,6 +31,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   workdir = Path(workdir)
   # What is not pinned where it stands: graphics cards and TPUs multiply in less than float32 by default.
   jax.config.update('jax_default_matmul_precision', 'highest')
+  if 'plan' in config.stages:
+    _plan(config, workdir)
+    if len(config.stages) == 1:
+      return workdir
   if 'known' in config:
     with results.exclusive(workdir, part=jax.process_index()):
       _known(config, workdir)
@@ -46,15 +50,19 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
       raise ValueError(f'stages: {stage!r} is unknown; choose among {", ".join(STAGES)}')
     if stage in ('invariances', 'detect'):
       raise ValueError(f'stages: {stage} needs the experiments that train its networks; use configs/invariances_*.py')
-  if 'plan' in config.stages:
-    plan.run(config, workdir, data_parallel(config.train.num_devices or None))
-    if len(config.stages) == 1:
-      return workdir
   if not config.data.root:
     print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
   with results.exclusive(workdir, part=jax.process_index()):
     _run_stages(config, workdir)
   return workdir
+
+
+def _plan(config, workdir):
+  for name, experiment in config.get('experiments', {}).items():
+    print(f'-- {name}')
+    _plan(experiment, workdir / name)
+  if 'plan' in config:
+    plan.run(config, workdir, data_parallel(config.train.num_devices or None))
 
 
 def _compare(config, workdir):
