@@ -47,7 +47,7 @@ def _of_equation(equation):
   inner = sum((_count(j) for j in inside(parameters)), 0.0)
   if name == 'scan':
     return parameters['length'] * inner
-  return inner + _own(name, parameters, equation)
+  return inner + own(equation)
 
 
 def inside(parameters):
@@ -60,7 +60,9 @@ def inside(parameters):
         yield found
 
 
-def _own(name, parameters, equation):
+def own(equation: core.JaxprEqn) -> float:
+  """Operations of one equation, without those of programs inside it."""
+  name, parameters = equation.primitive.name, equation.params
   if not equation.outvars:
     return 0.0
   inputs = [v.aval for v in equation.invars]

@@ -48,18 +48,30 @@ class Program:
   The state is donated: its memory holds the new one.
   """
 
-  def __init__(self, mapped: Callable):
-    self._mapped, self._compiled = mapped, {}
+  def __init__(self, function: Callable, devices: Sequence[Any]):
+    # With several processes pmap spans all devices, and takes the local ones.
+    self._alone = jax.process_count() == 1
+    self._mapped = jax.pmap(function, axis_name=_AXIS, devices=devices if self._alone else None, donate_argnums=0)
+    self._function, self._devices, self._compiled = function, devices, {}
 
   def compile(self, state: Any, batch: Any, key: Any):
-    """The program for these arrays or `jax.ShapeDtypeStruct`s, each with a leading device axis."""
+    """The program for these arrays or `jax.ShapeDtypeStruct`s, each with a leading device axis.
+
+    With several processes it is one of the devices of this process alone, which
+    takes the same memory.
+    """
     shapes = tuple(x.shape for x in jax.tree.leaves(batch))
     if shapes not in self._compiled:
-      self._compiled[shapes] = self._mapped.lower(state, batch, key).compile()
+      self._compiled[shapes] = (self._mapped.lower if self._alone else self._lower_local)(state, batch, key).compile()
     return self._compiled[shapes]
 
+  def _lower_local(self, state, batch, key):
+    state, key = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (state, key))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * x.shape[1], *x.shape[2:]), x.dtype), batch)
+    return lower(self._devices, self._function, state, batch, key)
+
   def __call__(self, state: Any, batch: Any, key: Any) -> tuple[Any, Any]:
-    if jax.process_count() > 1:
+    if not self._alone:
       # It turns the arrays of this process into its part of those of all.
       return self._mapped(state, batch, key)
     return self.compile(state, batch, key)(state, batch, key)
@@ -133,12 +145,6 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
 
     return place(jax.tree.map(split, batch))
 
-  @functools.cache
-  def compile_(function):
-    # With several processes pmap spans all devices, and takes the local ones.
-    chosen = devices if jax.process_count() == 1 else None
-    return Program(jax.pmap(function, axis_name=_AXIS, devices=chosen, donate_argnums=0))
-
   mesh = _mesh(devices)
   spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
 
@@ -172,7 +178,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
   return Parallel(
     devices=count,
     average=lambda tree: lax.pmean(tree, _AXIS),
-    compile=compile_,
+    compile=functools.cache(lambda function: Program(function, devices)),
     replicate=replicate,
     first=first,
     shard=shard,
