@@ -108,6 +108,10 @@ def _attacked(config, run):
     shared_generator=dict(name='image_noise', generator='adversarial_5e3', **noise),
     image_noise=dict(start='random', **noise),
   )
+  config.attack.titles = ml_collections.ConfigDict(dict(
+    generator='Perturbations of a generator fitted to each network',
+    shared_generator='Perturbations of one generator, for all networks',
+  ))  # fmt: skip
   restarts = 2 if config.profile != 'paper' else 4
   steps = {'smoke': 2, 'demo': 10}.get(config.profile, 20)
   config.search.update(

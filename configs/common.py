@@ -39,6 +39,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   data.keep_slices = 1.0
   data.form = 'kspace'
   data.emulate_single_coil = False
+  # Of PSNR and SSIM: the volume's maximum (fastMRI), or the slice's own maximum minus minimum (AdvRec).
+  data.range = 'volume'
   data.mask = 'random'
   data.center_fractions = (0.04,)
   data.accelerations = (8,)
@@ -95,6 +97,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   attack.accelerations = ()
   attack.center_fractions = ()
   attack.sees = 'defence'
+  # Another run whose network the searches look at instead, for transfer.
+  attack.surrogate = ''
   attack.draws = 4
   attack.lipschitz_iterations = 0
 

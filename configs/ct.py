@@ -1,6 +1,7 @@
 """What the experiments on low-dose CT share: data, and the recipes of ldct-benchmark (Eulig, Ommer and Kachelriess 2024)."""
 
 import os
+from pathlib import Path
 
 import ml_collections
 
@@ -19,12 +20,18 @@ RECIPES = {
 RECIPES['bottleneck'] = RECIPES['cnn10']
 
 
+def _patients():
+  """As the repository calls it, or where the package was installed."""
+  path = Path('configs/ldct_chest.json')
+  return str(path if path.is_file() else Path(__file__).with_name(path.name))
+
+
 def base(name: str, arg: str) -> ml_collections.ConfigDict:
   """A CT experiment without its network; profiles as in `common.base`."""
   config = common.base(name, arg)
   paper = config.profile == 'paper'
   config.data = ml_collections.ConfigDict(dict(
-    layout='ldct', root=os.environ.get('LDCT_ROOT', '') if paper else '', patients='configs/ldct_chest.json' if paper else '',
+    layout='ldct', root=os.environ.get('LDCT_ROOT', '') if paper else '', patients=_patients() if paper else '',
     offset=0.0, patch=128, evaluate_patch=0, centre_hu=(), patches_per_patient=500, keep_slices=1.0, workers=4 if paper else 0,
     phantom=dict(
       train=40, val=12, slices=2, repeats=24, nodules=8, pixels=256, photons=2.4e4, dose=0.1, seed=0,

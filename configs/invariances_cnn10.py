@@ -18,7 +18,7 @@ from configs import common, ct, invariances
 
 def get_config(arg: str = ''):
   """Denoiser, in small profiles a second one for features, VAE, flows, and the analysis; `arg` is the profile."""
-  return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=(1,) if (arg or 'paper') == 'paper' else (), anatomies=True)
+  return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=(1,) if (arg or 'paper') == 'paper' else (), anatomies=arg != 'smoke')
 
 
 def experiment(

@@ -1,6 +1,6 @@
 """jaxrec: adversarial robustness of learned medical image reconstruction, in JAX."""
 
-from jaxrec import attacks, data, fourier, geometry, invariances, masks, metrics, models, noise, training
+from jaxrec import attacks, data, fourier, geometry, invariances, masks, metrics, models, networks, noise, training
 from jaxrec.attacks import (
   AttackResult,
   Perturbation,
@@ -10,6 +10,7 @@ from jaxrec.attacks import (
   attack,
   coil_noise,
   compose,
+  family,
   grid,
   image_noise,
   pgd,
@@ -21,23 +22,29 @@ from jaxrec.attacks import (
   rotation,
   translation,
 )
+from jaxrec.audit import Sweep, audit
+from jaxrec.networks import Network, network, torch_network
 from jaxrec.types import Scan, Slice
 from jaxrec.version import __version__
 
 __all__ = [
   'AttackResult',
+  'Network',
   'Perturbation',
   'Scan',
   'Search',
   'SearchResult',
   'Slice',
+  'Sweep',
   '__version__',
   'apgd',
   'attack',
   'attacks',
+  'audit',
   'coil_noise',
   'compose',
   'data',
+  'family',
   'fourier',
   'geometry',
   'grid',
@@ -46,14 +53,26 @@ __all__ = [
   'masks',
   'metrics',
   'models',
+  'network',
+  'networks',
   'noise',
   'pgd',
   'random_search',
   'region_mse',
   'region_mse_ssim',
   'region_ssim',
+  'report',
   'restarts',
   'rotation',
+  'torch_network',
   'training',
   'translation',
 ]
+
+
+def __getattr__(name):
+  if name != 'report':
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from jaxrec.workflows.report import report  # Brings matplotlib, which nothing else here needs.
+
+  return report

@@ -4,7 +4,7 @@ Functions take rows or arrays and return a matplotlib figure; nothing is shown
 or saved here.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +15,7 @@ from jaxrec import statistics
 from jaxrec.data.ldct import normalise
 
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
+_LINES = ('-', '--', ':', '-.')
 _NAMES = {'varnet': 'E2E-VarNet', 'unet_recon': 'U-Net'}
 
 
@@ -25,15 +26,31 @@ def name_of(row: Mapping[str, Any]) -> str:
   return f'{_NAMES.get(row["model"], row["model"])} {row["acceleration"]}x'
 
 
+def looks(names: Iterable[str]) -> dict[str, tuple[int, str]]:
+  """Line and colour of every network of a report, the same in all of its figures.
+
+  Args:
+    names: of the networks, see `name_of`.
+
+  Returns:
+    Number of the line style, and colour, by name; a second round of colours has other lines.
+  """
+  names = sorted(set(names))
+  return {name: (i // len(_COLOURS), _COLOURS[i % len(_COLOURS)]) for i, name in enumerate(names)}
+
+
 def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Sequence[tuple[str, Sequence[Mapping[str, Any]]]] | None = None,
-                   *, draws: int = 1000) -> Figure:  # fmt: skip
+                   *, axis: str = 'strength', draws: int = 1000, look: Mapping[str, tuple[int, str]] | None = None) -> Figure:  # fmt: skip
   """A metric against the strength of the attack, with 95% bands over patients.
 
   Args:
     rows: rows of one perturbation; lines are networks unless `groups` is given.
     metric: column to show.
     groups: `(label, rows)` per line; more than six are drawn without bands.
+    axis: what the strength is.
     draws: bootstrap draws.
+    look: see `looks`; that of the networks in the rows if `None`. Further lines of
+      one network have its colour.
 
   Returns:
     The figure (Morshuis et al. 2022, figures 1a, 1b and 4a).
@@ -45,7 +62,13 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
   unit = rows[0]['unit']
   factor = 100 if unit == 'relative' else 1
   many = len(groups) > len(_COLOURS)
-  for (label, members), (line, colour) in zip(groups, _styles()):
+  look = look or looks(map(name_of, rows))
+  rounds, drawn = 1 + max(number for number, _ in look.values()), Counter()
+  for label, members in groups:
+    network = name_of(members[0])
+    number, colour = look[network]
+    line = _LINES[(number + rounds * drawn[network]) % len(_LINES)]
+    drawn[network] += 1
     strengths = sorted({r['strength'] for r in members})
     stats = []
     for strength in strengths:
@@ -64,24 +87,26 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
       axes.annotate('thermal noise', (eta, 0.98), xycoords=('data', 'axes fraction'), rotation=90, ha='right', va='top', fontsize=8, color='0.35')
     else:
       axes.annotate(f'thermal noise: {eta:.1f}% (off scale)', (0.98, 0.97), xycoords='axes fraction', ha='right', va='top', fontsize=8, color='0.35')
-  axes.set_xlabel({'relative': 'noise bound η [%]', 'degrees': 'largest rotation [degrees]', 'pixels': 'largest shift [pixels]'}[unit])
+  axes.set_xlabel(f'{axis} [{"%" if unit == "relative" else unit}]')
   axes.set_ylabel(_metric_name(metric))
   _legend(figure, axes, many)
   return figure
 
 
-def angle_curve(curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
+def angle_curve(curves: Sequence[tuple[str, np.ndarray, np.ndarray]], look: Mapping[str, tuple[int, str]]) -> Figure:
   """SSIM in the box against the angle of rotation for one example per network.
 
   Args:
     curves: `(label, angles in degrees, SSIM)` each.
+    look: see `looks`.
 
   Returns:
     The figure (Morshuis et al. 2022, figure 4b).
   """
   figure, axes = _axes()
-  for (label, angles, values), colour in zip(curves, _cycle(_COLOURS)):
-    axes.plot(angles, values, color=colour, label=label, lw=1.3)
+  for label, angles, values in curves:
+    line, colour = look[label]
+    axes.plot(angles, values, ls=_LINES[line % len(_LINES)], color=colour, label=label, lw=1.3)
   axes.set_xlabel('rotation [degrees]')
   axes.set_ylabel('SSIM in the box')
   axes.legend(frameon=False, fontsize=9)
@@ -104,14 +129,14 @@ def panel(examples: Sequence[tuple[str, Mapping[str, np.ndarray]]], caption: str
   for block, (label, arrays) in enumerate(examples):
     images = [np.asarray(arrays[k], float) for k in ('target', 'clean', 'adversarial', 'control')]
     images.append(np.abs(images[2] - images[1]))
-    top = float(np.quantile(images[0], 0.999))
+    bottom, top = _window(images[0])
     rows, cols = np.nonzero(np.asarray(arrays['region']))
     box = (rows.min(), rows.max() + 1, cols.min(), cols.max() + 1)
     for column, (title, image) in enumerate(zip(titles, images)):
-      limit = top if column < 4 else 0.25 * top
+      limits = dict(cmap='gray', vmin=bottom, vmax=top) if column < 4 else dict(cmap='magma', vmin=0, vmax=0.25 * (top - bottom))
       for line, part in enumerate((image, image[box[0] : box[1], box[2] : box[3]])):
         axes = grid[2 * block + line, column]
-        axes.imshow(part, cmap='gray' if column < 4 else 'magma', vmin=0, vmax=limit, interpolation='nearest')
+        axes.imshow(part, interpolation='nearest', **limits)
         axes.set_xticks([])
         axes.set_yticks([])
         if line == 0:
@@ -124,11 +149,21 @@ def panel(examples: Sequence[tuple[str, Mapping[str, np.ndarray]]], caption: str
   return figure
 
 
-def training_curve(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-  """Training loss and validation SSIM against the step, per run."""
+def training_curve(records: Mapping[str, Sequence[Mapping[str, Any]]], look: Mapping[str, tuple[int, str]]) -> Figure:
+  """Training loss and validation SSIM against the step.
+
+  Args:
+    records: metrics by network.
+    look: see `looks`.
+
+  Returns:
+    The figure.
+  """
   figure = Figure(figsize=(8, 3.2), layout='constrained')
   left, right = figure.subplots(1, 2)
-  for (label, lines), (line, colour) in zip(records.items(), _styles()):
+  for label, lines in records.items():
+    number, colour = look[label]
+    line = _LINES[number % len(_LINES)]
     for axes, name in ((left, 'loss'), (right, 'val_ssim')):
       points = [(r['step'], r[name]) for r in lines if name in r]
       if points:
@@ -187,11 +222,12 @@ def perturbation_panel(examples: Sequence[tuple[str, Mapping[str, np.ndarray]]],
   grid = figure.subplots(len(examples), len(titles), squeeze=False)
   for line, (label, arrays) in enumerate(examples):
     target, clean, attacked, control = (np.asarray(arrays[k], float) for k in ('target', 'clean', 'adversarial', 'control'))
-    top = float(np.quantile(target, 0.999))
+    bottom, top = _window(target)
+    change = 0.25 * (top - bottom)
     for column, image in enumerate((clean, control - target, control, attacked)):
       axes = grid[line, column]
       signed = column == 1
-      limits = dict(vmin=-0.25 * top, vmax=0.25 * top, cmap='RdBu_r') if signed else dict(vmin=0, vmax=top, cmap='gray')
+      limits = dict(vmin=-change, vmax=change, cmap='RdBu_r') if signed else dict(vmin=bottom, vmax=top, cmap='gray')
       axes.imshow(image, interpolation='nearest', **limits)
       axes.set_xticks([])
       axes.set_yticks([])
@@ -368,6 +404,11 @@ def _circle(axes, arrays):
   axes.add_patch(Circle((col, row), float(arrays['diameter']) / 2 + 3, fill=False, ec='#ffd400', lw=1.0))
 
 
+def _window(target):
+  """Black and white of images: 0 is black in MR, air in CT, whose values are below 0."""
+  return min(0.0, float(np.quantile(target, 0.001))), float(np.quantile(target, 0.999))
+
+
 def _rectangle(box):
   from matplotlib.patches import Rectangle
 
@@ -389,11 +430,6 @@ def _plain(axes):
 def _cycle(colours):
   while True:
     yield from colours
-
-
-def _styles():
-  """Line style and colour; a second round of colours is dashed, a third dotted."""
-  return [(line, colour) for line in ('-', '--', ':', '-.') for colour in _COLOURS]
 
 
 def _legend(figure, axes, many):

@@ -1,7 +1,6 @@
-"""Launcher: `python -m jaxrec.main --config=configs/varnet_8x.py [--workdir=...] [--config.a.b=...]`."""
+"""Launcher: `jaxrec --config=varnet_8x [--workdir=...] [--config.a.b=...]`, or `python -m jaxrec.main`."""
 
 import os
-import runpy
 import signal
 import sys
 import warnings
@@ -11,43 +10,35 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxrec.training import Stopped
-from jaxrec.workflows import run, workers
+from jaxrec.workflows import catalog, run, workers
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment, such as configs/varnet_8x.py or configs/varnet_8x.py:demo.')
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: varnet_8x, varnet_8x:demo, or a Python file with get_config(profile).')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<profile> if not given.')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'Address of process 0 for several processes, host:port; "auto" on clusters.')
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process.')
 
 
-def _with_demo(argv: list[str]) -> list[str]:
-  """Without data the demo profile runs, but for plans: `--config=x.py` becomes `--config=x.py:demo`."""
-  if any('config.data.root' in a or ('config.stages' in a and 'plan' in a) for a in argv):
-    return argv
-  flag = ('--config', '-config')
-  named = [before in flag or a.startswith(tuple(f'{f}=' for f in flag)) for before, a in zip(['', *argv], argv)]
-  return [f'{a}:demo' if is_config and _lacks_data(a.split('=')[-1]) else a for is_config, a in zip(named, argv)]
-
-
-def _lacks_data(path):
-  """Whether a config without a profile finds no data of its own kind; what is no config is left to the parser."""
-  if not path.endswith('.py') or not os.path.exists(path):
-    return False
-
-  def has_root(config):
-    return bool(config.get('data', {}).get('root')) or any(map(has_root, config.get('experiments', {}).values()))
-
-  return not has_root(runpy.run_path(path)['get_config']())
+def _help() -> str:
+  options = [f'  --{f.name}: {flags.FLAGS[f.name].help}' for f in (_CONFIG, _WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS)]
+  return '\n'.join([
+    'usage: jaxrec --config=NAME[:PROFILE] [--workdir=FOLDER] [--config.SECTION.OPTION=VALUE ...]',
+    '', 'NAME is one of the configs below or a file of your own, such as ~/study/mine.py; the same command goes on after a stop.',
+    '', 'options:', *options, '', catalog.listing(),
+  ])  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
   """Parses and dispatches; returns the exit code."""
+  if {'--help', '-h', '-help'} & set(argv):
+    print(_help())
+    return 0
   try:
-    rest = flags.FLAGS(_with_demo(argv))
+    rest = flags.FLAGS(catalog.prepare(argv))
     if len(rest) > 1:
       raise flags.Error(f'unexpected argument {rest[1]!r}')
     if _CONFIG.value is None:
-      raise flags.Error('--config: is missing; give one of configs/*.py')
+      raise flags.Error('--config: is missing; give a config, jaxrec --help lists them')
     config = _CONFIG.value
   except (flags.Error, OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, SyntaxError) as error:
     return _fail(error)
@@ -69,10 +60,17 @@ def main(argv: list[str]) -> int:
 
 def _fail(error: Exception) -> int:
   line = ' '.join(str(error).split()) or type(error).__name__
+  if isinstance(error, KeyError) and ' ' not in str(error.args[0]):
+    line = f'--config: has no section or option {error.args[0]} to set there; add it in a config file of your own'
   print(f'error: {line}', file=sys.stderr)
   return 2
 
 
-if __name__ == '__main__':
+def console() -> None:
+  """The command `jaxrec`."""
   warnings.filterwarnings('default', category=DeprecationWarning, module='jaxrec')
   sys.exit(main(sys.argv))
+
+
+if __name__ == '__main__':
+  console()

@@ -38,24 +38,39 @@ def acs_mask(num_cols: int, num_low: int) -> np.ndarray:
 
 
 def acs_of_mask(mask: np.ndarray) -> np.ndarray:
-  """The symmetric run of sampled columns around DC of a given mask.
+  """The symmetric run of sampled columns around DC of a given mask, or the square of samples.
 
   For files that carry a mask but not the width of its centre.
 
   Args:
-    mask: `[1, col]` bool.
+    mask: `[col]`, `[1, col]` or `[row, col]` bool.
 
   Returns:
-    `[1, col]` bool; one column if no symmetric run exists.
+    `[1, col]` or `[row, col]` bool; one column or sample if there is no more.
 
   Reference:
     The sensitivity model of the fastMRI repository.
   """
-  columns = np.asarray(mask, bool).reshape(-1)
+  mask = np.asarray(mask, bool)
+  if mask.ndim == 2 and mask.shape[0] > 1:
+    row, col = (n // 2 for n in mask.shape)
+    side = max((2 * h for h in range(1, min(row, col) + 1) if mask[row - h : row + h, col - h : col + h].all()), default=1)
+    return acs_mask(mask.shape[0], side).T & acs_mask(mask.shape[1], side)
+  columns = mask.reshape(-1)
   centre = columns.size // 2
   left = np.argmin(columns[:centre][::-1].astype(np.int8))
   right = np.argmin(columns[centre:].astype(np.int8))
   return acs_mask(columns.size, max(2 * min(left, right), 1))
+
+
+def has_gaps(measured: np.ndarray) -> bool:
+  """Whether samples are missing between others: undersampled, unlike zero padding, a partial echo or an ellipse.
+
+  Args:
+    measured: `[row, col]` bool.
+  """
+  edges = [np.diff(measured.astype(np.int8), axis=axis, prepend=0, append=0) == 1 for axis in (0, 1)]
+  return any((e.sum(axis) > 1).any() for axis, e in enumerate(edges))
 
 
 def restrict(line: LineMask, acquired: np.ndarray) -> LineMask:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxrec.geometry import center_crop
-from jaxrec.types import Array, Image, Scalar
+from jaxrec.types import Array, Image, Sample, Scalar
 
 _WINDOW = 7
 
@@ -144,6 +144,24 @@ def ssim_map(image: Image, target: Image, scale: Scalar, *, window: str = 'unifo
   cov = sample * (local_mean(x * y) - dx * dy)
   numerator = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
   return numerator / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+
+
+def own_reference(image: Image, sample: Sample) -> Sample:
+  """A sample without a target is compared with the network's own clean output.
+
+  Scores of the clean output are then perfect, and those of an attacked one say how
+  far it deviates from it. The gradient of every such score is zero where nothing is
+  perturbed yet: a search has to start elsewhere (`coil_noise(..., start='random')`).
+
+  Args:
+    image: `[row, col]`, the network's reconstruction of the sample, unperturbed.
+    sample: its target is NaN where there is none.
+
+  Returns:
+    The sample with every target that is NaN replaced by the image, centre-cropped.
+  """
+  missing = jnp.any(jnp.isnan(sample.target))
+  return sample.replace(target=jnp.where(missing, center_crop(image, sample.target.shape), sample.target))
 
 
 def _box_mean(x: Array) -> Array:

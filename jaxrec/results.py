@@ -157,6 +157,7 @@ class Run:
       'versions': {p: importlib.metadata.version(p) for p in _PACKAGES if _installed(p)},
       'devices': [f'{d.platform} {d.device_kind}' for d in jax.devices()],
       'matrix_precision': jax.config.jax_default_matmul_precision,
+      'processor': processor(),
       'processes': jax.process_count(),
       'git_revision': git_revision(),
       **extra,
@@ -246,6 +247,15 @@ def _installed(package):
   except importlib.metadata.PackageNotFoundError:
     return False
   return True
+
+
+def processor() -> str:
+  """Model of the processor: the same program rounds differently on different ones."""
+  try:
+    text = Path('/proc/cpuinfo').read_text()
+    return re.search(r'^(?:model name|Model|cpu model)\s*:\s*(.+)$', text, re.M)[1].strip()
+  except (OSError, TypeError):
+    return platform.processor() or platform.machine()
 
 
 def git_revision() -> str:
@@ -430,7 +440,8 @@ def read_rows(folder: str | Path) -> dict[tuple, dict[str, Any]]:
     RunError: naming the file and a line that is damaged.
   """
   found = {}
-  for path in sorted((Path(folder) / 'rows').glob('*.jsonl')):
+  # Other stages write NUMBER.STAGE.jsonl.
+  for path in sorted(p for p in (Path(folder) / 'rows').glob('*.jsonl') if '.' not in p.stem):
     for number, row in enumerate(read_jsonl(path), 1):
       try:
         found.setdefault(key_of(row), row)

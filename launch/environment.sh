@@ -1,5 +1,8 @@
 # Sourced by the other scripts: a virtual environment that is built once.
 
+# Tests and documentation share one environment.
+TEST_REQUIREMENT='.[test,tensorboard,ct,ismrmrd,docs]'
+
 make_environment() {  # folder, requirement
   local python="${PYTHON:-python3}"
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
-make_environment .venv-test '.[test,tensorboard,ct]'
+make_environment .venv-test "$TEST_REQUIREMENT"
 if [ "${JAXREC_PARITY:-1}" = 1 ]; then
   install_parity .venv-test || echo 'note: torch could not be installed; the parity tests will be skipped'
 fi

@@ -1,9 +1,9 @@
-"""Compares the numbers of the README with the files that they come from; `--write` puts the files' numbers in.
+"""Compares the numbers of the README and of pages with the files that they come from; `--write` puts the files' numbers in.
 
 A comment names the file, its rows and how they are written; `docs/numbers/README.md`
 says how. Every difference is one line of output, and the exit status is then 1.
 
-  python docs/numbers/check.py [--write] [README.md]
+  python docs/numbers/check.py [--write] [page.md ...]
 """
 
 import argparse
@@ -15,6 +15,8 @@ import shlex
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Pages that show results.
+PAGES = ('README.md', 'docs/ignored.md', 'docs/robust.md', 'docs/measured.md')
 _EXEMPT = '<!-- table without results -->'
 _TABLE = re.compile(r'<!-- table (?!without results -->)((?:(?!-->).)*)-->[ \t]*\n', re.DOTALL)
 _TEXT = re.compile(r'<!-- n ((?:(?!-->).)*)-->((?:(?!<!--).)*)<!-- /n -->', re.DOTALL)
@@ -102,12 +104,12 @@ def split_source(comment: str) -> tuple[str, str]:
   return source, template
 
 
-def updated(text: str) -> tuple[str, list[str]]:
+def updated(text: str, name: str = 'README.md') -> tuple[str, list[str]]:
   """The text with the files' numbers, and one line for every difference or fault."""
   problems = []
 
   def at(position):
-    return f'README line {text.count(chr(10), 0, position) + 1}'
+    return f'{name} line {text.count(chr(10), 0, position) + 1}'
 
   edits = []
   understood = [match.span() for pattern in (_TEXT, _TABLE) for match in pattern.finditer(text)]
@@ -158,7 +160,7 @@ def updated(text: str) -> tuple[str, list[str]]:
       position += len(line) + 1 if line is not None else 0
     if lines[2:] != expected:
       edits.append((start, start + len('\n'.join(lines)), '\n'.join(lines[:2] + expected)))
-  problems += _bare_tables(text, covered)
+  problems += _bare_tables(text, covered, name)
   for first, last, new in sorted(edits, reverse=True):
     text = text[:first] + new + text[last:]
   return text, problems
@@ -168,7 +170,7 @@ def _short(line):
   return 'no line' if line is None else repr(line)
 
 
-def _bare_tables(text, covered):
+def _bare_tables(text, covered, name):
   """Tables without a comment; a table each of whose lines holds a number from a file counts as covered."""
   problems, position, code = [], 0, False
   lines = text.splitlines(keepends=True)
@@ -183,7 +185,7 @@ def _bare_tables(text, covered):
           break
         body.append(row)
       if not before.endswith(_EXEMPT) and not all(_TEXT.search(row) for row in body):
-        problems.append(f'README line {i + 1}: a table without a comment that names its file ({line.strip()[:60]})')
+        problems.append(f'{name} line {i + 1}: a table without a comment that names its file ({line.strip()[:60]})')
     position += len(line)
   return problems
 
@@ -191,18 +193,21 @@ def _bare_tables(text, covered):
 def main(argv: list[str] | None = None) -> int:
   """Checks, or with `--write` rewrites; the exit status."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('readme', nargs='?', type=pathlib.Path, default=ROOT / 'README.md')
+  parser.add_argument('pages', nargs='*', type=pathlib.Path, default=[ROOT / page for page in PAGES])
   parser.add_argument('--write', action='store_true', help='put the numbers of the files in')
   options = parser.parse_args(argv)
-  text = options.readme.read_text()
-  new, problems = updated(text)
-  if options.write and new != text:
-    options.readme.write_text(new)
-    # What is left are faults of comments and files.
-    problems = updated(new)[1]
-  for problem in problems:
+  found = []
+  for page in options.pages:
+    text = page.read_text()
+    new, problems = updated(text, page.name)
+    if options.write and new != text:
+      page.write_text(new)
+      # What is left are faults of comments and files.
+      problems = updated(new, page.name)[1]
+    found += problems
+  for problem in found:
     print(problem)
-  return 1 if problems else 0
+  return 1 if found else 0
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxrec.networks import Network
 from jaxrec.types import Array, Delta, Image, Key, Objective, Reconstructor, Sample, Scalar, Variables
 
 
@@ -51,6 +52,9 @@ class SearchResult:
 
 class Search(Protocol):
   """Maximises a loss over a feasible set.
+
+  `attack` calls it as `search(key, loss, init, project)`. `jax.grad(loss)` is the
+  direction of steepest ascent, for complex deltas too (see `ascending`).
 
   Attributes:
     forward_calls: evaluations of the loss without gradient.
@@ -100,7 +104,7 @@ def attack(
   search: Search,
   objective: Objective,
   *,
-  surrogate: Reconstructor | None = None,
+  surrogate: Reconstructor | Network | None = None,
 ) -> Callable[[Variables, Key, Sample], AttackResult]:
   """Worst case of a network over a set of perturbations.
 
@@ -118,8 +122,9 @@ def attack(
     search: how the worst case is sought, such as `pgd(num_steps=10)`.
     objective: `(image, sample) -> []`, larger is worse for the network.
     surrogate: what the search looks at, if it is not the network itself: the
-      expectation of a randomised defence, or another network for a transfer.
-      Images and losses, but not `trace`, come from `reconstruct`.
+      expectation of a randomised defence, as a function of the same variables, or
+      for a transfer another `Network`, whose weights become constants of the
+      program. Images and losses, but not `trace`, come from `reconstruct`.
 
   Returns:
     `(variables, key, sample) -> AttackResult`.
@@ -141,13 +146,10 @@ def attack(
   """
 
   def run(variables: Variables, key: Key, sample: Sample) -> AttackResult:
-    def loss(delta):
-      image = (surrogate or reconstruct)(variables, perturbation.apply(delta, sample))
-      return objective(perturbation.align(delta, image), sample)
-
-    found = search(
-      key, loss, lambda key: perturbation.init(key, sample), lambda delta: perturbation.project(delta, sample)
-    )
+    if isinstance(surrogate, Network):
+      found = seek(surrogate.reconstruct, perturbation, search, objective)(surrogate.variables, key, sample)
+    else:
+      found = seek(surrogate or reconstruct, perturbation, search, objective)(variables, key, sample)
     perturbed = perturbation.apply(found.delta, sample)
     both = jax.tree.map(lambda *x: jnp.stack(x), sample, perturbed)
     clean, attacked = lax.map(lambda s: reconstruct(variables, s), both)
@@ -165,6 +167,82 @@ def attack(
     )
 
   return run
+
+
+def seek(
+  reconstruct: Reconstructor, perturbation: Perturbation, search: Search, objective: Objective
+) -> Callable[[Variables, Key, Sample], SearchResult]:
+  """The search of an `attack` alone, without the reconstructions before and after.
+
+  Args:
+    reconstruct: what the search looks at.
+    perturbation: as in `attack`.
+    search: as in `attack`.
+    objective: as in `attack`.
+
+  Returns:
+    `(variables, key, sample) -> SearchResult`.
+  """
+
+  def run(variables, key, sample):
+    def loss(delta):
+      image = reconstruct(variables, perturbation.apply(delta, sample))
+      return objective(perturbation.align(delta, image), sample)
+
+    return search(
+      key, ascending(loss), lambda key: perturbation.init(key, sample), lambda delta: perturbation.project(delta, sample)
+    )
+
+  return run
+
+
+@jax.custom_vjp
+def _conjugate_gradient(x):
+  return x
+
+
+_conjugate_gradient.defvjp(lambda x: (x, None), lambda _, g: (jnp.conj(g),))
+
+
+class _Ascending:
+  def __init__(self, loss):
+    self._loss = loss
+
+  def __call__(self, delta):
+    return self._loss(jax.tree.map(_conjugate_gradient, delta))
+
+
+def ascending(loss: Callable[[Delta], Scalar]) -> Callable[[Delta], Scalar]:
+  """The same loss, whose gradient is the direction of steepest ascent.
+
+  JAX's gradient with respect to a complex array is the conjugate of it. Searches
+  receive losses of this kind, and need not know. Applied twice it does no more.
+
+  Args:
+    loss: of real or complex arrays.
+
+  Returns:
+    The loss; forward-mode derivatives of it are not defined.
+  """
+  return loss if isinstance(loss, _Ascending) else _Ascending(loss)
+
+
+def starts_at_random(init: Callable[..., Delta], *arguments: Any) -> bool:
+  """Whether a start depends on its key.
+
+  Args:
+    init: `(key, *arguments) -> delta`.
+    *arguments: given to it.
+
+  Returns:
+    `False` if every key gives the same delta.
+  """
+  program = jax.make_jaxpr(init)(jax.random.key(0), *arguments).jaxpr
+  used = {v for v in program.outvars if not hasattr(v, 'val')}
+  for equation in reversed(program.eqns):
+    if used.intersection(equation.outvars):
+      used.update(v for v in equation.invars if not hasattr(v, 'val'))
+  return program.invars[0] in used
 
 
 def network_calls(search: Search) -> dict[str, int]:

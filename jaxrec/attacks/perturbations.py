@@ -1,5 +1,6 @@
 """Sets of realistic changes of a measurement."""
 
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from jaxrec import geometry
 from jaxrec.attacks.core import Perturbation
+from jaxrec.attacks.families import family
 from jaxrec.fourier import abs_squared, fft2c, ifft2c, safe_sqrt
 from jaxrec.types import Array, Scalar, Scan
 
@@ -18,6 +20,8 @@ _INSIDE = 1 - 1e-6
 def _check_strength(name: str, value) -> None:
   if isinstance(value, (int, float)) and not (np.isfinite(value) and value >= 0):
     raise ValueError(f'{name}: {value} is not a strength; give a finite number of at least 0')
+  if name == 'relative_radius' and isinstance(value, (int, float)) and value > 1:
+    warnings.warn(f'{name}: {value} is {100 * value:g}% of the measurement; 0.02 is 2%', stacklevel=3)
 
 
 def _choose(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -72,6 +76,7 @@ class _Ball:
     return jnp.sum(jnp.where(active, share, 0)) / jnp.maximum(jnp.sum(active), 1)
 
 
+@family('relative_radius', unit='relative', title='Worst-case k-space noise', axis='noise bound η')
 def coil_noise(
   relative_radius: Scalar | float,
   *,
@@ -131,6 +136,7 @@ def coil_noise(
   )
 
 
+@family('relative_radius', unit='relative', title='Worst-case image noise', axis='noise bound η')
 def image_noise(
   relative_radius: Scalar | float, *, norm: str = 'l2', reference: str = 'norm', start: str = 'zero'
 ) -> Perturbation:
@@ -187,6 +193,7 @@ def image_noise(
   )
 
 
+@family('max_degrees', unit='degrees', title='Worst-case rotation', axis='largest rotation')
 def rotation(max_degrees: Scalar | float, *, method: str = 'fourier') -> Perturbation:
   """Rotation of the patient: the coil images turn, then are sampled as before.
 
@@ -226,6 +233,7 @@ def rotation(max_degrees: Scalar | float, *, method: str = 'fourier') -> Perturb
   )
 
 
+@family('max_pixels', unit='pixels', title='Worst-case translation', axis='largest shift')
 def translation(max_pixels: Scalar | float) -> Perturbation:
   """Shift of the patient by a sub-pixel amount, a phase ramp in k-space.
 

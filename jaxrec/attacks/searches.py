@@ -2,8 +2,7 @@
 
 A search is called as `search(key, loss, init, project)` and keeps the best
 point it has evaluated. Steps of gradient searches are Optax transformations
-that receive the ascent direction; JAX's gradient with respect to a complex
-array is conjugated here, once, to give that direction.
+that receive the ascent direction, which `ascending` makes of JAX's gradient.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrec.attacks.core import Search, SearchResult, chunked
+from jaxrec.attacks.core import Search, SearchResult, ascending, chunked, starts_at_random
 from jaxrec.fourier import abs_squared, safe_sqrt
 from jaxrec.types import Delta
 
@@ -28,6 +27,7 @@ class _Search:
   run: Callable
   forward_calls: int
   backward_calls: int
+  points: Delta = None
 
   def __call__(self, key, loss, init, project) -> SearchResult:
     return self.run(key, loss, init, project)
@@ -38,14 +38,9 @@ def _positive(name, value):
     raise ValueError(f'{name}: {value} is not a positive whole number')
 
 
-def _ascent(loss):
-  value_and_grad = jax.value_and_grad(loss)
-
-  def run(delta):
-    value, gradient = value_and_grad(delta)
-    return value, jax.tree.map(jnp.conj, gradient)
-
-  return run
+def _needs_random_starts(name, count, init):
+  if count > 1 and not starts_at_random(init):
+    raise ValueError(f"{name}: {count} starts would all be the same; give the perturbation start='random'")
 
 
 def _leaf_norm(x):
@@ -149,7 +144,7 @@ def pgd(*, num_steps: int = 10, step: optax.GradientTransformation | None = None
   step = optax.with_extra_args_support(step or steepest_step())
 
   def run(key, loss, init, project):
-    ascent = _ascent(loss)
+    ascent = jax.value_and_grad(ascending(loss))
     start = project(init(key))
 
     def body(carry, _):
@@ -198,7 +193,7 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
   checkpoints = _apgd_checkpoints(num_steps)
 
   def run(key, loss, init, project):
-    ascent = _ascent(loss)
+    ascent = jax.value_and_grad(ascending(loss))
 
     def add(a, b, scale):
       return jax.tree.map(lambda x, y: x + scale * y, a, b)
@@ -270,7 +265,7 @@ def grid(points: Delta, *, chunk: int = 1) -> Search:
     feasible = jax.tree.map(lambda p, d: jnp.asarray(p, d.dtype), points, like)
     return _best_of(jax.vmap(project)(feasible), loss, chunk)
 
-  return _Search(run, forward_calls=counts.pop(), backward_calls=0)
+  return _Search(run, forward_calls=counts.pop(), backward_calls=0, points=points)
 
 
 def random_search(*, num_samples: int, chunk: int = 1) -> Search:
@@ -284,11 +279,13 @@ def random_search(*, num_samples: int, chunk: int = 1) -> Search:
     A search with a trace of `num_samples`.
 
   Raises:
-    ValueError: if `num_samples` is not positive.
+    ValueError: if `num_samples` is not positive, or, when it runs, if every start is the same.
   """
   _positive('num_samples', num_samples)
 
   def run(key, loss, init, project):
+    _needs_random_starts('num_samples', num_samples, init)
+
     def one(key):
       delta = project(init(key))
       return loss(delta)
@@ -323,11 +320,12 @@ def restarts(search: Search, *, num_restarts: int, chunk: int = 1) -> Search:
     A search whose trace is that of the best run.
 
   Raises:
-    ValueError: if `num_restarts` is not positive.
+    ValueError: if `num_restarts` is not positive, or, when it runs, if every start is the same.
   """
   _positive('num_restarts', num_restarts)
 
   def run(key, loss, init, project):
+    _needs_random_starts('num_restarts', num_restarts, init)
     results = chunked(
       lambda key: search(key, loss, init, project), (jax.random.split(key, num_restarts),), chunk=chunk
     )

@@ -92,14 +92,18 @@ def _parse(row, line, unusable):
     unusable['study level'] += 1
     return None
   try:
-    where = [int(float(row[c])) for c in ('slice', 'x', 'y', 'width', 'height')]
+    where = [float(row[c]) for c in ('slice', 'x', 'y', 'width', 'height')]
+    if not where[0].is_integer():
+      unusable['slice is no whole number'] += 1
+      return None
+    where = [int(x) for x in where]
   except (TypeError, ValueError, OverflowError):
     unusable['no coordinates'] += 1
     return None
   if where[3] <= 0 or where[4] <= 0:
     unusable['empty box'] += 1
     return None
-  return Box((row['file'] or '').strip(), *where, (row['label'] or '').strip(), line)
+  return Box((row['file'] or '').strip().removesuffix('.h5'), *where, (row['label'] or '').strip(), line)
 
 
 def locate(box: Box, shape: tuple[int, int]) -> Region | str:

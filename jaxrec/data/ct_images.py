@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrec.data.errors import DataError
+from jaxrec.data.errors import DataError, check_regular
 
 # More than any CT image; what claims more is damaged or malicious.
 _MAX_PIXELS = 1 << 26
@@ -18,6 +18,7 @@ def describe(path: str | Path) -> tuple[tuple[int, int], float]:
   Raises:
     DataError: naming the file, if it is no image of CT.
   """
+  check_regular(path)
   if Path(path).suffix.lower() != '.dcm':
     return _read_grey(path).shape, 1.0
   header = _read_dataset(path, pixels=False)
@@ -30,6 +31,7 @@ def read_file(path: str | Path) -> np.ndarray:
   Raises:
     DataError: naming the file and what is wrong with it.
   """
+  check_regular(path)
   image = _read_dicom(path) if Path(path).suffix.lower() == '.dcm' else _read_grey(path)
   if not np.isfinite(image).all():
     raise DataError(f'{path}: holds values that are not finite')

@@ -3,14 +3,16 @@
 Layout: `<root>/<challenge>_<split>/*.h5` or any folder of volumes. A volume
 has `kspace` `[slice, coil, row, col]` (single-coil: `[slice, row, col]`),
 `ismrmrd_header`, and `reconstruction_rss` or `reconstruction_esc`; test
-volumes have a `mask` and no reconstruction.
+volumes have a `mask` and no reconstruction. Without a header the measured columns
+are those that are not zero. `Volume` and `Raw` serve the other formats, too.
 """
 
 import json
 import os
 import re
+import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +20,13 @@ import numpy as np
 
 from jaxrec import masks
 from jaxrec.data import hdf5
-from jaxrec.data.annotations import Region, region_mask
+from jaxrec.data.annotations import SMALLEST, Region
 from jaxrec.data.errors import DataError
-from jaxrec.data.singlecoil import centre_of, centred_images
 from jaxrec.types import Scan
 
 _HEADER_LIMIT = 1 << 20
 _NAMESPACE = '{http://www.ismrm.org/ISMRMRD}'
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
 _ATTRIBUTES = ('max', 'norm', 'patient_id', 'acquisition')
 
 
@@ -33,20 +34,22 @@ class Volume(NamedTuple):
   """What the index knows of a volume.
 
   `shape` is `[slice, coil, row, col]`, `crop` the size of the target,
-  `acquired` the half-open range of measured columns, `target` the data set with
-  the reconstruction (empty: from the k-space; `none`: a test volume).
+  `acquired` the half-open range of measured columns (`None`: those that are not
+  zero), `target` the data set with the reconstruction (empty: from the k-space;
+  `none`: undersampled, there is none), `format` the reader's name.
   """
 
   path: str
   name: str
   shape: tuple[int, int, int, int]
   crop: tuple[int, int]
-  acquired: tuple[int, int]
+  acquired: tuple[int, int] | None
   target: str
   max: float | None
   norm: float | None
   patient_id: str
   acquisition: str
+  format: str = 'fastmri'
 
   @property
   def fully_sampled(self) -> bool:
@@ -55,6 +58,14 @@ class Volume(NamedTuple):
   def stamp(self) -> str:
     """Name, shape and size on disk, for fingerprints."""
     return f'{self.name} {self.shape} {self.crop} {self.acquired} {os.path.getsize(self.path)}'
+
+
+class Raw(NamedTuple):
+  """What a file holds of a slice: k-space `[coil, row, col]`, and mask and target where it has them."""
+
+  kspace: np.ndarray
+  mask: np.ndarray | None = None
+  target: np.ndarray | None = None
 
 
 class Index(NamedTuple):
@@ -72,33 +83,43 @@ class Example(NamedTuple):
   region: Region | None
 
 
-def folder(root: str | Path, split: str, challenge: str = 'multicoil') -> Path:
+def folder(root: str | Path, split: str, challenge: str = 'multicoil', suffixes: Sequence[str] = ('.h5',)) -> Path:
   """Folder of a split: `<root>/<challenge>_<split>`, `<root>/<split>` or `<root>`.
+
+  Args:
+    root: data set.
+    split: `train`, `val` or `test`.
+    challenge: `multicoil` or `singlecoil`.
+    suffixes: of volumes.
 
   Raises:
     DataError: if there is no such folder.
   """
   root = Path(root)
   for candidate in (root / f'{challenge}_{split}', root / split, root):
-    if candidate.is_dir() and any(candidate.glob('*.h5')):
+    if candidate.is_dir() and any(p.suffix in suffixes for p in candidate.iterdir()):
       return candidate
-  raise DataError(f'{root}: no .h5 volumes in {challenge}_{split}, {split} or the folder itself; set data.root')
+  raise DataError(f'{root}: no {" ".join(suffixes)} volumes in {challenge}_{split}, {split} or the folder itself; set data.root')
 
 
-def index(path: str | Path, *, cache: str | Path | None = None) -> Index:
+def index(
+  path: str | Path, *, cache: str | Path | None = None, readers: Mapping[str, Callable[[Path], Volume]] | None = None
+) -> Index:
   """Checks every volume of a folder; unchanged files are taken from the cache.
 
   Args:
-    path: folder of `.h5` files.
+    path: folder of volumes.
     cache: JSON file to read and to write; not written if that fails.
+    readers: what describes files, by suffix; `describe` for `.h5` if `None`.
 
   Returns:
     Usable volumes by name, and one line per bad file.
   """
   path = Path(path)
+  readers = readers or {'.h5': describe}
   known = _load_cache(cache)
   entries = {}
-  for file in sorted(path.glob('*.h5')):
+  for file in sorted(p for p in path.iterdir() if p.suffix in readers):
     try:
       stat = file.stat()
       stamp = [stat.st_size, stat.st_mtime_ns]
@@ -108,20 +129,20 @@ def index(path: str | Path, *, cache: str | Path | None = None) -> Index:
     entry = known.get(str(file))
     if entry is None or entry['stamp'] != stamp:
       try:
-        entry = {'stamp': stamp, 'volume': describe(file)._asdict()}
+        entry = {'stamp': stamp, 'volume': readers[file.suffix](file)._asdict()}
       except DataError as error:
         entry = {'stamp': stamp, 'bad': str(error)}
     entries[str(file)] = entry
   _save_cache(cache, entries)
   volumes = [_volume(e['volume']) for e in entries.values() if 'volume' in e]
+  bare = [v for v in volumes if v.format == 'fastmri' and v.acquired is None]
+  if bare:
+    warnings.warn(f'{path}: {len(bare)} volumes have no ismrmrd_header; their measured columns are those that are not zero', stacklevel=2)
   return Index(volumes, {file: e['bad'] for file, e in entries.items() if 'bad' in e})
 
 
 def _volume(fields):
-  fields = dict(fields)
-  for key in ('shape', 'crop', 'acquired'):
-    fields[key] = tuple(fields[key])
-  return Volume(**fields)
+  return Volume(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
 def _load_cache(cache):
@@ -171,21 +192,26 @@ def _describe(path, file):
     raise DataError(f'{path}: kspace has shape {kspace.shape}; expected [slice, coil, row, col] without zeros')
   if kspace.dtype.kind != 'c':
     raise DataError(f'{path}: kspace has type {kspace.dtype}; expected complex')
+  if min(kspace.shape[-2:]) < SMALLEST:
+    raise DataError(f'{path}: kspace has shape {kspace.shape}; SSIM needs {SMALLEST} rows and columns or more')
   shape = kspace.shape if kspace.ndim == 4 else (kspace.shape[0], 1, *kspace.shape[1:])
   target = _find_target(path, file, kspace.ndim)
-  left, right, recon = _header(path, file, shape)
+  acquired, recon = _header(path, file, shape)
+  if not target:
+    target = derived_target(np.asarray(kspace[shape[0] // 2]))
   crop = recon if target in ('', 'none') else file[target].shape[1:]
   crop = tuple(min(a, b) for a, b in zip(crop, shape[2:]))
+  check_size(path, crop)
   if target not in ('', 'none') and (file[target].shape[0] != shape[0] or file[target].shape[1:] != crop):
     raise DataError(f'{path}: {target} has shape {file[target].shape}, which does not fit kspace {kspace.shape}')
   attributes = {name: file.attrs.get(name) for name in _ATTRIBUTES}
-  numbers = {name: _number(path, name, attributes[name]) for name in ('max', 'norm')}
+  numbers = {name: positive(path, name, attributes[name]) for name in ('max', 'norm')}
   return Volume(
     path=str(path),
     name=path.stem,
     shape=tuple(int(n) for n in shape),
     crop=tuple(int(n) for n in crop),
-    acquired=(left, right),
+    acquired=acquired,
     target=target,
     patient_id=_text(attributes['patient_id']) or path.stem,
     acquisition=_text(attributes['acquisition']),
@@ -204,13 +230,34 @@ def _find_target(path, file, ndim):
   return 'none' if hdf5.dataset(file, 'mask') is not None else ''
 
 
+def derived_target(kspace: np.ndarray) -> str:
+  """`Volume.target` of k-space `[..., row, col]` without a reconstruction: empty, or `none` where it is undersampled."""
+  measured = (kspace != 0).reshape(-1, *kspace.shape[-2:]).any(0)
+  return 'none' if masks.has_gaps(measured) else ''
+
+
+def check_size(path: str | Path, crop: Sequence[int]) -> None:
+  """Refuses images that are smaller than the window of SSIM.
+
+  Raises:
+    DataError: naming the file.
+  """
+  if min(crop) < SMALLEST:
+    raise DataError(f'{path}: the target has shape {tuple(crop)}; SSIM needs {SMALLEST} rows and columns or more')
+
+
 def _text(value):
   if isinstance(value, bytes):
     value = value.decode('utf-8', 'replace')
   return '' if value is None else str(value)
 
 
-def _number(path, name, value):
+def positive(path: str | Path, name: str, value) -> float | None:
+  """An attribute as a positive number, `None` if there is none.
+
+  Raises:
+    DataError: naming file and attribute.
+  """
   if value is None:
     return None
   try:
@@ -225,10 +272,30 @@ def _number(path, name, value):
 def _header(path, file, shape):
   data = hdf5.dataset(file, 'ismrmrd_header')
   if data is None:
-    raise DataError(f'{path}: ismrmrd_header is missing; without it the measured columns are unknown')
+    return None, shape[2:]
   if data.shape not in ((), (1,)) or data.dtype.itemsize > _HEADER_LIMIT:
     raise DataError(f'{path}: ismrmrd_header is no text of at most 1 MiB')
-  text = data[()] if data.shape == () else data[0]
+  encoded, recon, left, right = parse_header(path, data[()] if data.shape == () else data[0])
+  left, right = max(left, 0), min(right, shape[-1])
+  if right <= left:
+    raise DataError(f'{path}: ismrmrd_header says that no column of {shape[-1]} was measured')
+  return (left, right), recon
+
+
+def parse_header(path: str | Path, text: bytes | str) -> tuple[tuple[int, int], tuple[int, int], int, int]:
+  """Sizes in an ISMRMRD header.
+
+  Args:
+    path: for messages.
+    text: XML.
+
+  Returns:
+    Encoded matrix and reconstructed one, rows and columns, the first measured
+    column, and the one after the last.
+
+  Raises:
+    DataError: for XML with entities, or without these numbers.
+  """
   if isinstance(text, bytes):
     text = text.rstrip(b'\0').decode('utf-8', 'replace')
   if not isinstance(text, str) or len(text) > _HEADER_LIMIT or '<!DOCTYPE' in text or '<!ENTITY' in text:
@@ -247,36 +314,35 @@ def _header(path, file, shape):
         raise ValueError(f'{"/".join(names)} is {value}')
       return value
 
-    encoded = number('encodedSpace', 'matrixSize', 'y')
+    encoded = tuple(number('encodedSpace', 'matrixSize', axis) for axis in 'xy')
     recon = tuple(number('reconSpace', 'matrixSize', axis) for axis in 'xy')
     limits = ('encodingLimits', 'kspace_encoding_step_1')
-    left = encoded // 2 - number(*limits, 'center')
+    left = encoded[1] // 2 - number(*limits, 'center')
     right = left + number(*limits, 'maximum') + 1
   except (ElementTree.ParseError, ValueError, OverflowError) as error:
     raise DataError(f'{path}: ismrmrd_header is malformed ({error}); copy or download the file again') from None
-  left, right = max(left, 0), min(right, shape[-1])
-  if right <= left:
-    raise DataError(f'{path}: ismrmrd_header says that no column of {shape[-1]} was measured')
   if 0 in recon:
     raise DataError(f'{path}: ismrmrd_header gives an empty reconSpace {recon}')
-  return left, right, recon
+  return encoded, recon, left, right
 
 
-def read_kspace(volume: Volume, slice_index: int) -> np.ndarray:
-  """k-space of one slice, `[coil, row, col]` complex64, checked for values.
+def read_raw(volume: Volume, slice_index: int) -> Raw:
+  """What the file holds of one slice.
 
   Raises:
-    DataError: for NaN, an all-zero slice or a damaged file.
+    DataError: for a damaged file.
   """
   with hdf5.open_file(volume.path) as file:
-    kspace = hdf5.read(file, 'kspace', slice_index)
-  kspace = np.asarray(kspace, np.complex64).reshape(volume.shape[1:])
-  where = f'{volume.path}: slice {slice_index}'
-  if not np.isfinite(kspace.view(np.float32)).all():
-    raise DataError(f'{where} of kspace holds NaN or infinity; remove the file or the slice')
-  if not kspace.any():
-    raise DataError(f'{where} of kspace is all zero; remove the file or the slice')
-  return kspace
+    kspace = np.asarray(hdf5.read(file, 'kspace', slice_index)).reshape(volume.shape[1:])
+    if volume.fully_sampled:
+      return Raw(kspace, target=hdf5.read(file, volume.target, slice_index) if volume.target else None)
+    mask = hdf5.dataset(file, 'mask')
+    if mask is not None and mask.size not in (volume.shape[-1], volume.shape[-2] * volume.shape[-1]):
+      raise DataError(f'{volume.path}: mask has {mask.size} columns, kspace has {volume.shape[-1]}')
+    try:
+      return Raw(kspace, None if mask is None else mask[()])
+    except (OSError, RuntimeError) as error:
+      raise DataError(f'{volume.path}: mask is damaged ({error}); copy or download the file again') from None
 
 
 def read_scan(
@@ -284,8 +350,7 @@ def read_scan(
 ) -> Scan:
   """One slice as a `Scan` of NumPy arrays.
 
-  A test volume has no fully sampled target; it gets its own mask, and the
-  zero-filled image as target, fit for reconstruction but not for scores.
+  An undersampled volume has no target; it keeps its own mask.
 
   Args:
     volume: from the index.
@@ -299,45 +364,43 @@ def read_scan(
   Raises:
     DataError: for unusable data.
   """
-  kspace = read_kspace(volume, slice_index)
-  acquired = np.zeros((1, volume.shape[-1]), bool)
-  acquired[:, volume.acquired[0] : volume.acquired[1]] = True
-  if volume.fully_sampled:
-    line = draw_mask(volume)
-  else:
-    with hdf5.open_file(volume.path) as file:
-      stored = np.asarray(hdf5.dataset(file, 'mask')[()]).astype(bool).reshape(1, -1)
-    if stored.shape != acquired.shape:
-      raise DataError(f'{volume.path}: mask has {stored.size} columns, kspace has {acquired.size}')
-    line = masks.LineMask(stored, masks.acs_of_mask(stored))
+  return scan_of(volume, slice_index, read_raw(volume, slice_index), draw_mask, region)
+
+
+def scan_of(
+  volume: Volume, slice_index: int, raw: Raw, draw_mask: Callable[[Volume], masks.LineMask], region: Region | None = None
+) -> Scan:
+  """The scan of what a file holds of a slice, checked.
+
+  Args:
+    volume: from the index.
+    slice_index: counted from 0.
+    raw: k-space, and what else the file holds.
+    draw_mask: see `read_scan`.
+    region: see there.
+
+  Returns:
+    As `read_scan`.
+
+  Raises:
+    DataError: naming file and slice.
+  """
+  acquired = None
+  if volume.acquired is not None:
+    acquired = np.zeros(volume.shape[-1], bool)
+    acquired[volume.acquired[0] : volume.acquired[1]] = True
+  mask, acs = draw_mask(volume) if volume.fully_sampled else (raw.mask, None)
   try:
-    line = masks.restrict(line, acquired)
+    scan = Scan.from_kspace(
+      raw.kspace, mask, acs=acs, acquired=acquired, target=raw.target, crop=volume.crop, scale=volume.max, box=region and region[:4]
+    )
+    if volume.fully_sampled and not scan.has_target:
+      raise ValueError('kspace: has gaps, unlike the middle slice')
   except ValueError as error:
-    raise DataError(f'{volume.path}: {error}') from None
-  if volume.target in ('', 'none'):
-    target = _rss_target(kspace, volume.crop)
-  else:
-    with hdf5.open_file(volume.path) as file:
-      target = np.asarray(hdf5.read(file, volume.target, slice_index), np.float32)
-    if not np.isfinite(target).all():
-      raise DataError(f'{volume.path}: slice {slice_index} of {volume.target} holds NaN or infinity')
-  scale = volume.max or float(target.max())
-  if not scale > 0:
-    raise DataError(f'{volume.path}: slice {slice_index} has an empty target')
-  return Scan(
-    kspace=kspace,
-    mask=line.mask,
-    acs=line.acs,
-    acquired=acquired,
-    target=target,
-    region=region_mask(region, target.shape),
-    scale=np.float32(scale),
-  )
-
-
-def _rss_target(kspace, crop):
-  image = np.sqrt((np.abs(centred_images(kspace)) ** 2).sum(0)).astype(np.float32)
-  return centre_of(image, crop)
+    name, _, fault = str(error).partition(': ')
+    where = f' of {name}' if name in ('kspace', 'target') else f': {name}:'
+    raise DataError(f'{volume.path}: slice {slice_index}{where} {fault}; mend the file, or remove it') from None
+  return scan
 
 
 def mask_drawer(
@@ -348,7 +411,7 @@ def mask_drawer(
   seed: int = 0,
   offset: int | None = None,
 ) -> Callable[[Volume], masks.LineMask]:
-  """Masks per volume: all its slices share one, seeded by its file name.
+  """Masks per volume: all its slices share one, seeded by its file name, with the suffix `.h5` in all formats.
 
   Args:
     kind: see `masks.line_mask`.
@@ -362,7 +425,7 @@ def mask_drawer(
   """
 
   def draw(volume: Volume) -> masks.LineMask:
-    letters = tuple(map(ord, Path(volume.path).name))
+    letters = tuple(map(ord, f'{volume.name}.h5'))
     return masks.line_mask(
       kind,
       volume.shape[-1],

@@ -1,12 +1,16 @@
 """HDF5 files of others: damaged ones, and ones that point elsewhere, are refused by name."""
 
+import math
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from jaxrec.data.errors import DataError
+from jaxrec.data.errors import DataError, check_regular
 
+# Ten times the largest slice of fastMRI; a header can claim 10^12 elements in a file of a kilobyte.
+_LARGEST = 1 << 30
+_MOST_SLICES = 100_000
 
 def open_file(path: str | Path) -> h5py.File:
   """Opens a file for reading.
@@ -14,6 +18,7 @@ def open_file(path: str | Path) -> h5py.File:
   Raises:
     DataError: naming the file, if it is missing or no HDF5 file.
   """
+  check_regular(path)
   try:
     return h5py.File(path, 'r', locking=False)
   except OSError as error:
@@ -25,7 +30,8 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
   """A data set that lives in this file, whatever the file claims; `None` if there is none.
 
   Raises:
-    DataError: for links, virtual data sets and external storage, which can point anywhere.
+    DataError: for links, virtual data sets and external storage, which can point anywhere, and for sizes that no
+      scan has.
   """
   try:
     link = file.get(name, getlink=True)
@@ -40,6 +46,11 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
     raise DataError(f'{file.filename}: {name} is a group, not a data set')
   if data.is_virtual or data.external:
     raise DataError(f'{file.filename}: {name} takes its data from other files; only data inside the file is read')
+  for what, shape in (('slices', data.shape[1:]), ('chunks', data.chunks or ())):
+    if math.prod(shape) * data.dtype.itemsize > _LARGEST:
+      raise DataError(f'{file.filename}: {name} claims {what} of {shape}, more than {_LARGEST >> 20} MiB each; remove the file')
+  if data.ndim > 1 and data.shape[0] > _MOST_SLICES:
+    raise DataError(f'{file.filename}: {name} claims {data.shape[0]} slices; expected at most {_MOST_SLICES}; remove the file')
   return data
 
 

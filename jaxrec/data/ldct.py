@@ -225,7 +225,8 @@ def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]
   """Low- and full-dose slice in HU, `[row, col]` float32; `None` without a pair.
 
   Raises:
-    DataError: naming the file, if it cannot be read or does not fit the series.
+    DataError: naming the file, if it cannot be read, does not fit the series, or
+      holds no air (-500 HU or less) or more than 10000 HU.
   """
   if not series.pairs:
     with hdf5.open_file(series.path) as file:
@@ -239,6 +240,11 @@ def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]
       raise DataError(f'{path}: has {image.shape[0]} x {image.shape[1]} pixels, the series {series.shape[1]} x {series.shape[2]}')
     if not series.pairs and not np.isfinite(image).all():
       raise DataError(f'{path}: slice {number} holds values that are not finite')
+  low = images[0]
+  if low.min() > -500 or low.max() > 1e4:
+    mend = 'give --offset to verify_data and data.offset to runs' if paths[0].lower().endswith(ct_images.GREY) else 'store HU'
+    where = paths[0] if series.pairs else f'{series.path}: slice {number}'
+    raise DataError(f'{where}: has values from {low.min():g} to {low.max():g}; these are no HU, {mend}')
   return images[0], images[1] if len(images) > 1 else None
 
 

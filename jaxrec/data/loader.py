@@ -5,7 +5,7 @@ run resumes at any batch without state; processes read disjoint parts of it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -41,7 +41,7 @@ def slices_of(volumes: Sequence[Volume], *, keep: float = 1.0) -> list[Example]:
 
 
 def annotated(
-  volumes: Sequence[Volume], annotations: annotations_lib.Annotations, *, policy: str = 'all', seed: int = 0
+  volumes: Sequence[Volume], annotations: annotations_lib.Annotations, *, policy: str = 'all', seed: int = 0, others: Collection[str] = ()
 ) -> tuple[list[Example], dict[str, int]]:
   """Examples for every usable box, each exactly once.
 
@@ -50,6 +50,7 @@ def annotated(
     annotations: the boxes.
     policy: `all`, `first` or `random` box of a slice.
     seed: seed of the random choice.
+    others: names of volumes that are known, but not meant.
 
   Returns:
     The examples, and counts of the boxes left out by reason.
@@ -57,7 +58,7 @@ def annotated(
   skipped: dict[str, int] = defaultdict(int, annotations.unusable)
   known = {v.name: v for v in volumes}
   for name, boxes in annotations.boxes.items():
-    if name not in known:
+    if name not in known and name not in others:
       skipped['unknown file'] += len(boxes)
   examples = []
   for name, volume in known.items():

@@ -5,10 +5,9 @@ on a torus; structures are round and at the centre. So signal D and covariance K
 are known exactly, and for a linear network A so are A D and A K A^T.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -76,9 +75,10 @@ def structure(side: int, diameter: float) -> np.ndarray:
   return soft_disc((side, side), (side / 2, side / 2), diameter)
 
 
-def contrast(noise: Texture, diameter: float, aim: float) -> float:
-  """Contrast that gives a structure the detectability `aim` in the input."""
-  return aim / exact_detectability(structure(noise.side, diameter).ravel(), covariance(noise))
+def contrasts(noise: Texture, diameters: Sequence[float], aims: Sequence[float]) -> np.ndarray:
+  """Contrasts that give structures the detectabilities `aims` in the input, `[diameter, aim]`."""
+  units = exact_detectability(np.stack([structure(noise.side, d).ravel() for d in diameters]), covariance(noise))
+  return np.asarray(aims) / units[:, None]
 
 
 class Known(NamedTuple):
@@ -191,10 +191,13 @@ def matrix(network: Callable[[Image], Image], side: int) -> np.ndarray:
   return np.asarray(columns, float).reshape(side * side, -1).T
 
 
-def exact(network: Callable[[Image], Image], noise: Texture, diameter: float, level: float) -> float:
-  """d'_out of a linear network for a structure of this contrast."""
+def exact(network: Callable[[Image], Image], noise: Texture, signals: np.ndarray) -> np.ndarray:
+  """d'_out of a linear network, `[class]`, for structures `[class, side, side]`."""
   a = matrix(network, noise.side)
-  signal = a @ (level * structure(noise.side, diameter).ravel())
-  k = a @ covariance(noise) @ a.T
+  seen = signals.reshape(len(signals), -1) @ a.T
   # Without any signal there is nothing to tell, up to the network's rounding.
-  return exact_detectability(signal, k) if np.linalg.norm(signal) > 1e-5 * level else 0.0
+  kept = np.linalg.norm(seen, axis=-1) > 1e-5 * np.abs(signals).max((1, 2))
+  found = np.zeros(len(signals))
+  if kept.any():
+    found[kept] = exact_detectability(seen[kept], a @ covariance(noise) @ a.T)
+  return found

@@ -155,25 +155,25 @@ def pooled(statistics: Statistics, patients: np.ndarray) -> tuple[np.ndarray, np
   return statistics.signals[patients].mean(0), np.tensordot(counts / counts.sum(), statistics.covariances[patients], 1)
 
 
-def exact_detectability(signal: np.ndarray, covariance: np.ndarray) -> float:
-  """`sqrt(D^T K^+ D)` of a known signal and covariance.
+def exact_detectability(signals: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+  """`sqrt(D^T K^+ D)` of known signals and their covariance.
 
   The pseudo-inverse leaves out directions in which nothing varies; a signal there
   would be told with certainty, so it must have none.
 
   Args:
-    signal: `[pixel]`.
+    signals: `[..., pixel]`.
     covariance: `[pixel, pixel]`.
 
   Returns:
-    d'.
+    d', `[...]`.
 
   Raises:
-    ValueError: if the signal lies where nothing varies.
+    ValueError: if a signal lies where nothing varies.
   """
   values, vectors = np.linalg.eigh(covariance)
-  seen = vectors.T @ signal
+  seen = np.asarray(signals, float) @ vectors
   varies = values > 1e-9 * values.max()
-  if np.sum(seen[~varies] ** 2) > 1e-6 * np.sum(seen**2) + 1e-30:
+  if np.any(np.sum(seen[..., ~varies] ** 2, -1) > 1e-6 * np.sum(seen**2, -1) + 1e-30):
     raise ValueError('signal: has a part in which scans do not vary; its detectability is without bound')
-  return float(np.sqrt(np.sum(seen[varies] ** 2 / values[varies])))
+  return np.sqrt(np.sum(seen[..., varies] ** 2 / values[varies], -1))

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from jaxrec.models.cinn import CINN
 from jaxrec.models.critics import CVAECritic, DUGANDiscriminator, WGANVGGCritic
@@ -35,6 +37,20 @@ _MODULES = {
 NAMES = tuple(_MODULES)
 
 
+def fields(name: str) -> tuple[str, ...]:
+  """Options of a network.
+
+  Args:
+    name: one of `NAMES`.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  if name not in _MODULES:
+    raise ValueError(f'model.name: {name!r} is unknown; choose one of {", ".join(NAMES)}')
+  return tuple(f for f in _MODULES[name].__dataclass_fields__ if f not in ('parent', 'name'))
+
+
 def build(name: str, **kwargs) -> nn.Module:
   """A network by name.
 
@@ -48,14 +64,11 @@ def build(name: str, **kwargs) -> nn.Module:
   Raises:
     ValueError: for an unknown name or attribute.
   """
-  if name not in _MODULES:
-    raise ValueError(f'model.name: {name!r} is unknown; choose one of {", ".join(NAMES)}')
-  module = _MODULES[name]
-  fields = [f for f in module.__dataclass_fields__ if f not in ('parent', 'name')]
+  known = fields(name)
   for key in kwargs:
-    if key not in fields:
-      raise ValueError(f'model.{key}: {name} has no such option; it takes {", ".join(fields)}')
-  return module(**kwargs)
+    if key not in known:
+      raise ValueError(f'model.{key}: {name} has no such option; it takes {", ".join(known)}')
+  return _MODULES[name](**kwargs)
 
 
 def bind(module: nn.Module) -> Reconstructor:
@@ -131,6 +144,23 @@ def inputs(sample: Sample) -> tuple[Array, ...]:
   return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.low_dose,)
 
 
+def hardware_key(key: Key) -> Key:
+  """The key for XLA's own generator: drawing a network's weights by Threefry takes long to compile."""
+  if jax.random.key_impl(key) != 'threefry2x32':
+    return key
+  data = jax.random.key_data(key)
+  return jax.random.wrap_key_data(jnp.concatenate([data, data]), impl='rbg')
+
+
 def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
-  """Variables of a network for samples of this shape, batch axes and all."""
-  return module.init(key, *inputs(sample))
+  """Variables of a network for samples of this shape, batch axes and all.
+
+  Args:
+    module: as in `bind`.
+    key: the weights follow from it; on other processors other weights.
+    sample: for its shapes.
+
+  Returns:
+    The variables.
+  """
+  return jax.jit(module.init)(hardware_key(key), *inputs(sample))

@@ -1,10 +1,17 @@
 """Checkpoints of any task's state; the only place that knows Orbax.
 
 `last` keeps the newest two, so that a process killed while writing leaves one
-whole; `best` keeps the best by validation. Arrays are written by process 0.
+whole, and that a damaged one has another behind it; `best` keeps the best by
+validation. Arrays are written by process 0, and the digests of all files after
+them: a flipped bit decompresses to other weights without an error.
 """
 
+import hashlib
+import json
 import logging
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+_DIGESTS = 'digests.json'
 
 
 class CheckpointError(ValueError):
@@ -26,8 +34,10 @@ class Checkpointer:
   """
 
   def __init__(self, folder: str | Path):
-    logging.getLogger('absl').setLevel(logging.ERROR)
+    # Orbax logs the traceback of every thread that a full disk stops.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
     self.folder = Path(folder).absolute()
+    self._whole: set[Path] = set()
     self._last = self._manager('last', keep=2)
     self._best = self._manager('best', keep=1)
 
@@ -37,32 +47,96 @@ class Checkpointer:
     return ocp.CheckpointManager(self.folder / name, options=options, item_handlers=handlers)
 
   def latest_step(self) -> int | None:
-    """Step of the newest state, or `None`."""
-    return self._last.latest_step()
+    """Step of the newest state that is not damaged, or `None`.
+
+    A damaged one is said on standard error, and replaced by the next `save_last`.
+
+    Raises:
+      CheckpointError: if all are damaged.
+    """
+    return self._newest(self._last)
 
   def best_step(self) -> int | None:
-    """Step of the best state, or `None`."""
-    return self._best.latest_step()
+    """Step of the best state, or `None`.
+
+    Raises:
+      CheckpointError: if it is damaged.
+    """
+    return self._newest(self._best)
 
   def best_score(self) -> float:
-    """Score of the best state, or minus infinity."""
-    step = self._best.latest_step()
+    """Score of the best state, or minus infinity.
+
+    Raises:
+      CheckpointError: if it is damaged.
+    """
+    step = self.best_step()
     if step is None:
       return -float('inf')
     return float(self._best.restore(step, args=ocp.args.Composite(score=ocp.args.JsonRestore()))['score']['score'])
 
   def save_last(self, step: int, state: Any) -> None:
-    """Writes the newest state; keeps the one before it."""
-    self._last.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)))
-    self._last.wait_until_finished()
+    """Writes the newest state; keeps the one before it.
+
+    Raises:
+      CheckpointError: if it cannot be written; earlier states are intact.
+    """
+    for later in self._last.all_steps():
+      # Training went on from before it, so it was damaged.
+      if later >= step:
+        self._last.delete(later)
+    self._save(self._last, step, state=ocp.args.StandardSave(state))
 
   def save_best(self, step: int, state: Any, score: float) -> None:
-    """Writes a state as the best one."""
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), score=ocp.args.JsonSave({'score': float(score)}))
-    if step in self._best.all_steps():
-      return
-    self._best.save(step, args=args)
-    self._best.wait_until_finished()
+    """Writes a state as the best one.
+
+    Raises:
+      CheckpointError: if it cannot be written; the best one so far is intact.
+    """
+    if step not in self._best.all_steps():
+      self._save(self._best, step, state=ocp.args.StandardSave(state), score=ocp.args.JsonSave({'score': float(score)}))
+
+  def _save(self, manager, step, **parts):
+    path = Path(manager.directory) / str(step)
+    self._remove_unfinished()
+    try:
+      manager.save(step, args=ocp.args.Composite(**parts))
+      manager.wait_until_finished()
+      if jax.process_index() == 0:
+        (path / _DIGESTS).write_text(json.dumps(_digests(path)))
+    except (OSError, ValueError) as error:
+      self._remove_unfinished()
+      (path / _DIGESTS).unlink(missing_ok=True)
+      # TensorStore hides the system's words in a paragraph.
+      words = re.search(r': ([^:]*) \[os_error_code', str(error))
+      raise CheckpointError(
+        f'{path}: cannot be written ({words[1] if words else _reason(error)}); free the disk, then run the same command to go on'
+      ) from None
+    self._whole.add(path)
+
+  def _remove_unfinished(self):
+    if jax.process_index() == 0:
+      for left in self.folder.glob('*/*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(left, ignore_errors=True)
+
+  def _newest(self, manager):
+    steps = sorted(manager.all_steps(), reverse=True)
+    damaged = {}
+    for step in steps:
+      path = Path(manager.directory) / str(step)
+      fault = '' if path in self._whole else _fault(path)
+      if not fault:
+        if damaged and path not in self._whole and jax.process_index() == 0:
+          found = ', '.join(f'{step} ({why})' for step, why in damaged.items())
+          print(f'warning: {path.parent}: checkpoint {found} is damaged; goes on from {step}, {steps[0] - step} steps are lost', file=sys.stderr)
+        self._whole.add(path)
+        return step
+      damaged[step] = fault
+    if damaged:
+      raise CheckpointError(
+        f'{manager.directory}: every checkpoint is damaged ({_reason(damaged[steps[0]])}); delete {self.folder} to train from the start'
+      )
+    return None
 
   def restore(self, like: Any, *, which: str = 'last') -> Any:
     """Reads a state.
@@ -75,10 +149,10 @@ class Checkpointer:
       The state, as NumPy arrays.
 
     Raises:
-      CheckpointError: if there is none, or it belongs to another architecture.
+      CheckpointError: if there is none, all are damaged, or it belongs to another architecture.
     """
     manager = self._last if which == 'last' else self._best
-    step = manager.latest_step()
+    step = self._newest(manager)
     if step is None:
       raise CheckpointError(f'{self.folder}: holds no checkpoint; train first or set another workdir')
     abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
@@ -89,10 +163,9 @@ class Checkpointer:
     except CheckpointError:
       raise
     except (ValueError, KeyError, TypeError, OSError) as error:
-      line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
       raise CheckpointError(
-        f'{self.folder}: checkpoint {step} does not fit this config ({line[:160]}); '
-        'use the config it was trained with or another workdir'
+        f'{manager.directory / str(step)}: is damaged or of another config ({_reason(error)}); '
+        'delete it to go on from the one before, or set another workdir'
       ) from None
 
   def close(self) -> None:
@@ -123,3 +196,26 @@ def _path(path):
   return '/'.join(str(getattr(p, 'key', getattr(p, 'name', getattr(p, 'idx', p)))) for p in path)
 
 
+def _digests(folder):
+  """SHA-256 of every file of a checkpoint by its path."""
+  found = {}
+  for path in sorted(p for p in folder.rglob('*') if p.is_file() and p != folder / _DIGESTS):
+    with open(path, 'rb') as stream:
+      found[str(path.relative_to(folder))] = hashlib.file_digest(stream, 'sha256').hexdigest()
+  return found
+
+
+def _fault(folder):
+  """What is wrong with the files of a checkpoint; nothing if they are as they were written, or nobody knows."""
+  if not (folder / _DIGESTS).exists():
+    return ''
+  try:
+    written, found = json.loads((folder / _DIGESTS).read_text()), _digests(folder)
+    changed = sorted(name for name in written if found.get(name) != written[name])
+  except (OSError, ValueError, TypeError) as error:
+    return f'{_DIGESTS}: {_reason(error)}'
+  return f'{changed[0]} {"has changed" if changed[0] in found else "is missing"}' if changed else ''
+
+
+def _reason(error):
+  return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -39,7 +39,8 @@ class BatchProgram:
     return jax.jit(mapped).lower(_at(self._whole, constant), *_at(self._split, batches))
 
   def __call__(self, constant: Any, *batches: Any) -> Any:
-    return self.compile(constant, *batches)(jax.device_put(constant, self._whole), *jax.device_put(batches, self._split))
+    placed = jax.device_put(constant, self._whole), *jax.device_put(batches, self._split)
+    return self.compile(*placed)(*placed)
 
 
 class Program:
@@ -223,7 +224,10 @@ def _mesh(devices):
 
 
 def _at(sharding, tree):
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), tree)
+  def place(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+  return jax.tree.map(place, tree)
 
 
 def _memory(devices):

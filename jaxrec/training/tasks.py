@@ -13,6 +13,7 @@ from jaxrec import metrics
 from jaxrec.geometry import center_crop
 from jaxrec.models import bind, bind_training
 from jaxrec.models import start as start_variables
+from jaxrec.models.registry import hardware_key
 from jaxrec.models.unet import moments, zero_filled
 from jaxrec.types import Array, Image, Key, Sample, Scalar, Scan
 
@@ -96,12 +97,6 @@ def image_scores(image: Image, sample: Sample) -> dict[str, Scalar]:
   return {
     name: getattr(metrics, name)(image, sample.target, sample.scale) for name in ('ssim', 'psnr', 'nmse')
   }
-
-
-def hardware_key(key: Key) -> Key:
-  """The key for XLA's own generator: drawing a network's weights by Threefry takes long to compile."""
-  data = jax.random.key_data(key)
-  return jax.random.wrap_key_data(jnp.concatenate([data, data]), impl='rbg')
 
 
 def supervised(

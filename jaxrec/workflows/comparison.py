@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxrec import figures, results, statistics
+from jaxrec.attacks import strength_text
 
 METRICS = ('nmse_image_adv', 'psnr_image_adv', 'ssim_image_adv', 'nmse_region_adv', 'psnr_region_adv', 'ssim_region_adv')
 _GROUP = ('network', 'split', 'perturbation', 'attacked', 'strength', 'unit')
@@ -47,13 +48,12 @@ def table(rows: Sequence[dict], draws: int) -> tuple[list[str], list[list[str]]]
     for _, name, form in shown:
       mean, low, high = (line[column[f'{name}_{part}']] for part in ('mean', 'low', 'high'))
       cells.append(f'{mean:{form}} ({low:{form}} to {high:{form}})')
-    strength = f'{100 * strength:.2f}%' if unit == 'relative' else f'{strength:g} {unit}'
-    out.append([network, split, perturbation, attacked, strength, *cells, f'{100 * line[-2]:.0f}%', str(line[-1])])
+    out.append([network, split, perturbation, attacked, strength_text(strength, unit), *cells, f'{100 * line[-2]:.0f}%', str(line[-1])])
   titles = ['network', 'split', 'perturbation', 'aimed at', 'strength', *(t for t, _, _ in shown), 'budget used', 'n']
   return titles, out
 
 
-def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
+def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[list[str], list[list[str]]]:
   """One line per network: clean quality, harm under every attack, amplification, training cost.
 
   Harm is the loss of SSIM and the gain of NMSE in the box, with intervals over patients.
@@ -61,6 +61,7 @@ def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   Args:
     runs: run folders with rows, `label`, `cost` and `config`.
     draws: bootstrap draws.
+    strongest: leave out all but the largest strength of every perturbation.
 
   Returns:
     Head and lines; no lines for fewer than two networks.
@@ -72,9 +73,11 @@ def defences(runs: Sequence, draws: int) -> tuple[list[str], list[list[str]]]:
   attacks = sorted({
     (r['perturbation'], r['strength'], r['unit']) for run in runs for r in run.rows if r['strength'] > 0 and r['attacked'] == aim
   })
+  if strongest:
+    attacks = [(name, strength, unit) for name, strength, unit in attacks if strength == max(s for n, s, _ in attacks if n == name)]
   head = ['network', 'attack sees', 'clean SSIM box', 'clean NMSE box']
   for name, strength, unit in attacks:
-    at = f'{name} {100 * strength:.1f}%' if unit == 'relative' else f'{name} {strength:g} {unit}'
+    at = f'{name} {strength_text(strength, unit)}'
     head += [f'SSIM lost, {at}', f'NMSE gained, {at}']
   head += ['amplification', 'training passes', 'training time']
   lines = []

@@ -16,8 +16,10 @@ from jaxrec.data.annotations import Region
 from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
 from jaxrec.data.fastmri import Example
+from jaxrec.data.source import CT, KSpace, Source
 from jaxrec.training import Parallel
-from jaxrec.types import Sample
+from jaxrec.types import Sample, Slice
+from jaxrec.workflows import factory
 
 
 class Data(NamedTuple):
@@ -32,8 +34,9 @@ class Data(NamedTuple):
 class _Read:
   """Reads an example; picklable for worker processes."""
 
-  def __init__(self, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None, added_noise=0.0):
-    self.options, self.redraw, self.inserted, self.added_noise = options, redraw, inserted, added_noise
+  def __init__(self, source, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None, added_noise=0.0, data_range='volume'):
+    self.data_range = data_range
+    self.source, self.options, self.redraw, self.inserted, self.added_noise = source, options, redraw, inserted, added_noise
     self.form, self.emulate_single_coil, self.relative = form, emulate_single_coil, relative
 
   def __call__(self, example: fastmri.Example, epoch: int) -> Sample:
@@ -41,7 +44,11 @@ class _Read:
     if self.redraw and epoch >= 0:
       # Training sees a fresh mask every epoch, the same one after a resume.
       options['seed'] = 1 + epoch * 1_000_003 + example.slice + options['seed']
-    scan = fastmri.read_scan(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
+    scan = self.source.read(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
+    if isinstance(scan, Slice):
+      return scan
+    if self.data_range == 'slice':
+      scan = scan.replace(scale=np.float32(np.ptp(scan.target)))
     if self.emulate_single_coil:
       scan = singlecoil.emulate(scan)
     rng = np.random.default_rng((zlib.crc32(example.volume.name.encode()), example.slice, options['seed']))
@@ -71,13 +78,14 @@ def reader(
   if is_ct(config):
     return _ReadCT(config.seed, redraw, tuple(config.data.centre_hu))
   form = form or config.data.form
-  if form not in ('kspace', 'image'):
-    raise ValueError(f'data.form: {form!r} is unknown; choose one of kspace, image')
-  options = dict(form=form, emulate_single_coil=config.data.emulate_single_coil, relative=config.data.get('relative', False))
+  options = dict(
+    form=form, data_range=config.data.get('range', 'volume'), emulate_single_coil=config.data.emulate_single_coil,
+    relative=config.data.get('relative', False),
+  )  # fmt: skip
   if form == 'image':
     options['added_noise'] = config.data.get('added_noise', 0.0)
     options['inserted'] = dict(config.data.get('inserted', {}))
-  return _Read(_mask_options(config, attacked), redraw, **options)
+  return _Read(source(config, config.data.root), _mask_options(config, attacked), redraw, **options)
 
 
 def accelerations(config: ml_collections.ConfigDict, *, attacked: bool = False) -> tuple[int, ...]:
@@ -87,15 +95,35 @@ def accelerations(config: ml_collections.ConfigDict, *, attacked: bool = False) 
 
 
 def is_ct(config: ml_collections.ConfigDict) -> bool:
-  """Whether the data are CT slices.
+  """Whether the data are CT slices."""
+  return config.data.get('layout', 'fastmri') == 'ldct'
+
+
+def source(config: ml_collections.ConfigDict, root: str | Path) -> Source:
+  """The source of k-space that `data.layout` names.
+
+  Args:
+    config: the experiment.
+    root: its data set, `data.root` or the phantom.
 
   Raises:
-    ValueError: for an unknown layout.
+    ValueError: if there is no such source.
   """
   layout = config.data.get('layout', 'fastmri')
-  if layout not in ('fastmri', 'ldct'):
-    raise ValueError(f'data.layout: {layout!r} is unknown; choose one of fastmri, ldct')
-  return layout == 'ldct'
+  return own_source(layout, root) if ':' in layout else KSpace(root, config.data.challenge)
+
+
+def own_source(name: str, root: str | Path) -> Source:
+  """What a factory `package.module:factory` makes of the root of a data set.
+
+  Args:
+    name: where the factory is.
+    root: its one argument.
+
+  Raises:
+    ValueError: if there is no such factory.
+  """
+  return factory.imported('data.layout', name)(root)
 
 
 class _ReadCT:
@@ -134,17 +162,16 @@ def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | 
     return _ct_data(config, workdir, parallel)
   c = config.data
   root, annotations = c.root, c.annotations
-  if not root:
+  if not root and ':' not in c.get('layout', ''):
     if c.challenge != 'multicoil':
       raise DataError(f'data.root: is missing; the phantom has several coils, and data.challenge asks for {c.challenge}; use the profile demo')
     root, annotations = _phantom(dict(c.phantom), workdir, parallel)
-  indices = []
+  indices, made = [], source(config, root)
   for split in ('train', 'val'):
-    path = fastmri.folder(root, split, c.challenge)
-    found = fastmri.index(path, cache=workdir / f'index-{split}.json' if _first(parallel) else None)
+    found = made.index(split, cache=workdir / f'index-{split}.json' if _first(parallel) else None)
     if not found.volumes:
-      reason = next(iter(found.bad.values()), 'the folder is empty')
-      raise DataError(f'{path}: no usable volume; the first problem: {reason}')
+      reason = next(iter(found.bad.values()), 'there is none')
+      raise DataError(f'{root}: no usable volume in {split}; the first problem: {reason}')
     indices.append(found)
   # Options of the mask are checked here, not at the first slice of a long run.
   for attacked in (False, True):
@@ -166,7 +193,7 @@ def _ct_data(config, workdir, parallel):
       parallel.barrier('phantom')
   indices = []
   for split, patch in (('train', c.patch), ('val', c.evaluate_patch)):
-    found = ldct.index(root, split, patients=c.patients or None, offset=c.offset, patch=patch)
+    found = CT(root, patients=c.patients or None, offset=c.offset, patch=patch).index(split)
     if not found.volumes:
       reason = next(iter(found.bad.values()), 'no patient belongs to it')
       raise DataError(f'{root}: no usable series in {split}; the first problem: {reason}')
@@ -207,18 +234,22 @@ def _phantom(options, workdir, parallel):
 def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastmri.Example], dict[str, int]]:
   """Examples to attack: every box of the splits, or every slice without annotations."""
   chosen, skipped = [], {}
+  annotations = found.annotations
+  # Boxes of the other split are not left out; files that cannot be read are listed by themselves.
+  others = {v.name for index in (found.train, found.val) for v in index.volumes} | {Path(p).stem for p in (*found.train.bad, *found.val.bad)}
   for split in config.attack.splits:
-    if split not in ('train', 'val'):
-      raise ValueError(f'attack.splits: {split!r} is unknown; choose among train, val')
     every = getattr(found, split).volumes
-    volumes = [v for v in every if v.fully_sampled]
+    # Prospective data have no target: they are attacked where there is nothing else.
+    volumes = [v for v in every if v.fully_sampled] or list(every)
     if is_ct(config):
       mine = _ct_examples(volumes)
-    elif found.annotations is None:
+    elif annotations is None:
       mine = loader.slices_of(volumes, keep=config.data.keep_slices)
     else:
-      mine, reasons = loader.annotated(volumes, found.annotations, policy=config.data.boxes, seed=config.seed)
+      mine, reasons = loader.annotated(volumes, annotations, policy=config.data.boxes, seed=config.seed, others=others)
       skipped |= {k: skipped.get(k, 0) + n for k, n in reasons.items()}
+      # What belongs to no volume is counted once.
+      annotations = annotations_lib.Annotations({name: boxes for name, boxes in annotations.boxes.items() if name in others}, {})
     if len(every) > len(volumes):
       skipped['volume without full sampling'] = skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
     chosen += loader.spread(mine, config.attack.max_examples)

@@ -203,7 +203,7 @@ def moved_by_noise(network: Callable[[Image], Image], sites: Sequence[Site], sid
 
 
 def noise_columns() -> list[str]:
-  """Columns of `noise.csv` after the network and the patient."""
+  """Columns of `moved_by_noise.csv` after the network and the patient."""
   return ['realisation', *(f'dose_{dose:g}_{view}' for dose in DOSES for view in ('input', 'output'))]
 
 

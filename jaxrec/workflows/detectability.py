@@ -61,7 +61,7 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
     for name, f in networks.items()
     for patient, row in zip(first, detect.moved_by_noise(f, list(first.values()), asked.side))
   ]
-  results.write_csv(run_folder.folder / 'noise.csv', ['network', 'patient', *detect.noise_columns()], moved)
+  results.write_csv(run_folder.folder / 'moved_by_noise.csv', ['network', 'patient', *detect.noise_columns()], moved)
 
 
 def section(page: Page, folder, draws: int = 1000) -> None:
@@ -98,12 +98,12 @@ def section(page: Page, folder, draws: int = 1000) -> None:
   )  # fmt: skip
   page.table(
     'How outputs change with realisation and amplitude of the noise. Realisation: distance of the outputs of two scans over that of the scans. Dose: what a change of dose alone (the same noise, scaled) makes of the '
-    'input and of the output, over the distance of two scans there.', *noise_table(results.read_csv(folder / 'noise.csv'), draws), name='noise',
+    'input and of the output, over the distance of two scans there.', *noise_table(results.read_csv(folder / 'moved_by_noise.csv'), draws), name='noise',
   )  # fmt: skip
 
 
 def noise_table(rows, draws: int) -> tuple[list[str], list[list[str]]]:
-  """Head and lines of the table on noise, from `noise.csv`: means over patients with 95% intervals."""
+  """Head and lines of the table on noise, from `moved_by_noise.csv`: means over patients with 95% intervals."""
   head = ['network', 'realisation', *(f'dose x {dose:g}, {view}' for dose in detect.DOSES for view in ('input', 'output'))]
   lines = []
   for network in dict.fromkeys(r['network'] for r in rows):

@@ -3,34 +3,31 @@
 The keys of a section are the argument names of the factory it feeds.
 """
 
+import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
 from jaxrec import attacks, models, training
+from jaxrec.audit.plan import Start, Sweep
+from jaxrec.networks import Network
 from jaxrec.training import Parallel, Task
 from jaxrec.types import Objective, Reconstructor, Sample, Variables
 
 
-class Strength(NamedTuple):
-  """How a perturbation is scaled: its factory, the argument that scales it, and the unit."""
-
-  factory: Callable
-  argument: str
-  unit: str
-
-
 PERTURBATIONS = {
-  'coil_noise': Strength(attacks.coil_noise, 'relative_radius', 'relative'),
-  'image_noise': Strength(attacks.image_noise, 'relative_radius', 'relative'),
-  'rotation': Strength(attacks.rotation, 'max_degrees', 'degrees'),
-  'translation': Strength(attacks.translation, 'max_pixels', 'pixels'),
+  'coil_noise': attacks.coil_noise,
+  'image_noise': attacks.image_noise,
+  'rotation': attacks.rotation,
+  'translation': attacks.translation,
 }
 OBJECTIVES = {
   'region_mse': attacks.region_mse,
@@ -56,9 +53,32 @@ STEPS = {'steepest': attacks.steepest_step, 'advrec': attacks.advrec_step}
 
 
 def _pick(table, section, name):
+  """What a name in a config means: an entry of a table, or `'package.module:factory'` of the user's own."""
+  if ':' in name:
+    return imported(section, name)
   if name not in table:
-    raise ValueError(f'{section}: {name!r} is unknown; choose one of {", ".join(table)}')
+    raise ValueError(f"{section}: {name!r} is unknown; choose one of {', '.join(table)}, or give your own as 'package.module:factory'")
   return table[name]
+
+
+def imported(section: str, name: str) -> Callable:
+  """What `package.module:factory` names.
+
+  Args:
+    section: of the config, for messages.
+    name: where the factory is.
+
+  Raises:
+    ValueError: if there is no such function.
+  """
+  module, _, attribute = name.partition(':')
+  try:
+    found = importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(f'{section}: {name!r} cannot be imported ({error}); its folder is to be that of the config, the current one, or on PYTHONPATH') from None
+  if not callable(getattr(found, attribute, None)):
+    raise ValueError(f'{section}: {name!r} cannot be used; {found.__name__} has no function {attribute!r}')
+  return getattr(found, attribute)
 
 
 def _call(factory, section, options):
@@ -68,48 +88,80 @@ def _call(factory, section, options):
     raise ValueError(f'{section}: {str(error).split(") ")[-1]}') from None
 
 
-def perturbation(name: str, options: dict[str, Any]) -> tuple[Strength, Callable, tuple[float, ...]]:
-  """A family of perturbations over its strengths.
+def perturbation(section: str, options: dict[str, Any]) -> tuple[Callable, Any]:
+  """A family of perturbations with its options, and what its strength is set to.
 
   Args:
-    name: key of `PERTURBATIONS`, or any name if the options name the family.
-    options: arguments of the factory; the scaling one is a tuple of strengths.
+    section: of the config, for messages; its last part names the family where `options` does not.
+    options: arguments of the factory.
 
   Returns:
-    The strength's description, `strength -> Perturbation`, and the strengths
-    without 0, ascending.
+    The family over its strength, and the value of the strength.
+
+  Raises:
+    ValueError: for an unknown family or option, or without a strength.
   """
   options = dict(options)
-  strength = _pick(PERTURBATIONS, 'perturbation', options.pop('name', name))
-  options.pop('generator', None)
-  if strength.argument not in options:
-    raise ValueError(f'perturbation.{name}.{strength.argument}: is missing; give a tuple of strengths')
-  values = options.pop(strength.argument)
-  values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
-  for value in values:
-    _call(strength.factory, f'perturbation.{name}', {strength.argument: value, **options})
-  positive = tuple(sorted({float(v) for v in values if v > 0}))
-  if not positive:
-    raise ValueError(f'perturbation.{name}.{strength.argument}: give at least one strength above 0')
-  return strength, lambda value: strength.factory(value, **options), positive
+  made = _pick(PERTURBATIONS, section.rpartition('.')[0] or section, options.pop('name', section.rpartition('.')[2]))
+  strength = attacks.family_of(made).strength
+  if strength not in options:
+    raise ValueError(f'{section}.{strength}: is missing; give a tuple of strengths')
+  value = options.pop(strength)
+  for each in value if isinstance(value, (tuple, list)) else (value,):
+    _call(made, section, {strength: each, **options})
+  return functools.partial(made, **options), value
 
 
-def search(name: str, options: dict[str, Any]) -> attacks.Search:
-  """A gradient or random search by name; `grid` is built where its range is known."""
+def sweep(config: ml_collections.ConfigDict, name: str, start: Start | None = None) -> Sweep:
+  """The attack `name` of a config: `perturbation.NAME`, `search.NAME` and the objective.
+
+  Args:
+    config: the experiment.
+    name: key of both sections.
+    start: draws of a generator, for `perturbation.NAME.generator`.
+
+  Returns:
+    The sweep.
+
+  Raises:
+    ValueError: naming the option that is wrong.
+  """
+  section = f'perturbation.{name}'
+  options = dict(config.perturbation[name])
+  options.pop('generator', '')
+  family, value = perturbation(section, options)
+  values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+  positive = [v for v in values if v > 0]
+  chosen = dict(config.search[name]) if name in config.search else {'name': 'pgd'}
+  kind = chosen.pop('name')
+  if kind == 'grid':
+    found = attacks.grid(attacks.angle_grid(max(positive, default=0.0), **chosen))
+  else:
+    found = search(kind, chosen)
+  try:
+    return Sweep(family, values, found, objective(config.objective), config.attack.get('titles', {}).get(name, ''), start)
+  except ValueError as error:
+    raise ValueError(f'{section}.{error}') from None
+
+
+def search(name: str, options: dict[str, Any], section: str = 'search') -> attacks.Search:
+  """A gradient or random search by name; the grid of `sweep` is built where its range is known."""
   options = dict(options)
+  repeats = options.pop('num_restarts', 1)
   if name == 'pgd':
     step = options.pop('step', 'steepest')
     size = options.pop('step_size', 0.5)
     momentum = options.pop('momentum', 0.0)
-    rule = _pick(STEPS, 'search.step', step)(size)
+    rule = _pick(STEPS, f'{section}.step', step)(size)
     if momentum:
       rule = optax.chain(optax.trace(momentum), rule)
     built, defaults = attacks.pgd, {'step': rule}
+  elif name == 'grid':
+    raise ValueError(f'{section}.name: grid is for sweeps of the attack stage; choose pgd, apgd or random')
   else:
-    table = {'apgd': attacks.apgd, 'random': attacks.random_search}
-    built, defaults = _pick(table | {'pgd': attacks.pgd, 'grid': None}, 'search.name', name), {}
-  repeats = options.pop('num_restarts', 1)
-  found = _call(built, f'search.{name}', {**defaults, **options})
+    table = {'pgd': attacks.pgd, 'apgd': attacks.apgd, 'random': attacks.random_search}
+    built, defaults = _pick(table, f'{section}.name', name), {}
+  found = _call(built, f'{section}.{name}', {**defaults, **options})
   return found if repeats == 1 else attacks.restarts(found, num_restarts=repeats)
 
 
@@ -121,7 +173,10 @@ def objective(options: dict[str, Any]) -> Objective:
 
 
 def network(config: ml_collections.ConfigDict):
-  """The network and, for published weights, its variables (else `None`)."""
+  """The module and, for published weights, its variables (else `None`).
+
+  The user's own factory gives a linen module, or a `Network` that has its weights.
+  """
   options = dict(config.model)
   options.pop('checkpoint', '')
   weights, digest = options.pop('weights', ''), options.pop('sha256', '') or None
@@ -134,7 +189,20 @@ def network(config: ml_collections.ConfigDict):
     if options['name'] not in ('cnn10', 'redcnn', 'wganvgg', 'dugan'):
       raise ValueError(f'model.weights: there is no import for {options["name"]}; use varnet, unet_recon, cnn10, redcnn, wganvgg or dugan')
     return models.load_ldct(weights, options['name'], sha256=digest)
-  return models.build(options.pop('name'), **options), None
+  name = options.pop('name')
+  if ':' not in name:
+    return models.build(name, **options), None
+  made = _call(imported('model.name', name), f'model ({name})', options)
+  if isinstance(made, Network):
+    return made, made.variables
+  if not isinstance(made, nn.Module):
+    raise ValueError(f'model.name: {name} makes a {type(made).__name__}; it is to make a Flax linen module or a jaxrec.Network')
+  return made, None
+
+
+def undefended(module) -> Reconstructor:
+  """The reconstructor of a linen module or a `Network`, without a defence."""
+  return module.reconstruct if isinstance(module, Network) else models.bind(module)
 
 
 def defended(config: ml_collections.ConfigDict, module) -> tuple[Reconstructor, Reconstructor | None]:
@@ -143,19 +211,15 @@ def defended(config: ml_collections.ConfigDict, module) -> tuple[Reconstructor, 
   `attack.sees` is `defence` (gradients through the defence, expectation over
   `attack.draws` of its randomness) or `network`, for attacks that do not know it.
   """
-  plain = models.bind(module)
+  plain = undefended(module)
   randomised = getattr(module, 'smoothing_samples', 0) > 0
   options = dict(config.defence)
   name = options.pop('name')
-  if name not in ('none', 'cyclic'):
-    raise ValueError(f'defence.name: {name!r} is unknown; choose one of none, cyclic')
   reconstruct = plain
   if name == 'cyclic':
     reconstruct = _call(attacks.cyclic, 'defence', dict(reconstruct=plain, complete=models.bind_complete(module), **options))
   if config.attack.sees == 'network':
     return reconstruct, models.bind(module.clone(smoothing_samples=0)) if randomised else plain
-  if config.attack.sees != 'defence':
-    raise ValueError(f'attack.sees: {config.attack.sees!r} is unknown; choose one of defence, network')
   if not randomised:
     return reconstruct, None
   draws = [models.bind(module.clone(smoothing_seed=i + 1)) for i in range(config.attack.draws)]
@@ -216,12 +280,11 @@ def task(
   if 'perturbation' in options:
     chosen = dict(options.pop('perturbation'))
     kind = chosen.pop('name')
-    strength = _pick(PERTURBATIONS, 'train.task.perturbation', kind)
-    parts['perturbation'] = _call(strength.factory, f'train.task.perturbation.{kind}', chosen)
-    radius = chosen.get(strength.argument)
+    family, radius = perturbation('train.task.perturbation', {'name': kind, **chosen})
+    parts['perturbation'] = family(**{attacks.family_of(family).strength: radius})
   if 'search' in options:
     chosen = dict(options.pop('search'))
-    parts['search'] = search(chosen.pop('name'), chosen)
+    parts['search'] = search(chosen.pop('name'), chosen, 'train.task.search')
   if 'objective' in options:
     parts['objective'] = objective(options.pop('objective'))
   if name == 'adversarial':

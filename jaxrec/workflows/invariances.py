@@ -20,12 +20,9 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
   """Samples, measures and judges; finished inputs are not sampled again.
 
   Raises:
-    ValueError: for bad options, or a network that the detect stage has not seen.
+    ValueError: for a network that the detect stage has not seen.
   """
   options = config.invariances
-  for name, least in (('num_samples', 2), ('sites', 1), ('others', 1), ('scans', 2), ('shown', 1)):
-    if options[name] < least:
-      raise ValueError(f'invariances.{name}: {options[name]} is too few; it takes {least} or more')
   unseen = [s.network for s in options.samplers.values() if s.network not in config.detect.networks]
   if unseen:
     raise ValueError(f'invariances.samplers: {unseen[0]!r} is not among detect.networks, whose observers judge its samples')

@@ -47,15 +47,9 @@ def question(config: ConfigDict, data: datasets.Data) -> Question:
   training patients.
 
   Raises:
-    ValueError: for bad options.
     DataError: if there are too few places or patients.
   """
   options = config.detect
-  for name, least in (('side', 8), ('reach', 1), ('slices', 1), ('sites', 1), ('calibration', 1), ('repeats', 4), ('few', 1)):
-    if options[name] < least:
-      raise ValueError(f'detect.{name}: {options[name]} is too few; it takes {least} or more')
-  if options.few > options.repeats or 2 * options.reach + 1 > options.side:
-    raise ValueError(f'detect.few, detect.reach: {options.few}, {options.reach} do not fit repeats={options.repeats} and side={options.side}')
   ask = _ct if datasets.is_ct(config) else _mr
   kinds, patients, pixel = ask(config, data)
   # All patients have as many sites: those with fewer are left out and named.
@@ -143,11 +137,8 @@ def _aimed(options, signals, samples, digits):
   if n < 2 * p:
     raise DataError(f'detect: {n} places in training patients are too few for {p} pixels; raise detect.calibration or lower detect.reach')
   covariance = np.cov(samples.T)
-  kinds = []
-  for size, signal in signals.items():
-    unit = observers.exact_detectability(signal, covariance) * np.sqrt((n - p - 1) / n)
-    kinds += [Kind(size, float(np.round(aim / unit, digits)), aim) for aim in options.aims]
-  return kinds
+  units = observers.exact_detectability(np.stack(list(signals.values())), covariance) * np.sqrt((n - p - 1) / n)
+  return [Kind(size, float(np.round(aim / unit, digits)), aim) for size, unit in zip(signals, units) for aim in options.aims]
 
 
 def _mr(config, data):

@@ -1,5 +1,6 @@
 """What a config takes on a device that is here or elsewhere: its programs, compiled and not run."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import models, results
+from jaxrec.audit import program
+from jaxrec.networks import Network
 from jaxrec.training import Parallel, cost, memory, parallel
 from jaxrec.types import Sample, Scan, Slice
 from jaxrec.workflows import attack, datasets, factory
@@ -86,8 +89,8 @@ def planned(work: Work, chosen: Target) -> dict[str, Any]:
   sizes = work.sizes(len(chosen.devices))
   found = memory.largest_that_fits(sizes, lambda n: memory.takes_at_most(chosen.memory, lambda: compiled(n)))
   try:
-    program = compiled(found or sizes[0])
-    needed, told = memory.needed_memory(program), _analysis(program)
+    made = compiled(found or sizes[0])
+    needed, told = memory.needed_memory(made), _analysis(made)
   except jax.errors.JaxRuntimeError:
     needed, told = float('nan'), {}
   batch = work.batch(len(chosen.devices), found or sizes[0])
@@ -121,7 +124,7 @@ def programs(config, here: Parallel) -> Iterator[Work]:
     yield _training(config, module, sample, here)
   for name in config.perturbation:
     if name in config.plan.programs and not config.perturbation[name].get('generator', ''):
-      yield _attack(config, module, sample, name, here)
+      yield _attack(config, module, sample, name)
 
 
 def example(config) -> Sample:
@@ -172,20 +175,21 @@ def _training(config, module, sample, here):
   return Work('train', sizes, lambda devices, at_once: config.train.batch_size, lowered, flops)
 
 
-def _attack(config, module, sample, name, here):
-  reconstruct, surrogate = factory.defended(config, module)
-  plan = attack.planned(config, name, None, None, here)
-  program = attack.program(models.bind(module), reconstruct, surrogate, plan, config, chunk=config.attack.chunk or 1)
+def _attack(config, module, sample, name):
+  reconstruct, seen = factory.defended(config, module)
   variables = jax.eval_shape(lambda key, s: models.start(module, key, s), _key(), sample)
+  network = Network(reconstruct, variables, config.model.name)
+  if seen is not None:
+    network = dataclasses.replace(network, surrogate=Network(seen, variables))
+  sweep = factory.sweep(config, name)
+  run_batch = (program.by_grid if sweep.is_grid else program.by_search)(network, sweep, config.attack.chunk or 1)
 
-  def arguments(count):
-    return (variables, None), _stacked(_key(), count), _stacked(sample, count), _stacked(sample.region, count)
-
-  def sizes(devices):
-    return [config.attack.batch_size] if config.attack.batch_size else list(attack.AT_ONCE)
+  def shapes(count):
+    return program.shapes(network, sweep, sample, count)
 
   return Work(
-    name, sizes, lambda devices, at_once: devices * at_once,
-    lambda devices, count: parallel.BatchProgram(program, devices).lower(*arguments(count * len(devices))),
-    lambda: cost.flops(program, *arguments(1)),
+    name, lambda devices: [config.attack.batch_size] if config.attack.batch_size else list(attack.AT_ONCE),
+    lambda devices, at_once: devices * at_once,
+    lambda devices, count: parallel.BatchProgram(run_batch, devices).lower(*shapes(count * len(devices))),
+    lambda: cost.flops(run_batch, *shapes(1)),
   )  # fmt: skip

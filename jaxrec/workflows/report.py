@@ -6,72 +6,102 @@ from pathlib import Path
 import numpy as np
 
 from jaxrec import figures, results
+from jaxrec.attacks import strength_text
 from jaxrec.workflows import comparison
 from jaxrec.workflows.page import Page
 from jaxrec.workflows.train import sibling
 
-_TITLES = {
-  'coil_noise': 'Worst-case k-space noise',
-  'image_noise': 'Worst-case image noise',
-  'rotation': 'Worst-case rotation',
-  'translation': 'Worst-case translation',
-  'generator': 'Perturbations of a generator fitted to each network',
-  'shared_generator': 'Perturbations of one generator, for all networks',
-}
+
+def report(folder: str | Path, *, draws: int = 1000) -> Path:
+  """Writes the report of an audit, or of any run folders in a folder, from their rows.
+
+  Args:
+    folder: as given to `audit`, a run folder, or a folder of run folders.
+    draws: bootstrap draws over patients.
+
+  Returns:
+    Path of the page, one file to be opened in a browser.
+
+  Raises:
+    RunError: if there are no rows.
+  """
+  folder = Path(folder)
+  sources = [folder] if (folder / 'rows').is_dir() else sorted(path.parent for path in folder.glob('*/rows'))
+  return run(folder, sources, draws=draws)
 
 
-def run(config, folder: Path, sources: Sequence[Path]) -> Path:
+def run(
+  folder: Path, sources: Sequence[Path], *, others: Sequence[str | Path] = (), draws: int = 1000, generators: Sequence[str] = ()
+) -> Path:
   """Writes `figures/*.png` and `report.html` in a run folder.
 
   Args:
-    config: `report.draws` bootstrap draws.
     folder: where the report goes.
-    sources: run folders whose rows are shown together.
+    sources: run folders whose rows are shown together, if they have any.
+    others: further ones, which must have some: `report.runs`.
+    draws: bootstrap draws over patients.
+    generators: runs beside them whose adversarial training is shown.
 
   Returns:
     Path of the page.
 
   Raises:
-    RunError: if no source has rows.
+    RunError: if no source has rows, or if one of the others has none.
   """
-  runs = [r for r in (_Source(Path(s)) for s in sources) if r.rows]
+  for other in others:
+    _check(Path(other))
+  runs = [r for r in (_Source(Path(s)) for s in (*sources, *others)) if r.rows]
   rows = [row for r in runs for row in r.rows]
   if not rows:
     raise results.RunError(f'{folder}: has no rows to report; run the attack stage first')
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
+  look = figures.looks(map(figures.name_of, rows))
   page = Page(folder)
   page.text(_summary(runs, rows))
   page.table(
-    'One line per network: quality in the box, and what every attack takes from it. Amplification: largest relative change of the image '
-    'per relative change of the measurement, to first order. Passes: forward and backward, of one example each.',
-    *comparison.defences(runs, config.report.draws), name='defences',
+    'One line per network: quality in the box, and what every attack takes from it at its largest strength (all strengths: defences.csv). '
+    'Amplification: largest relative change of the image per relative change of the measurement, to first order. '
+    'Passes: forward and backward, of one example each.',
+    *comparison.defences(runs, draws, strongest=True),
   )  # fmt: skip
-  results.write_csv(folder / 'summary.csv', *comparison.summary(rows, config.report.draws))
+  if len(runs) > 1:
+    results.write_csv(folder / 'defences.csv', *comparison.defences(runs, draws))
+  results.write_csv(folder / 'summary.csv', *comparison.summary(rows, draws))
   for name in sorted({r['perturbation'] for r in rows}):
     mine = [r for r in rows if r['perturbation'] == name]
-    page.heading(_TITLES.get(name, name))
+    sweep = next((r.sweeps[name] for r in runs if name in r.sweeps), {})
+    title, axis = sweep.get('title', name), sweep.get('axis', 'strength')
+    page.heading(title)
     aimed = [r for r in mine if r['attacked'] == 'region']
-    if aimed:
-      page.figure(
-        f'{name}-ssim', figures.strength_curve(aimed, 'ssim_region_adv', draws=config.report.draws),
-        'Attacks on the annotated box: SSIM in the box against strength; bands are 95% bootstrap intervals over patients.',
-      )  # fmt: skip
+    page.figure(
+      f'{name}-ssim', figures.strength_curve(aimed or mine, 'ssim_region_adv', axis=axis, draws=draws, look=look),
+      f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength; '
+      'bands are 95% bootstrap intervals over patients.',
+    )  # fmt: skip
     if len({r['attacked'] for r in mine}) == 2:
       groups = []
       for label in sorted({figures.name_of(r) for r in mine}):
         for aim, words in (('region', 'box attacked'), ('image', 'whole image attacked')):
           groups.append((f'{label}, {words}', [r for r in mine if figures.name_of(r) == label and r['attacked'] == aim]))
+      groups = [group for group in groups if group[1]]
       page.figure(
-        f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, draws=config.report.draws),
+        f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, axis=axis, draws=draws, look=look),
         'Attacks aimed at the box against attacks aimed at the whole image, both scored in the box.',
       )  # fmt: skip
-    _pictures(page, runs, name)
-  _training(page, runs, config)
+    _pictures(page, runs, name, title, mine[0]['unit'], look)
+  _training(page, runs, generators, look)
   page.heading('All numbers')
-  page.table('Mean over examples, with 95% bootstrap intervals over patients', *comparison.table(rows, config.report.draws))
+  page.table('Mean over examples, with 95% bootstrap intervals over patients', *comparison.table(rows, draws))
   _bad_input(page, runs)
   _origin(page, runs)
   return page.write('jaxrec: adversarial robustness of MR image reconstruction')
+
+
+def _check(folder):
+  if not folder.is_dir():
+    raise results.RunError(f'report.runs: {folder} is no folder; name run folders')
+  if not results.read_rows(folder):
+    raise results.RunError(f'report.runs: {folder} holds no rows of an attack; name the folder of a run with the stage attack')
 
 
 class _Source:
@@ -83,6 +113,7 @@ class _Source:
     self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
     self.provenance = results.read_json(folder / 'provenance.json')
     self.config = results.read_json(folder / 'config.json')
+    self.sweeps = results.read_json(folder / 'sweeps.json')
     trained = self.config.get('model', {}).get('checkpoint', '')
     origin = sibling(folder, trained) if trained else folder
     self.cost = comparison.cost_of(origin)
@@ -110,12 +141,18 @@ class _Source:
 
 def _summary(runs, rows):
   examples = {(r['file'], r['slice'], r['annotation']) for r in rows}
-  lines = [f'{len(examples)} annotated regions, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.']
-  demo = [r for r in runs if r.config and not r.config['data']['root']]
+  lines = [f'{len(examples)} {"annotated regions" if any(r["attacked"] == "region" for r in rows) else "slices"}, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.']
+  demo = [r for r in runs if r.config.get('data', {}).get('root') == '']
   if demo:
     lines.append(
       f'<b>These numbers come from the built-in phantom</b> ({demo[0].config["profile"]} profile), not from patients: '
       'small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'
+    )
+  prospective = sum('reference' in r for r in rows)
+  if prospective:
+    lines.append(
+      f'<b>{prospective} rows have no fully sampled image to compare with</b>: they compare with the network\'s own output without attack. '
+      'There, clean scores are perfect by definition, and the others say how far an attack moves the output.'
     )
   eta = sorted(r['thermal_eta'] for r in rows if 'thermal_eta' in r)
   if eta:
@@ -126,8 +163,8 @@ def _summary(runs, rows):
   return lines
 
 
-def _training(page, runs, config):
-  other = [page.folder / s for s in config.report.get('generators', ())]
+def _training(page, runs, generators, look):
+  other = [page.folder / s for s in generators]
   trained = [r for r in runs if (r.folder / 'metrics.jsonl').exists() and r.folder not in other] + [_Source(f) for f in other]
   # A network that several runs attack was trained once.
   curves = {}
@@ -137,7 +174,7 @@ def _training(page, runs, config):
   if not curves:
     return
   page.heading('Training')
-  page.figure('training', figures.training_curve(curves), 'Training loss and validation SSIM.')
+  page.figure('training', figures.training_curve(curves, look), 'Training loss and validation SSIM.')
   for r in trained:
     if any('loss_generator' in m for m in r.metrics):
       page.figure(
@@ -151,7 +188,7 @@ def _training(page, runs, config):
     page.figure('sampling', figures.sampling_panel(sampling), 'Full and undersampled k-space of one slice (first coil), and their images.')
 
 
-def _pictures(page, runs, name):
+def _pictures(page, runs, name, title, unit, look):
   for aim, words in (('region', 'the box'), ('image', 'the whole image')):
     shared = [set(r.examples(name, aim)) for r in runs]
     common = sorted(set.intersection(*shared)) if shared else []
@@ -162,19 +199,18 @@ def _pictures(page, runs, name):
     first = shown[0][1]
     if aim == 'region' and 'curve' in first:
       page.figure(
-        f'{name}-angle', figures.angle_curve([(label, a['angles'], a['curve']) for label, a in shown]),
+        f'{name}-angle', figures.angle_curve([(label, a['angles'], a['curve']) for label, a in shown], look),
         f'SSIM in the box against the angle, for {example}.',
       )  # fmt: skip
-    relative = name not in ('rotation', 'translation')
-    strength = f'{100 * first["strength"]:.2f}%' if relative else f'up to {first["strength"]:g}'
-    if relative and len(shown) > 1:
+    strength = strength_text(float(first['strength']), unit)
+    if unit == 'relative' and len(shown) > 1:
       page.figure(
-        f'{name}-perturbations-{aim}', figures.perturbation_panel(shown, f'{_TITLES.get(name, name)} ({strength}), {example}'),
+        f'{name}-perturbations-{aim}', figures.perturbation_panel(shown, f'{title} ({strength}), {example}'),
         'Clean reconstruction, perturbation of the fully sampled image, that image perturbed, reconstruction under attack.',
       )  # fmt: skip
     page.figure(
       f'{name}-panel-{aim}',
-      figures.panel(shown, f'{_TITLES.get(name, name)} aimed at {words} ({strength}), {example}'),
+      figures.panel(shown, f'{title} aimed at {words} ({strength}), {example}'),
       'Full sampling, clean and attacked reconstruction, the attacked but fully sampled image, and the change; below, the box.',
     )
 
@@ -198,8 +234,8 @@ def _origin(page, runs):
   for r in runs:
     p = r.provenance
     lines.append([
-      r.label, str(r.folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])),
+      r.label, str(r.folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), p.get('processor', ''),
       ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items()), str(p.get('seed', '')), p.get('data_fingerprint', ''),
     ])  # fmt: skip
-  page.table('', ['network', 'folder', 'revision', 'devices', 'versions', 'seed', 'data'], lines)
+  page.table('', ['network', 'folder', 'revision', 'devices', 'processor', 'versions', 'seed', 'data'], lines)
   page.text(['Every number above is a mean over rows of results.csv and stands in summary.csv; config.json repeats the run.'])

@@ -7,9 +7,7 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, datasets, detectability, factory, invariance_report, invariances, known, plan, report, train
-
-STAGES = ('train', 'attack', 'invariances', 'detect', 'known', 'report', 'plan')
+from jaxrec.workflows import attack, datasets, detectability, invariance_report, invariances, known, options, plan, report, train
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -29,6 +27,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     ValueError: for bad options or input, with one clear line.
   """
   workdir = Path(workdir)
+  options.check(config, workdir)
   # What is not pinned where it stands: graphics cards and TPUs multiply in less than float32 by default.
   jax.config.update('jax_default_matmul_precision', 'highest')
   if 'plan' in config.stages:
@@ -39,15 +38,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     with results.exclusive(workdir, part=jax.process_index()):
       _known(config, workdir)
     return workdir
-  _check_features(config)
   if 'experiments' in config:
     # Before processes meet in `data_parallel`: the others write nothing if process 0 is refused.
     with results.exclusive(workdir, part=jax.process_index()):
       _compare(config, workdir)
     return workdir
   for stage in config.stages:
-    if stage not in STAGES:
-      raise ValueError(f'stages: {stage!r} is unknown; choose among {", ".join(STAGES)}')
     if stage in ('invariances', 'detect'):
       raise ValueError(f'stages: {stage} needs the experiments that train its networks; use configs/invariances_*.py')
   if not config.data.root:
@@ -77,8 +73,9 @@ def _compare(config, workdir):
     _sample(config, workdir)
   if 'report' in config.stages and data_parallel().part == 0:
     judged = [f for f in (workdir, *folders) if (f / 'detectability.csv').exists()]
-    make = invariance_report.run if judged else report.run
-    _announce(make(config, workdir, [*(judged or folders), *config.report.runs]))
+    if judged:
+      return _announce(invariance_report.run(config, workdir, [*judged, *config.report.runs]))
+    _report(config, workdir, folders)
 
 
 def _run_stages(config, workdir):
@@ -94,15 +91,7 @@ def _run_stages(config, workdir):
     if 'attack' in config.stages:
       attack.run(config, folder, data, parallel)
   if 'report' in config.stages and parallel.part == 0:
-    _announce(report.run(config, workdir, [workdir, *config.report.runs]))
-
-
-def _check_features(config, prefix=''):
-  # Now, not after days of training the networks that come first.
-  for name, experiment in config.get('experiments', {}).items():
-    _check_features(experiment, f'{prefix}experiments.{name}.')
-  if 'train' in config.stages and not (config.model.weights or config.model.checkpoint):
-    factory.check_perceptual(config, f'{prefix}train.task')
+    _report(config, workdir, [workdir])
 
 
 def _sample(config, workdir):
@@ -128,6 +117,11 @@ def _known(config, workdir):
     known.run(config, folder, parallel)
   if 'report' in config.stages and parallel.part == 0:
     _announce(known.report(workdir, draws=config.report.draws))
+
+
+def _report(config, workdir, folders):
+  options = config.report
+  _announce(report.run(workdir, folders, others=options.runs, draws=options.draws, generators=options.get('generators', ())))
 
 
 def _announce(page: Path) -> None:

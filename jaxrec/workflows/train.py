@@ -15,6 +15,7 @@ import numpy as np
 from jaxrec import models, results
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
+from jaxrec.networks import Network
 from jaxrec.training import Checkpointer, Parallel, Task, fit, memory
 from jaxrec.workflows import datasets, factory, workers
 
@@ -26,6 +27,8 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   if source:
     print(f'train: nothing to do, the network comes from {source}')
     return
+  if isinstance(module, Network):
+    raise ValueError(f"stages: {config.model.name} makes a jaxrec.Network, which has its weights; training takes a Flax linen module, so leave 'train' out")
   examples = datasets.training_examples(config, data.train.volumes)
   steps_per_epoch = loader.steps_per_epoch(examples, config.train.batch_size)
   num_steps = factory.num_steps(config, steps_per_epoch)
@@ -266,7 +269,7 @@ def loader_of(folder: Path, data: datasets.Data, parallel: Parallel) -> factory.
 def trained(config, folder: Path, data: datasets.Data, parallel: Parallel):
   """Network and variables to attack: the best checkpoint, of another run if asked for, or published weights."""
   module, variables = factory.network(config)
-  if variables is not None:
+  if variables is not None or isinstance(module, Network):
     return module, variables
   folder = sibling(folder, config.model.checkpoint) if config.model.checkpoint else folder
   return module, _best(config, module, folder, data, parallel)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -11,6 +12,11 @@ from collections.abc import Callable, Iterator
 import jax
 
 LAUNCHER = 'JAXREC_LAUNCHER'  # set by launch/local_processes.sh: its process id
+_PATIENCE = 5.0
+
+
+class Missing(ValueError):
+  """Processes that did not come; the message says which."""
 
 
 def join(coordinator: str | None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -20,13 +26,23 @@ def join(coordinator: str | None, num_processes: int | None = None, process_id: 
     coordinator: `host:port` of process 0, or `auto` on clusters.
     num_processes: how many there are.
     process_id: number of this one.
+
+  Raises:
+    Missing: naming the processes that do not come.
+    ValueError: for wrong numbers.
+    OSError: if the port is in use.
   """
   _follow_launcher()
   if not coordinator:
     return
   if coordinator == 'auto':
+    waiting = threading.Timer(_PATIENCE, _say, ['waiting for the other processes of the cluster'])
+    waiting.daemon = True
+    waiting.start()
     jax.distributed.initialize()
+    waiting.cancel()
   else:
+    _meet(coordinator, num_processes, process_id)
     jax.distributed.initialize(coordinator, num_processes, process_id)
   # JAX keeps SIGTERM for programs that ask it about preemption. Runs survive a
   # kill at any moment, so that a process that is asked to end can simply end.
@@ -55,6 +71,84 @@ def termination() -> Iterator[Callable[[], bool]]:
     yield asked.is_set
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def _meet(coordinator, count, number, *, patience=None, limit=300.0):
+  """Waits until all processes are there; JAX would not say who is missing, and would abort in the end."""
+  host, _, port = coordinator.rpartition(':')
+  if not port.isdigit():
+    raise ValueError(f'--coordinator: {coordinator!r} is no address; give host:port')
+  if count is None or number is None or not 0 <= number < count:
+    raise ValueError(f'--process_id: {number} does not fit --num_processes={count}; give 0 to num_processes - 1')
+  clock = _Clock(patience or _PATIENCE, limit)
+  if number == 0:
+    _gather(int(port), count, clock)
+  else:
+    _report(host.strip('[]'), int(port), number, clock)
+
+
+class _Clock:
+  """Says who is waited for once it takes long, and again every half minute."""
+
+  def __init__(self, patience, limit):
+    self.next, self.end = time.monotonic() + patience, time.monotonic() + limit
+
+  def wait_for(self, whom):
+    now = time.monotonic()
+    if now > self.end:
+      raise Missing(f'{whom}: did not come; start all processes of the run with the same --coordinator and --num_processes')
+    if now > self.next:
+      _say(f'waiting for {whom}')
+      self.next = now + 30
+
+
+def _gather(port, count, clock):
+  try:
+    dual = socket.has_dualstack_ipv6()
+    server = socket.create_server(('', port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual)
+  except OSError as error:
+    raise OSError(f'--coordinator: port {port} cannot be used ({error.strerror}); choose another, or end the run that has it') from None
+  with server, contextlib.ExitStack() as stack:
+    server.settimeout(0.2)
+    here = {}
+    while len(here) < count - 1:
+      missing = [str(i) for i in range(1, count) if i not in here]
+      clock.wait_for(f'process{"es" * (len(missing) > 1)} {", ".join(missing)} of {count}')
+      with contextlib.suppress(OSError, ValueError):
+        connection, _ = server.accept()
+        stack.enter_context(connection)
+        connection.settimeout(5)
+        came = int(connection.recv(16))
+        if 0 < came < count:
+          here[came] = connection
+    for connection in here.values():
+      with contextlib.suppress(OSError):
+        connection.sendall(b'go')
+    for connection in here.values():
+      # They close first, so that JAX finds the port free.
+      with contextlib.suppress(OSError):
+        connection.recv(1)
+
+
+def _report(host, port, number, clock):
+  while True:
+    clock.wait_for(f'process 0 at {host}:{port}')
+    try:
+      with socket.create_connection((host, port), timeout=5) as connection:
+        connection.sendall(b'%d\n' % number)
+        connection.settimeout(0.5)
+        while True:
+          clock.wait_for('the other processes (process 0 says which)')
+          with contextlib.suppress(TimeoutError):
+            if connection.recv(2) == b'go':
+              return
+            break
+    except OSError:
+      time.sleep(0.2)
+
+
+def _say(line):
+  print(line, file=sys.stderr, flush=True)
 
 
 def _follow_launcher(every: float = 0.5) -> None:

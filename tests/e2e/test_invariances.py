@@ -37,7 +37,6 @@ def test_samples_are_judged_and_reported(analysed):
   for r in rows:
     assert float(r['distance_samples']) <= float(r['distance_drawn']) * 1.01 + 1e-6
     assert 0 <= float(r['plausible_witnesses']) <= min(float(r['witnesses']), float(r['plausible'])) <= 1
-    assert float(r['gap_rescanned']) > 0 and float(r['gap_rescanned_target']) > 0
   stored = json.loads((workdir / 'sampling.json').read_text())
   assert stored['alpha'] == 0.25 and stored['moments']['CNN-10, output']['scans'] == 6
   text = (workdir / 'report.html').read_text()
@@ -46,8 +45,8 @@ def test_samples_are_judged_and_reported(analysed):
   for name in {r['input'] for r in ranks}:
     mine = [float(r['mean_absolute_difference']) for r in ranks if r['input'] == name]
     assert mine == sorted(mine, reverse=True)
-  assert {'detectability.csv', 'noise.csv', 'differences.csv', 'classes.csv', 'consistency.csv', 'diversity.csv'} <= {p.name for p in workdir.iterdir()}
-  for r in read(workdir, 'noise.csv'):
+  assert {'detectability.csv', 'noise.csv', 'moved_by_noise.csv', 'differences.csv', 'classes.csv', 'consistency.csv', 'diversity.csv'} <= {p.name for p in workdir.iterdir()}
+  for r in read(workdir, 'moved_by_noise.csv'):
     assert float(r['dose_0.25_input']) == pytest.approx(1 / np.sqrt(2), rel=0.3) and float(r['realisation']) > 0
 
 
@@ -74,7 +73,7 @@ def test_ct_data_are_verified(tmp_path, capsys):
   np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), -1000.0))
   assert verify_data.main([str(tmp_path)]) == 2
   out = capsys.readouterr().out
-  assert 'b.npy: has no full-dose pair' in out and '1 slices, 1 with full-dose pairs, 1 bad' in out
+  assert 'b.npy: has no full-dose pair' in out and '1 slices, 1 with a target, 1 bad' in out
   np.save(tmp_path / 'val/full/b.npy', np.full((16, 16), 500.0))
   np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), 500.0))
   assert verify_data.main([str(tmp_path)]) == 2
@@ -83,7 +82,7 @@ def test_ct_data_are_verified(tmp_path, capsys):
     np.save(tmp_path / f'val/{dose}/a.npy', np.full((16, 16), 24.0))
     np.save(tmp_path / f'val/{dose}/b.npy', np.full((16, 16), 100.0))
   assert verify_data.main([str(tmp_path), '--offset=1024']) == 0
-  assert '2 slices, 2 with full-dose pairs, 0 bad' in capsys.readouterr().out
+  assert '2 slices, 2 with a target, 0 bad' in capsys.readouterr().out
   with pytest.raises(SystemExit, match='2'):
     verify_data.main([str(tmp_path), 'boxes.csv'])
   assert 'this is CT' in capsys.readouterr().err
@@ -171,7 +170,7 @@ def test_one_vgg_file_serves_all_runs_of_its_kind(tmp_path):
   parts.wganvgg.experiments.vae.train.task.perceptual.vgg = 'vgg16.pth'
   assert {part.experiments.vae.train.task.perceptual.vgg for part in parts.values()} == {'vgg16.pth'}
   assert parts.wganvgg.experiments.denoiser.train.task.perceptual.vgg == ''
-  with pytest.raises(ValueError, match='experiments.cnn10.experiments.vae.train.task.perceptual.vgg: vgg16.pth is no file'):
+  with pytest.raises(ValueError, match='experiments.cnn10.experiments.vae.train.task.perceptual.vgg: .vgg16.pth. is not allowed; give a file that exists'):
     run(config, tmp_path / 'run')
 
 
@@ -252,6 +251,6 @@ def test_mistakes_in_the_analysis_are_named(tmp_path):
     run(single, tmp_path / 'x')
   config.data.layout = 'films'
   with pytest.raises(ValueError, match="data.layout: 'films' is unknown"):
-    datasets.is_ct(config)
+    run(config, tmp_path / 'x')
   with pytest.raises(ldct.DataError, match='is no folder'):
     ldct.index(tmp_path / 'nothing', 'train')

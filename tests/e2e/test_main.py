@@ -174,17 +174,17 @@ MISTAKES = {
   'profile': ([], "'fast' is unknown; choose one of paper, demo, smoke", 'configs/unet_8x.py:fast'),
   'option': (['--config.model.depth=3'], 'depth', None),
   'model': (['--config.model.name=transformer'], "model.name: 'transformer' is unknown", None),
-  'eta': (['--config.perturbation.coil_noise.relative_radius=(-0.1,)'], 'relative_radius: -0.1', None),
+  'eta': (['--config.perturbation.coil_noise.relative_radius=(-0.1,)'], 'perturbation.coil_noise.relative_radius: -0.1', None),
   'no eta': (['--config.perturbation.coil_noise.relative_radius=(0.0,)'], 'at least one strength above 0', None),
-  'norm': (['--config.perturbation.coil_noise.norm=l1'], "norm: 'l1' is unknown", None),
-  'search': (['--config.search.coil_noise.name=newton'], "search.name: 'newton' is unknown", None),
+  'norm': (['--config.perturbation.coil_noise.norm=l1'], "perturbation.coil_noise.norm: 'l1' is unknown", None),
+  'search': (['--config.search.coil_noise.name=newton'], "search.coil_noise.name: 'newton' is unknown", None),
   'aim': (['--config.attack.attacked=("foot",)'], "attack.attacked: 'foot' is unknown", None),
   'stage': (['--config.stages=("dance",)'], "stages: 'dance' is unknown", None),
   'optimizer': (['--config.train.optimizer=sgd'], "train.optimizer: 'sgd' is unknown", None),
-  'root': (['--config.data.root=/nowhere'], '/nowhere', None),
-  'mask': (['--config.data.mask=spiral'], "'spiral' is unknown", None),
-  'weights': (['--config.model.weights=/nowhere.pt'], '/nowhere.pt: cannot be read', None),
-  'annotations': (['--config.data.root={data}', '--config.data.annotations=/none.csv'], '/none.csv', None),
+  'root': (['--config.data.root=/nowhere'], "data.root: '/nowhere' is not allowed; give a folder that exists", None),
+  'mask': (['--config.data.mask=spiral'], "data.mask: 'spiral' is unknown", None),
+  'weights': (['--config.model.weights=/nowhere.pt'], "model.weights: '/nowhere.pt' is not allowed; give a file that exists", None),
+  'annotations': (['--config.data.root={data}', '--config.data.annotations=/none.csv'], "data.annotations: '/none.csv'", None),
   'boxes': (['--config.data.boxes=largest'], "data.boxes: 'largest' is unknown", None),
   'flag': (['--wrkdir=x'], 'wrkdir', None),
 }
@@ -215,7 +215,7 @@ def run_main(capsys, monkeypatch, arguments):
   ('LDCT_ROOT', 'cnn10', False), ('LDCT_ROOT', 'invariances_cnn10', False), ('FASTMRI_ROOT', 'invariances_cnn10', True),
 ])  # fmt: skip
 def test_the_demo_runs_without_data_of_its_kind(variable, config, demo, monkeypatch):
-  from jaxrec import main
+  from jaxrec.workflows import catalog
 
   monkeypatch.chdir(ROOT)
   for name in ('FASTMRI_ROOT', 'LDCT_ROOT'):
@@ -224,9 +224,9 @@ def test_the_demo_runs_without_data_of_its_kind(variable, config, demo, monkeypa
     monkeypatch.setenv(variable, '/data')
   path = f'configs/{config}.py'
   for given in ([f'--config={path}'], ['--config', path]):
-    assert main._with_demo(['main', *given])[-1] == given[-1] + (':demo' if demo else '')
-  assert main._with_demo(['main', f'--config={path}', '--config.data.root=/x'])[1] == f'--config={path}'
-  assert main._with_demo(['main', '--config=configs/none.py'])[1] == '--config=configs/none.py'
+    assert catalog.with_demo(['main', *given])[-1] == given[-1] + (':demo' if demo else '')
+  assert catalog.with_demo(['main', f'--config={path}', '--config.data.root=/x'])[1] == f'--config={path}'
+  assert catalog.with_demo(['main', '--config=configs/none.py'])[1] == '--config=configs/none.py'
 
 
 @pytest.mark.parametrize('kind', MISTAKES)
@@ -240,6 +240,50 @@ def test_a_mistake_gives_one_line_and_exit_code_2(kind, tmp_path, dataset, capsy
   assert code == 2
   lines = [line for line in captured.err.splitlines() if line.startswith('error: ')]
   assert len(lines) == 1 and words in lines[0], captured.err
+
+
+def test_a_study_of_ones_own_needs_no_file_of_the_repository(tmp_path, capsys, monkeypatch):
+  """Perturbation, search, objective and network come from a module beside a config in another folder."""
+  shutil.copytree(ROOT / 'examples' / 'own', tmp_path / 'study')
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  arguments = [f'--config={tmp_path}/study/study.py:smoke', f'--workdir={tmp_path}/run', '--config.attack.max_examples=1']
+  code, captured = run_main(capsys, monkeypatch, arguments)
+  assert code == 0, captured.err
+  text = (tmp_path / 'run' / 'report.html').read_text()
+  assert 'Worst-case ghosting' in text and '>0.3 radians<' in text
+  for row in results(tmp_path / 'run'):
+    assert row['unit'] == 'radians' and row['model'] == 'parts:smoothed' and row['steps'] == ('3' if float(row['strength']) else '0')
+    assert abs(float(row['delta'])) <= float(row['strength']) + 1e-6
+    assert (float(row['objective_adv']) > float(row['objective_clean'])) == (float(row['strength']) > 0)
+  for n, (words, option) in enumerate((
+    ("model.name: 'parts:none' cannot be", 'model.name=parts:none'), ("'nowhere:x' cannot be imported", 'objective.name=nowhere:x'),
+    ('speed', 'search.ghosting.speed=1'), ("leave 'train' out", 'stages=("train",)'),
+  )):  # fmt: skip
+    code, captured = run_main(capsys, monkeypatch, [arguments[0], f'--workdir={tmp_path}/{n}', f'--config.{option}'])
+    assert code == 2 and re.search(words, captured.err), captured.err
+
+
+def test_help_lists_every_config_with_its_cost(capsys, monkeypatch):
+  code, captured = run_main(capsys, monkeypatch, ['--help'])
+  assert code == 0 and '--workdir' in captured.out
+  for path in (ROOT / 'configs').glob('*.py'):
+    if 'def get_config' in path.read_text():
+      assert re.search(rf'^  {path.stem} +\S.*\n +\S', captured.out, re.M), path.stem
+
+
+@pytest.mark.parametrize('given, found', [
+  ('quickstart', ROOT / 'configs/quickstart.py:demo'), ('quickstart:smoke', ROOT / 'configs/quickstart.py:smoke'),
+  ('configs/varnet_8x.py:smoke', ROOT / 'configs/varnet_8x.py:smoke'), ('configs/none.py', 'configs/none.py'),
+])  # fmt: skip
+def test_configs_of_the_package_are_found_from_anywhere(given, found, tmp_path, monkeypatch):
+  from jaxrec.workflows import catalog
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv('FASTMRI_ROOT', raising=False)
+  assert catalog.prepare(['main', f'--config={given}']) == ['main', f'--config={found}']
+  assert catalog.prepare(['main', '--config', given])[-1] == str(found)
+  with pytest.raises(ValueError, match="'quickstrat' is neither a file nor a config.*quickstart"):
+    catalog.prepare(['main', '--config=quickstrat'])
 
 
 def test_bad_files_are_skipped_counted_and_listed(finished, dataset, tmp_path):

@@ -11,7 +11,7 @@ from configs import adversarial_unet, common, defences
 from jaxrec import models, training
 from jaxrec.data import singlecoil, synthetic
 from jaxrec.data.errors import DataError
-from jaxrec.workflows import datasets, factory, train
+from jaxrec.workflows import datasets, factory, options, train
 from tests.e2e.test_main import launch
 
 
@@ -90,8 +90,8 @@ def test_every_experiment_has_a_task_and_a_defence(experiments, profile):
 
 MISTAKES = {
   'task': (dict(train=dict(task=dict(name='magic'))), "train.task.name: 'magic' is unknown; choose one of supervised"),
-  'option': (dict(train=dict(task=dict(name='jitter', strength=1))), 'train.task.jitter: .*strength'),
-  'perturbation': (dict(train=dict(task=dict(name='jitter', perturbation=dict(name='smell')))), "train.task.perturbation: 'smell'"),
+  'option': (dict(train=dict(task=dict(name='jitter', strength=1))), 'train.task.strength: is no option'),
+  'perturbation': (dict(train=dict(task=dict(name='jitter', perturbation=dict(name='smell')))), "train.task.perturbation.name: 'smell'"),
   'generator': (
     dict(train=dict(task=dict(
       name='adversarial', generator=dict(name='gan'), generator_learning_rate=1.0, perturbation=dict(name='coil_noise', relative_radius=0.1)
@@ -121,6 +121,6 @@ def test_mistakes_are_named(mistake):
       config[section][key] = value
   module = models.build('unet_recon', chans=2, pools=1)
   with pytest.raises(ValueError, match=words):
-    datasets.reader(config)
+    options.check(config, 'runs/x')
     factory.defended(config, module)
     factory.task(config, module, training.data_parallel(1), 10, synthetic.scan(0, rows=32, cols=32, coils=2))

@@ -1,13 +1,18 @@
 """Several processes of one run: a fault of one ends all, and says which."""
 
+import concurrent.futures
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from jaxrec.workflows import workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,3 +111,73 @@ def test_a_worker_that_starts_too_late_ends_itself():
     [sys.executable, '-c', WORKER], cwd=ROOT, env={**os.environ, 'JAXREC_LAUNCHER': str(gone.pid)}, capture_output=True, text=True, timeout=60
   )
   assert done.returncode == 2 and 'is gone' in done.stderr
+
+
+@pytest.fixture
+def address():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return f'localhost:{free.getsockname()[1]}'
+
+
+def met(address, count, numbers, *, limit=20.0):
+  """What the processes with these numbers end with when they meet: nothing, or an error."""
+
+  def meet(number):
+    try:
+      return workers._meet(address, count, number, patience=0.3, limit=limit)
+    except workers.Missing as error:
+      return error
+
+  with concurrent.futures.ThreadPoolExecutor(len(numbers)) as pool:
+    return list(pool.map(meet, numbers))
+
+
+def test_processes_meet_and_leave_the_port_free(address, capsys):
+  for _ in range(3):
+    assert met(address, 3, [2, 0, 1]) == [None] * 3
+  with socket.create_server(('', int(address.split(':')[1]))):
+    pass
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('numbers, said, ends', [
+  ([0], ['waiting for processes 1, 2 of 3'], ['processes 1, 2 of 3: did not come; start all']),
+  ([0, 2], ['waiting for process 1 of 3', 'waiting for the other processes (process 0 says which)'], ['process 1 of 3: did not come', 'the other processes .*: did not come|process 0 at']),
+  ([1], ['waiting for process 0 at localhost:'], ['process 0 at localhost:.*: did not come']),
+])  # fmt: skip
+def test_a_missing_process_is_named(numbers, said, ends, address, capsys):
+  found = met(address, 3, numbers, limit=1.0)
+  assert all(isinstance(error, workers.Missing) and re.match(words, str(error)) for error, words in zip(found, ends)), found
+  err = capsys.readouterr().err
+  assert all(err.count(line) == 1 for line in said), err
+
+
+def test_strangers_at_the_port_are_ignored(address):
+  port = int(address.split(':')[1])
+
+  def disturb():
+    for words in (b'GET / HTTP/1.0\n', b'7', b''):
+      for _ in range(100):
+        try:
+          with socket.create_connection(('localhost', port), timeout=1) as connection:
+            connection.sendall(words)
+          break
+        except OSError:
+          time.sleep(0.02)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    waiting = pool.submit(met, address, 2, [0])
+    pool.submit(disturb).result()
+    assert met(address, 2, [1]) == [None] and waiting.result() == [None]
+
+
+def test_a_port_in_use_and_wrong_numbers_are_named(address):
+  port = int(address.split(':')[1])
+  with socket.create_server(('', port)), pytest.raises(OSError, match=f'--coordinator: port {port} cannot be used .*; choose another'):
+    workers._meet(address, 2, 0)
+  with pytest.raises(ValueError, match='--coordinator: .* is no address'):
+    workers._meet('localhost', 2, 0)
+  for count, number in ((2, 2), (2, None), (None, 0), (2, -1)):
+    with pytest.raises(ValueError, match='--process_id: .* does not fit --num_processes'):
+      workers._meet(address, count, number)

@@ -1,25 +1,21 @@
-"""The attack stage: what its program computes, and what it is given to attack."""
+"""Audits: what their programs compute, what they are given to attack, and what they never compute twice."""
 
-from types import SimpleNamespace
+import dataclasses
+import functools
+import json
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 import jaxrec
+from jaxrec import attacks
 from jaxrec.attacks.core import Perturbation
-from jaxrec.data import loader
-from jaxrec.workflows import attack
+from jaxrec.audit import program
+from jaxrec.audit.plan import Case
 
-
-@pytest.fixture
-def config():
-  return ml_collections.ConfigDict({
-    'attack': {'chunk': 1, 'lipschitz_iterations': 0}, 'objective': {'name': 'region_mse'}, 'seed': 0, 'label': '',
-    'model': {'name': 'varnet'},
-  })  # fmt: skip
+SCORES = ('ssim_region_adv', 'psnr_image_adv', 'nmse_region_adv', 'nmse_image_clean', 'objective_adv', 'objective_clean')
 
 
 @pytest.fixture(scope='module')
@@ -30,11 +26,24 @@ def boxed(scan):
   return scan.replace(region=region)
 
 
-def outputs_of(plan, config, reconstruct, scan, regions):
-  program = jax.jit(attack._program(reconstruct, reconstruct, None, {'generator': (None, None), **plan}, config))
-  for region in regions:
-    found, _ = program((None, None), jax.random.key(0)[None], loader.stack([scan]), region[None])
-    yield jax.tree.map(lambda x: np.asarray(x[0]), found)
+@pytest.fixture(scope='module')
+def net(zero_filled):
+  return jaxrec.network(functools.partial(zero_filled, None), name='zero-filled')
+
+
+def outcomes(net, sweep, scan, regions):
+  """One outcome per region."""
+  clean = np.asarray(net(scan))
+  if sweep.is_grid:
+    run = jax.jit(program.by_grid(net, sweep, 1))
+    batch = jax.tree.map(lambda x: np.asarray(x)[None], scan)
+    found = run(program.weights(net, sweep), batch, np.stack(regions)[None], np.stack([scan.region] * 2)[None], clean[None])
+    return [jax.tree.map(lambda x, i=i: np.asarray(x[0, i]), found) for i in range(len(regions))]
+  run = jax.jit(program.by_search(net, sweep, 1))
+  two = jax.tree.map(lambda x: np.stack([x] * len(regions)), scan)
+  keys = jax.random.split(jax.random.key(0), len(regions))
+  found = run(program.weights(net, sweep), keys, two, np.stack(regions), two.region, np.stack([clean] * len(regions)))
+  return [jax.tree.map(lambda x, i=i: np.asarray(x[i]), found) for i in range(len(regions))]
 
 
 def cropped_rss(kspace, shape):
@@ -46,53 +55,221 @@ def cropped_rss(kspace, shape):
 
 def assert_aimed(found, scan, region):
   """The objective is that of the region."""
-  error = ((found['adversarial'][0] - scan.target) / scan.scale) ** 2
-  np.testing.assert_allclose(found['objective_adv'][0], np.sum(region * error) / np.sum(region), rtol=1e-3)
+  error = ((found.adversarial - scan.target) / scan.scale) ** 2
+  np.testing.assert_allclose(found.columns['objective_adv'][-1], np.sum(region * error) / np.sum(region), rtol=1e-3)
 
 
-def test_the_control_image_is_fully_sampled_and_the_aim_is_the_given_region(config, boxed, zero_filled):
+def test_the_control_image_is_fully_sampled_and_the_aim_is_the_given_region(boxed, net):
   rng = np.random.default_rng(0)
   noise = 0.1 * np.abs(boxed.kspace).mean() * (rng.standard_normal(boxed.kspace.shape) + 1j * rng.standard_normal(boxed.kspace.shape))
   noise = np.where(boxed.acquired, noise, 0).astype(np.complex64)
-  fixed = Perturbation(
-    init=lambda key, scan: jnp.float32(1),
-    apply=lambda delta, scan: scan.replace(kspace=scan.kspace + delta * noise),
-    project=lambda delta, scan: delta,
-    align=lambda delta, image: image,
-  )
-  plan = dict(make=lambda value: fixed, strengths=(1.0,), search=jaxrec.random_search(num_samples=1), unit='relative')
+
+  @jaxrec.family('size', unit='relative', title='Fixed noise')
+  def fixed(size):
+    return Perturbation(
+      init=lambda key, scan: jnp.float32(size),
+      apply=lambda delta, scan: scan.replace(kspace=scan.kspace + delta * noise),
+      project=lambda delta, scan: delta,
+      align=lambda delta, image: image,
+    )
+
+  sweep = jaxrec.Sweep(fixed, (1.0,), jaxrec.random_search(num_samples=1))
   regions = boxed.region, np.ones_like(boxed.region)
   want = cropped_rss(boxed.kspace + noise, boxed.target.shape)
-  for region, found in zip(regions, outputs_of(plan, config, zero_filled, boxed, regions)):
-    np.testing.assert_allclose(found['control'][0], want, atol=1e-4 * want.max())
+  for region, found in zip(regions, outcomes(net, sweep, boxed, regions)):
+    np.testing.assert_allclose(found.control, want, atol=1e-4 * want.max())
     assert_aimed(found, boxed, region)
 
 
-def test_the_control_image_of_a_rotation_is_fully_sampled_and_the_aim_is_the_given_region(config, boxed, zero_filled):
-  plan = dict(make=jaxrec.rotation, strengths=(3.0,), points=np.float32([-3, 0, 3]), unit='degrees')
+def test_the_control_image_of_a_rotation_is_fully_sampled_and_the_aim_is_the_given_region(boxed, net):
+  sweep = jaxrec.Sweep(jaxrec.rotation, (3.0,), jaxrec.grid(np.float32([-3, 0, 3])))
   regions = boxed.region, np.ones_like(boxed.region)
-  for region, found in zip(regions, outputs_of(plan, config, zero_filled, boxed, regions)):
+  for region, found in zip(regions, outcomes(net, sweep, boxed, regions)):
     # Turned and turned back, the fully sampled image is the target.
-    error = np.linalg.norm(found['control'][0] - boxed.target) / np.linalg.norm(boxed.target)
-    assert abs(found['delta'][0]) == 3 and error < 0.03
+    error = np.linalg.norm(found.control - boxed.target) / np.linalg.norm(boxed.target)
+    assert abs(found.columns['delta'][0]) == 3 and error < 0.03
     assert_aimed(found, boxed, region)
 
 
-@pytest.mark.parametrize('aim', attack.AIMS)
-def test_the_whole_image_is_attacked_where_it_is_the_aim(aim, config, boxed, monkeypatch):
-  given = []
+NOISE = jaxrec.Sweep(jaxrec.coil_noise, (0.02, 0.05), jaxrec.pgd(num_steps=2))
+TURN = jaxrec.Sweep(jaxrec.rotation, (1.0, 2.0), jaxrec.grid(attacks.angle_grid(2.0, 1.0)))
 
-  def program(variables, keys, scans, regions):
-    given.append(regions)
-    return {}, {}
 
-  monkeypatch.setattr(attack.datasets, 'accelerations', lambda *_, **__: (3,))
-  volume = SimpleNamespace(name='a', patient_id='p')
-  plan = dict(
-    name='coil_noise', unit='relative', strengths=(0.05,), generator=(None, None), pictured=set(), split_of={'a': 'val'},
-    calls={'forward': 1, 'backward': 1},
-  )  # fmt: skip
-  example = SimpleNamespace(volume=volume, slice=0, region=None)
-  attack._attack_batch(config, None, plan, program, (None, None), [example], [boxed], aim, 2)
-  want = boxed.region if aim == 'region' else np.ones_like(boxed.region)
-  np.testing.assert_array_equal(given, [np.stack([want, want])])
+@pytest.fixture(scope='module')
+def rows(boxed, net):
+  plain = boxed.replace(region=np.ones_like(boxed.region))
+  return jaxrec.audit({'a': net}, {'boxed': boxed, 'plain': plain}, {'noise': NOISE, 'turn': TURN})
+
+
+def test_rows_are_those_of_attack_one_by_one(rows, boxed, net):
+  """Shared grids, clean images and programs change no number."""
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def alone(name, strength, aimed):
+    sweep = {'noise': NOISE, 'turn': TURN}[name]
+    # Angles that are too large are projected, onto points of the grid.
+    return jaxrec.attack(net.reconstruct, sweep.at(strength), sweep.search, sweep.objective)(None, jax.random.key(0), aimed)
+
+  for aim, region in (('region', boxed.region), ('image', np.ones_like(boxed.region))):
+    for row in rows:
+      if (row['file'], row['attacked']) != ('boxed', aim) or not row['strength']:
+        continue
+      found = alone(row['perturbation'], row['strength'], boxed.replace(region=region))
+      assert row['objective_adv'] == pytest.approx(float(found.loss), rel=1e-4)
+      assert row['budget_used'] == pytest.approx(float(found.budget), abs=1e-4)
+      assert row['nmse_region_adv'] == pytest.approx(float(jaxrec.metrics.nmse(found.adversarial, boxed.target, boxed.scale, boxed.region)), rel=1e-4)
+      assert row['steps'] == (2 if row['perturbation'] == 'noise' else 5)
+
+
+def test_without_a_box_there_is_one_aim_and_every_strength_is_a_row(rows):
+  keys = [(r['file'], r['attacked'], r['perturbation'], r['strength']) for r in rows]
+  want = {
+    (file, aim, name, s)
+    for file, aims in (('boxed', ('region', 'image')), ('plain', ('image',))) for aim in aims
+    for name, sweep in (('noise', NOISE), ('turn', TURN)) for s in (0.0, *sweep.strengths)
+  }  # fmt: skip
+  assert len(keys) == len(want) and set(keys) == want
+  for row in rows:
+    assert row['objective_adv'] >= row['objective_clean'] and (row['strength'] > 0 or row['objective_adv'] == row['objective_clean'])
+
+
+class Counted:
+  """A lazy source that counts what is read."""
+
+  def __init__(self, *samples):
+    self.samples, self.read = samples, []
+
+  def __len__(self):
+    return len(self.samples)
+
+  def __getitem__(self, i):
+    self.read.append(i)
+    return self.samples[i]
+
+
+def test_nothing_is_computed_twice(boxed):
+  """A grid is one pass for all boxes and aims, the clean image one call per slice."""
+  calls = []
+
+  def reconstruct(scan):
+    image = jaxrec.networks.zero_filled(scan)[0]
+    jax.debug.callback(lambda: calls.append(1))
+    return image
+
+  source = Counted(boxed)
+  jaxrec.audit({'a': reconstruct}, source, {'turn': TURN})
+  jax.effects_barrier()
+  assert source.read == [0] and len(calls) == 5 + 1
+
+
+class Interrupted(Exception):
+  pass
+
+
+def test_a_folder_goes_on_where_it_was_and_belongs_to_one_audit(boxed, net, tmp_path):
+  """Interrupted between slices; then nothing is read or computed again that is there."""
+  samples = {'one': boxed, 'two': boxed, 'three': boxed}
+
+  class Stops(dict):
+    def __getitem__(self, name):
+      if name == 'three' and not (tmp_path / 'go').exists():
+        raise Interrupted
+      return super().__getitem__(name)
+
+  run = functools.partial(jaxrec.audit, {'a': net}, Stops(samples), {'noise': NOISE}, folder=tmp_path / 'run', pictures=1)
+  with pytest.raises(Interrupted):
+    run()
+  stored = tmp_path / 'run' / 'a' / 'rows' / '00000.jsonl'
+  before = stored.read_bytes()
+  assert len(before.splitlines()) == 12
+  (tmp_path / 'go').touch()
+  rows = run()
+  assert stored.read_bytes().startswith(before) and len(rows) == 18
+  whole = jaxrec.audit({'a': net}, samples, {'noise': NOISE})
+  by_key = {(r['file'], r['attacked'], r['strength']): r for r in whole}
+  for row in rows:
+    want = by_key[row['file'], row['attacked'], row['strength']]
+    assert {k: row[k] for k in SCORES} == {k: want[k] for k in SCORES}
+  page = jaxrec.report(tmp_path / 'run', draws=10)
+  text = page.read_text()
+  assert 'Worst-case k-space noise' in text and '>5%<' in text and text.count('<img') == 4
+  with pytest.raises(ValueError, match='was made with attacks.noise.strengths'):
+    jaxrec.audit({'a': net}, samples, {'noise': dataclasses.replace(NOISE, strengths=(0.01,))}, folder=tmp_path / 'run')
+  with pytest.raises(ValueError, match='was made with data.digest'):
+    jaxrec.audit({'a': net}, {**samples, 'two': boxed.replace(kspace=2 * boxed.kspace)}, {'noise': NOISE}, folder=tmp_path / 'run')
+  assert json.loads((tmp_path / 'run' / 'a' / 'provenance.json').read_text())['one_program'] is True
+
+
+def test_without_a_target_the_deviation_from_the_own_output_is_measured(boxed):
+  net = jaxrec.network(lambda scan: jaxrec.networks.zero_filled(scan)[0])
+  blind = boxed.replace(target=np.full_like(boxed.target, np.nan))
+  with pytest.raises(ValueError, match="noise: blind has no target.*start='random'"):
+    jaxrec.audit({'a': net}, {'blind': blind}, {'noise': NOISE})
+  noise = dataclasses.replace(NOISE, family=functools.partial(jaxrec.coil_noise, start='random'))
+  own = boxed.replace(target=cropped(np.asarray(net(boxed)), boxed))
+  rows = jaxrec.audit({'a': net}, [blind, own], {'noise': noise}, aims=('image',), batch_size=2)
+  assert [r['nmse_image_clean'] for r in rows] == pytest.approx([0] * 6, abs=1e-9)
+  blind, own = ([r['nmse_image_adv'] for r in rows if r['file'] == f'sample-000{i}' and r['strength']] for i in (0, 1))
+  assert blind == pytest.approx(own, rel=0.1) and min(blind) > 1e-5
+
+
+def cropped(image, scan):
+  top, left = ((n - m) // 2 for n, m in zip(image.shape, scan.target.shape))
+  return image[top : top + scan.target.shape[0], left : left + scan.target.shape[1]]
+
+
+def test_the_search_looks_at_the_surrogate(boxed, zero_filled):
+  """A grid, too: the angle is the surrogate's worst one, the score is the network's."""
+  mine = jaxrec.network(functools.partial(zero_filled, None))
+  other = jaxrec.network(lambda scan: 2 * scan.scale - zero_filled(None, scan))
+  nets = {'other': other, 'transfer': dataclasses.replace(mine, surrogate=other)}
+  sweep = dataclasses.replace(TURN, objective=lambda image, sample: jnp.mean(image[8:13, 8:13]))
+  other, transfer = (r for r in jaxrec.audit(nets, [boxed], {'turn': sweep}, aims=('image',)) if r['strength'] == 2)
+  assert transfer['delta'] == other['delta']
+  assert transfer['objective_adv'] + other['objective_adv'] == pytest.approx(2 * float(boxed.scale), rel=1e-5)
+  assert other['objective_adv'] > other['objective_clean'] and transfer['objective_adv'] < transfer['objective_clean']
+
+
+def test_images_in_other_units_are_told(boxed, zero_filled):
+  with pytest.warns(UserWarning, match=r'a: its image of sample-0000 is \d{3} times as large as the target'):
+    jaxrec.audit({'a': lambda scan: 1e3 * zero_filled(None, scan)}, [boxed], {'turn': TURN}, aims=('image',))
+
+
+MISTAKES = {
+  'aim': (dict(aims=('foot',)), "'foot' is unknown"),
+  'patients': (dict(patients=('a', 'b')), '2 names for 1 samples'),
+  'nothing': (dict(networks={}), 'at least one network'),
+  'strength': (dict(strengths=(2.0,)), '2.0 is above 1.*0.02 is 2%'),
+  'no strength': (dict(strengths=(0.0,)), 'at least one strength above 0'),
+  'undeclared': (dict(family=lambda size: None), 'declares no strength'),
+  'restarts': (dict(search=jaxrec.restarts(jaxrec.pgd(), num_restarts=2)), "num_restarts: 2 starts would all be the same.*start='random'"),
+  'random': (dict(search=jaxrec.random_search(num_samples=3)), 'num_samples: 3 starts would all be the same'),
+}
+
+
+@pytest.mark.parametrize('kind', MISTAKES)
+def test_mistakes_are_named(kind, boxed, net):
+  options, words = MISTAKES[kind]
+  options = dict(options)
+  with pytest.raises(ValueError, match=words):
+    sweep = jaxrec.Sweep(
+      options.pop('family', jaxrec.coil_noise), options.pop('strengths', (0.1,)), options.pop('search', jaxrec.pgd(num_steps=1))
+    )
+    jaxrec.audit(options.pop('networks', {'a': net}), [boxed], {'noise': sweep}, **options)
+
+
+def test_slices_of_different_shapes_share_a_batch_size(boxed, net):
+  small = jaxrec.Scan.from_kspace(np.asarray(boxed.kspace)[:, 4:-4])
+  rows = jaxrec.audit({'a': net}, [boxed, small, boxed], {'turn': TURN}, batch_size=2, aims=('image',))
+  (clean,) = {r['objective_clean'] for r in rows if r['file'] == 'sample-0001'}
+  assert clean == pytest.approx(float(jaxrec.region_mse()(net(small), small)), rel=1e-4)
+  assert [r['objective_adv'] for r in rows if r['file'] == 'sample-0000'] == [r['objective_adv'] for r in rows if r['file'] == 'sample-0002']
+
+
+def test_a_case_with_several_boxes_has_a_place_for_each(boxed):
+  regions = tuple(jaxrec.data.annotations.Region(r, 2, 8, 8, f'box {r}', r + 1) for r in (0, 9))
+  case = Case('f', 0, 'p', read=None, boxes=regions, boxed=True)
+  places = case.places(boxed, ('region', 'image'))
+  assert [(p.annotation, p.aim) for p in places] == [(1, 'region'), (1, 'image'), (10, 'region'), (10, 'image')]
+  assert all(p.box[p.annotation - 1, 2] == 1 and p.box.sum() == 64 for p in places)
+  assert [p.region.sum() for p in places] == [64, boxed.region.size] * 2

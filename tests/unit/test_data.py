@@ -16,6 +16,7 @@ from jaxrec import fourier, masks
 from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import chest, fastmri, loader, singlecoil, synthetic
 from jaxrec.data.errors import DataError
+from jaxrec.data.source import KSpace
 from jaxrec.workflows import datasets
 
 MASK = dict(kind='random', center_fractions=(0.2,), accelerations=(3,))
@@ -162,12 +163,12 @@ BAD_FILES = {
   'rank': (replace('kspace', np.zeros((2, 3), np.complex64)), r'shape \(2, 3\)'),
   'zero coils': (replace('kspace', np.zeros((2, 0, 48, 48), np.complex64)), 'without zeros'),
   'real kspace': (replace('kspace', np.zeros((2, 2, 48, 48))), 'expected complex'),
-  'no header': (replace('ismrmrd_header', None), 'ismrmrd_header is missing'),
   'broken header': (replace('ismrmrd_header', b'<ismrmrdHeader>'), 'ismrmrd_header is malformed'),
   'entity bomb': (replace('ismrmrd_header', b'<!DOCTYPE x [<!ENTITY a "aa">]><x/>'), 'plain XML'),
   'huge header': (replace('ismrmrd_header', b' ' * (1 << 21)), '1 MiB'),
   'wrong target': (replace('reconstruction_rss', np.zeros((1, 48, 48), np.float32)), 'does not fit kspace'),
   'target rank': (replace('reconstruction_rss', np.zeros(3, np.float32)), 'reconstruction_rss has shape'),
+  'one row': (replace('reconstruction_rss', np.zeros((2, 1, 48), np.float32)), 'SSIM needs 7 rows'),
   'max': (edit(lambda f: f.attrs.update(max='big')), 'attribute max'),
   'external link': (edit(link_away), 'link to elsewhere'),
   'soft link': (edit(soft_link), 'link to elsewhere'),
@@ -234,6 +235,8 @@ def test_annotations_flip_clamp_and_count(tmp_path):
     ],
   )
   volume = fastmri.Volume('v.h5', 'v', (2, 1, 48, 48), (48, 48), (0, 48), '', None, None, 'p', '')
+  # Boxes of the other split are not left out.
+  assert 'unknown file' not in loader.annotated([volume], annotations_lib.read(path), others={'w'})[1]
   examples, unusable = loader.annotated([volume], annotations_lib.read(path))
   assert [tuple(e.region)[:4] for e in examples] == [(48 - 5 - 7, 4, 7, 6), (44, 40, 4, 8)]
   assert unusable == {
@@ -297,7 +300,7 @@ def test_worker_processes_read_the_same(dataset):
   volumes = fastmri.index(fastmri.folder(dataset, 'train')).volumes
   from jaxrec.workflows.datasets import _Read
 
-  read = _Read(dict(MASK, seed=0), redraw=True)
+  read = _Read(KSpace(''), dict(MASK, seed=0), redraw=True)
   streams = [loader.training_batches(loader.slices_of(volumes), read, 2, seed=0, workers=w) for w in (0, 1)]
   for _ in range(2):
     jax.tree.map(np.testing.assert_array_equal, next(streams[0]), next(streams[1]))
@@ -309,15 +312,15 @@ def test_training_draws_a_new_mask_every_epoch_and_the_same_one_again(dataset):
 
   volume = fastmri.index(fastmri.folder(dataset, 'train')).volumes[0]
   example = loader.slices_of([volume])[0]
-  read = _Read(dict(MASK, seed=0), redraw=True)
+  read = _Read(KSpace(''), dict(MASK, seed=0), redraw=True)
   masks = [read(example, epoch).mask for epoch in (0, 1, 2, 1)]
   assert any(not np.array_equal(masks[0], m) for m in masks[1:3])
   np.testing.assert_array_equal(masks[1], masks[3])
-  fixed = _Read(dict(MASK, seed=0), redraw=False)
+  fixed = _Read(KSpace(''), dict(MASK, seed=0), redraw=False)
   np.testing.assert_array_equal(fixed(example, 0).mask, fixed(example, 5).mask)
   # Inserted spots are in the input and in the target.
   plain, spots = (
-    _Read(dict(MASK, seed=0), redraw=False, form='image', inserted=inserted)(example, 0)
+    _Read(KSpace(''), dict(MASK, seed=0), redraw=False, form='image', inserted=inserted)(example, 0)
     for inserted in (None, dict(count=3, diameters=(4.0,), contrasts=(0.5,)))
   )
   place = np.unravel_index((spots.target - plain.target).argmax(), plain.target.shape)
@@ -359,6 +362,28 @@ def test_zero_filled_images_are_those_of_the_sampled_k_space():
   np.testing.assert_allclose(full.low_dose, scan.target, rtol=1e-4, atol=1e-4 * scan.target.max())
   low = singlecoil.zero_filled(scan).low_dose
   assert low.shape == scan.target.shape and np.linalg.norm(low - scan.target) > 0.05 * np.linalg.norm(scan.target)
+
+
+@pytest.mark.parametrize('splits', [('val',), ('train', 'val')])
+def test_boxes_left_out_are_counted_once(splits, tmp_path):
+  config = varnet_8x_full.get_config('smoke')
+  config.attack.splits = splits
+  root, drawn = datasets._phantom(dict(config.data.phantom), tmp_path / 'run', None)
+  lines = drawn.read_text().splitlines()
+  config.data.root, config.data.annotations = str(root), str(tmp_path / 'a.csv')
+  (tmp_path / 'a.csv').write_text('\n'.join([*lines, 'elsewhere,0,No,4,5,6,7,cyst', 'elsewhere,0,Yes,,,,,study']) + '\n')
+  chosen, skipped = datasets.examples(config, datasets.data(config, tmp_path / 'run'))
+  assert skipped == {'unknown file': 1, 'study level': 1} and len(chosen) == 3 * len(splits)
+
+
+def test_the_data_range_may_be_that_of_the_slice(tmp_path):
+  config = varnet_8x_full.get_config('smoke')
+  found = datasets.data(config, tmp_path / 'run')
+  example = fastmri.Example(found.val.volumes[0], 0, None)
+  assert found.read(example, 0).scale == np.float32(found.val.volumes[0].max)
+  config.data.range = 'slice'
+  scan = datasets.reader(config)(example, 0)
+  assert scan.scale == scan.target.max() - scan.target.min()
 
 
 def test_a_network_of_two_accelerations_is_attacked_at_one(tmp_path):

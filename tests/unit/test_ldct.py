@@ -146,15 +146,15 @@ def test_a_new_scan_of_the_anatomy_looks_like_the_recorded_ones():
 
 def test_noise_of_other_slices_is_their_own(tmp_path):
   """Without repeats, noise is low minus full dose of the other slices, shifted."""
-  full = np.zeros((3, 40, 40), np.float32)
+  full = np.full((3, 40, 40), -1000, np.float32)
   low = full + np.array([7.0, -3.0, -3.0], np.float32)[:, None, None]
   (tmp_path / 'val').mkdir()
   with h5py.File(tmp_path / 'val' / 'a.h5', 'w') as file:
     file['low_dose'], file['full_dose'] = low, full
   series = ldct.index(tmp_path, 'val', patch=32).volumes[0]
   site = next(sites.sites_ct(series, 0, [(20, 20)], added=ADDED, repeats=6, few=2, reach=3, seed=0))
-  np.testing.assert_allclose(ldct.hounsfield(site.absent), -3, atol=1e-3)
-  np.testing.assert_allclose(ldct.hounsfield(site.target), 0, atol=1e-3)
+  np.testing.assert_allclose(ldct.hounsfield(site.absent), -1003, atol=1e-3)
+  np.testing.assert_allclose(ldct.hounsfield(site.target), -1000, atol=1e-3)
 
 
 def test_folders_of_splits_need_no_table_of_patients(phantom, tmp_path):

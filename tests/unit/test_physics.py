@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
+import jaxrec
 from jaxrec import fourier, geometry, masks, metrics, noise
+from jaxrec.audit import program
 from jaxrec.data import synthetic
 
 sizes = st.tuples(st.integers(5, 13), st.integers(5, 13))
@@ -214,6 +216,20 @@ def test_thermal_noise_is_found_again():
   np.testing.assert_allclose(noise.sigma_from_background(noisy), sigma, rtol=0.15)
   # Noise alone has, by definition, the energy of noise.
   np.testing.assert_allclose(noise.thermal_eta(sigma, noisy), 1, rtol=0.05)
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_the_background_gives_the_thermal_eta_of_a_phantom_within_a_tenth(seed):
+  scan = synthetic.scan(seed, rows=96, cols=96, coils=4)
+  quiet = synthetic.volume(seed, slices=1, rows=96, cols=96, coils=4, snr=1e9).kspace[0]
+  drawn = (scan.kspace - quiet)[..., scan.acquired[0]]
+  sigma = np.sqrt((np.abs(drawn) ** 2).mean((1, 2)) / 2)
+  want = float(np.sqrt(np.mean(np.asarray(noise.thermal_eta(sigma, scan)) ** 2)))
+  net = jaxrec.network(lambda scan: scan.target)
+  _, rows = program.clean(net)(program.weights(net), jax.tree.map(lambda x: x[None], scan))
+  assert float(rows['thermal_eta'][0]) == pytest.approx(want, rel=0.1)
+  # The corners of a small matrix hold signal.
+  assert 1.2 * want < rows['thermal_eta_corners'][0] < 1.4 * want
 
 
 def test_an_empty_coil_has_no_noise_bound():

@@ -1,4 +1,4 @@
-"""The README's numbers are those of the files that its comments name."""
+"""Numbers of the README and of the pages with results are those of the files that its comments name."""
 
 import importlib.util
 import pathlib
@@ -7,10 +7,10 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-README = (ROOT / 'README.md').read_text()
 _spec = importlib.util.spec_from_file_location('check_numbers', ROOT / 'docs' / 'numbers' / 'check.py')
 check = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(check)
+PAGES = {page: (ROOT / page).read_text() for page in check.PAGES}
 
 CSV = 'network,size,r,low,passes\nCNN-10,2,0.91234,-0.05,12000\nU-Net,2,0.5,1e-6,1600\nU-Net,3,1.25,0.2,20\n'
 
@@ -43,31 +43,31 @@ def test_the_readme_agrees_with_its_files(page, capsys):
   assert check.main([str(ROOT / page)]) == 0, capsys.readouterr().out
 
 
-def digits():
+def digits(page):
   """Places of digits that a comment vouches for: the first and the last of every table, and all of running text."""
-  for match in check._TEXT.finditer(README):
+  for match in check._TEXT.finditer(page):
     yield match.start(2) + re.search(r'\d', match[2]).start()
-  for match in check._TABLE.finditer(README):
-    end = README.index('\n\n', match.end())
-    places = [m.start() for m in re.finditer(r'\d', README[: end])]
-    body = README.index('\n', README.index('|---', match.end()))
+  for match in check._TABLE.finditer(page):
+    end = page.index('\n\n', match.end())
+    places = [m.start() for m in re.finditer(r'\d', page[:end])]
+    body = page.index('\n', page.index('|---', match.end()))
     places = [p for p in places if p > body]
     yield from (places[0], places[-1])
 
 
 def test_every_changed_digit_is_found(tmp_path, capsys):
-  places = list(digits())
-  assert len(places) >= 15
-  for place in places:
-    changed = README[:place] + str((int(README[place]) + 1) % 10) + README[place + 1 :]
-    path = tmp_path / 'README.md'
-    path.write_text(changed)
-    assert check.main([str(path)]) == 1
-    line = README.count('\n', 0, place) + 1
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 1 and out[0].startswith(f'README line {line}: ')
-    assert check.main([str(path), '--write']) == 0
-    assert path.read_text() == README
+  assert sum(len(list(digits(page))) for page in PAGES.values()) >= 15
+  for page in PAGES.values():
+    for place in digits(page):
+      changed = page[:place] + str((int(page[place]) + 1) % 10) + page[place + 1 :]
+      path = tmp_path / 'page.md'
+      path.write_text(changed)
+      assert check.main([str(path)]) == 1
+      line = page.count('\n', 0, place) + 1
+      out = capsys.readouterr().out.splitlines()
+      assert len(out) == 1 and out[0].startswith(f'page.md line {line}: ')
+      assert check.main([str(path), '--write']) == 0
+      assert path.read_text() == page
 
 
 def test_numbers_are_written_in_the_formats_of_the_readme():

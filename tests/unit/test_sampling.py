@@ -15,7 +15,7 @@ from jaxrec.workflows import detect, invariance_report, places, sampling
 SIDE, PATIENTS, SITES, SCANS, FEW = 10, 8, 3, 80, 4
 NOISE = known.texture(SIDE)
 K = known.covariance(NOISE)
-KINDS = [places.Kind(2.0, known.contrast(NOISE, 2.0, 5.0), 5.0), places.Kind(5.0, known.contrast(NOISE, 5.0, 5.0), 5.0)]
+KINDS = [places.Kind(d, c, 5.0) for d, (c,) in zip((2.0, 5.0), known.contrasts(NOISE, (2.0, 5.0), (5.0,)))]
 ADDED = np.stack([k.contrast * known.structure(SIDE, k.size) for k in KINDS]).astype(np.float32)
 NETWORKS = {'identity': lambda x: x, 'sharpening': known.networks(NOISE, 2.0)['sharpening'].network, 'removal': known.removal(NOISE, 2.0)}
 OPTIONS = ml_collections.ConfigDict(dict(num_samples=12, chunk=6, corrections=0, sites=2, others=2, scales=(1.0,), alpha=0.1))

@@ -1,0 +1,169 @@
+"""Data of others: what claims too much or is no file is refused at once, and a sweep goes on without it."""
+
+import itertools
+import os
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from configs import unet_8x
+from jaxrec import results
+from jaxrec.audit.engine import Engine
+from jaxrec.audit.program import Outcome
+from jaxrec.data import annotations as annotations_lib
+from jaxrec.data import ct_images, fastmri, hdf5, ldct, loader
+from jaxrec.data.errors import DataError
+from jaxrec.training import data_parallel
+from jaxrec.workflows import attack, datasets
+from tests.unit.test_data import write_csv
+
+
+def claim(name, shape, **options):
+  def apply(path):
+    with h5py.File(path, 'r+') as file:
+      kind = file[name].dtype if name in file else np.float32
+      if name in file:
+        del file[name]
+      file.create_dataset(name, shape, kind, **options)
+
+  return apply
+
+
+def few_rows(path):
+  with h5py.File(path, 'r+') as file:
+    for name, cut in (('kspace', np.s_[:, :, :1]), ('reconstruction_rss', np.s_[:, :1])):
+      kept = file[name][cut]
+      del file[name]
+      file[name] = kept
+
+
+def pipe(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
+HOSTILE = {
+  '10^12 elements of k-space': (claim('kspace', (2, 2, 10**6, 10**6), chunks=(1, 1, 48, 48)), 'kspace claims slices of .* MiB each'),
+  '10^8 slices': (claim('kspace', (10**8, 2, 48, 48), chunks=(1, 1, 48, 48)), 'kspace claims 100000000 slices'),
+  'a chunk of 2 GiB': (claim('kspace', (2, 2, 8000, 8000), chunks=(2, 2, 8000, 8000)), 'kspace claims chunks of'),
+  'a target of 10^12': (claim('reconstruction_rss', (2, 10**6, 10**6), chunks=(1, 48, 48)), 'reconstruction_rss claims slices'),
+  'one row': (few_rows, r'kspace has shape \(2, 2, 1, 48\); SSIM needs 7 rows'),
+  'a pipe': (pipe, 'is no regular file'),
+  'a folder': (lambda p: (p.unlink(), p.mkdir()), 'is no regular file'),
+}
+
+
+@pytest.fixture
+def volumes(dataset, tmp_path):
+  return sorted(shutil.copytree(dataset / 'multicoil_val', tmp_path / 'multicoil_val').glob('*.h5'))
+
+
+@pytest.mark.parametrize('kind', HOSTILE)
+def test_hostile_volumes_are_refused_by_the_index(kind, volumes):
+  damage, words = HOSTILE[kind]
+  damage(volumes[0])
+  found = fastmri.index(volumes[0].parent)
+  assert [v.path for v in found.volumes] == [str(v) for v in volumes[1:]]
+  with pytest.raises(DataError, match=f'^{volumes[0]}: .*{words}'):
+    raise DataError(found.bad[str(volumes[0])])
+
+
+def test_a_mask_of_10_12_columns_is_refused(volumes):
+  with h5py.File(volumes[0], 'r+') as file:
+    del file['reconstruction_rss']
+    file.create_dataset('mask', (10**12,), bool, chunks=(1000,))
+  draw = fastmri.mask_drawer(kind='random', center_fractions=(0.2,), accelerations=(3,))
+  with pytest.raises(DataError, match='mask has 1000000000000 columns, kspace has 48'):
+    fastmri.read_scan(fastmri.describe(volumes[0]), 0, draw)
+
+
+@pytest.mark.parametrize('suffix', ct_images.SUFFIXES)
+def test_pipes_are_no_images(suffix, tmp_path):
+  path = tmp_path / f'x{suffix}'
+  os.mkfifo(path)
+  for read in (ct_images.read_file, ct_images.describe):
+    with pytest.raises(DataError, match='is no regular file'):
+      read(path)
+
+
+def test_ct_volumes_that_claim_too_much_are_refused(tmp_path):
+  path = tmp_path / 'train' / 'a.h5'
+  path.parent.mkdir()
+  with h5py.File(path, 'w') as file:
+    for name in ('low_dose', 'full_dose'):
+      file.create_dataset(name, (10, 10**6, 10**6), np.float32, chunks=(1, 64, 64))
+  with pytest.raises(DataError, match='low_dose claims slices of'):
+    raise DataError(ldct.index(tmp_path, 'train').bad[str(path)])
+  with hdf5.open_file(path) as file, pytest.raises(DataError, match='claims'):
+    hdf5.read(file, 'full_dose', 0)
+
+
+def test_annotations_name_files_with_or_without_suffix_and_whole_slices(tmp_path):
+  path = write_csv(tmp_path / 'a.csv', [
+    ('v.h5', '0', 'No', 4, 5, 16, 17, 'cyst'), ('v', '1.0', 'No', 4, 5, 16, 17, 'cyst'), ('v', '0.9', 'No', 4, 5, 16, 17, 'between'),
+    ('v', 'nan', 'No', 4, 5, 16, 17, 'nothing'), ('v', '1e400', 'No', 4, 5, 16, 17, 'far'),
+  ])  # fmt: skip
+  volume = fastmri.Volume('v.h5', 'v', (2, 1, 48, 48), (48, 48), (0, 48), '', None, None, 'p', '')
+  examples, unusable = loader.annotated([volume], annotations_lib.read(path))
+  assert [(e.volume.name, e.slice) for e in examples] == [('v', 0), ('v', 1)]
+  assert unusable == {'slice is no whole number': 3}
+
+
+@pytest.fixture
+def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
+  """Attacks without their networks: what is read, skipped and said."""
+  shutil.copytree(dataset / 'multicoil_train', tmp_path / 'multicoil_train')
+  config = unet_8x.get_config('smoke')
+  config.data.root = str(tmp_path)
+  config.attack.max_examples = 0
+  del config.perturbation.rotation
+  parallel = data_parallel(1)
+  folder = results.Run(tmp_path / 'run')
+  unfit = []
+
+  def outcomes(engine, cases, samples, bar):
+    if unfit and cases[0].origin in unfit:
+      raise ValueError('UNet: an image of (8, 8) is too small for pools=4\nsecond line')
+    for (name, found), case, sample in itertools.product(engine.sweeps.items(), cases, samples):
+      strengths = np.zeros(len(found.strengths))
+      outcome = Outcome(dict.fromkeys(('objective_clean', 'objective_adv', 'delta'), strengths), sample.target, sample.target, strengths)
+      yield name, sample.target[None], {}, [(0, place, outcome) for place in case.places(sample, engine.settings.aims)], 1.0
+
+  monkeypatch.setattr(Engine, '_outcomes', outcomes)
+  monkeypatch.setattr(attack, 'trained', lambda *_: (attack.factory.network(config)[0], None))
+
+  def run(refused=()):
+    unfit[:] = refused
+    attack.run(config, folder, datasets.data(config, folder.folder, parallel), parallel)
+    return {(row['file'], row['slice']) for row in folder.rows()}, capsys.readouterr().out
+
+  run.config = config
+  return run
+
+
+def test_a_sweep_goes_on_without_bad_files_and_names_them(sweep, volumes):
+  everything = {(v.stem, s) for v in volumes for s in range(2)}
+  with h5py.File(volumes[0], 'r+') as file:
+    file['kspace'][1] = np.nan
+  found, said = sweep(refused=[str(volumes[1])])
+  assert found == everything - {(volumes[0].stem, 1), (volumes[1].stem, 0), (volumes[1].stem, 1)}
+  assert 'attack: skipped 3 bad files' in said and f'{volumes[0]}: slice 1 of kspace holds NaN' in said
+  run = volumes[0].parents[1] / 'run'
+  listed = results.read_json(run / 'skipped-00000.json')['files']
+  assert listed[f'{volumes[1]} slice 0'] == f'{volumes[1]}: cannot be attacked (UNet: an image of (8, 8) is too small for pools=4)'
+  # What was skipped is tried again.
+  found, said = sweep()
+  assert found == everything - {(volumes[0].stem, 1)} and 'skipped 1 bad files' in said
+
+
+def test_a_sweep_of_nothing_is_an_error(sweep, volumes):
+  with pytest.raises(DataError, match=f'attack: no example could be attacked; the first: {volumes[0]}: cannot be attacked'):
+    sweep(refused=[str(v) for v in volumes])
+
+
+def test_a_strict_sweep_stops_at_the_first_bad_file(sweep, volumes):
+  sweep.config.attack.strict = True
+  with pytest.raises(DataError, match=f'^{volumes[1]}: cannot be attacked'):
+    sweep(refused=[str(volumes[1])])
