@@ -62,6 +62,9 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   train.validate_every = 0
   train.max_validation = 0
   train.report_every = 20
+  train.micro_batch = 0
+  train.start_from = ''
+  train.checkpoint_minutes = 10.0
   train.num_devices = 0
   train.tensorboard = False
   train.best = 'ssim'
@@ -101,6 +104,12 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
 
   config.report = ml_collections.ConfigDict(dict(draws=1000, runs=(), generators=()))
 
+  phantom = data.phantom
+  config.plan = ml_collections.ConfigDict(dict(
+    targets=('here',), programs=('train', *config.perturbation), crop=(320, 320),
+    shape=(15, 640, 368) if profile == 'paper' else (phantom.coils, phantom.rows, phantom.cols),
+  ))  # fmt: skip
+
   if profile == 'demo':
     train.batch_size = 4
     train.num_epochs = 0.0
@@ -113,6 +122,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
     attack.pictures = 3
   if profile == 'smoke':
     data.phantom = ml_collections.ConfigDict(dict(train=2, val=2, slices=2, rows=48, cols=48, coils=2, seed=0))
+    config.plan.shape = (2, 48, 48)
     train.batch_size = 2
     train.num_epochs = 0.0
     train.num_steps = 4
@@ -177,7 +187,7 @@ def varnet(config: ml_collections.ConfigDict, **sizes: int) -> ml_collections.Co
     'demo': dict(num_cascades=3, chans=8, pools=3, sens_chans=4, sens_pools=3),
     'smoke': dict(num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2),
   }
-  config.model.update(name='varnet', remat=False, **small.get(config.profile, sizes))
+  config.model.update(name='varnet', remat=config.profile == 'paper', **small.get(config.profile, sizes))
   return config
 
 

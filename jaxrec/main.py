@@ -1,6 +1,7 @@
 """Launcher: `jaxrec --config=varnet_8x [--workdir=...] [--config.a.b=...]`, or `python -m jaxrec.main`."""
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from jaxrec.training import Stopped
 from jaxrec.workflows import catalog, run, workers
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: varnet_8x, varnet_8x:demo, or a Python file with get_config(profile).')
@@ -43,6 +45,9 @@ def main(argv: list[str]) -> int:
   try:
     workers.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     run.run(config, _WORKDIR.value or Path('runs') / f'{config.name}-{config.profile}')
+  except Stopped as stopped:
+    print(f'\n{stopped}', file=sys.stderr)
+    return 128 + signal.SIGTERM
   except KeyboardInterrupt:
     print('\nstopped; the same command goes on from here', file=sys.stderr)
     return 130

@@ -37,6 +37,8 @@ COLUMNS = (
   'delta', 'budget_used', 'steps', 'seconds',
 )  # fmt: skip
 KEY = ('file', 'slice', 'annotation', 'perturbation', 'attacked', 'strength')
+# Options of the machine, which change no number but by rounding: a run goes on with others.
+TECHNICAL = ('train.num_devices', 'train.micro_batch', 'train.checkpoint_minutes', 'attack.batch_size', 'attack.chunk', 'model.remat')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'h5py', 'numpy', 'grain', 'ml_collections')
 
 
@@ -126,7 +128,7 @@ class Run:
   def check_config(self, resolved: Mapping[str, Any]) -> None:
     """Writes `config.json`, or checks that the folder belongs to the same config.
 
-    Stages and the report may differ: they do not change numbers.
+    Stages, the report and options of the machine may differ: they do not change numbers.
 
     Raises:
       RunError: naming the first option that differs, or a damaged file.
@@ -135,7 +137,7 @@ class Run:
     resolved = json.loads(json.dumps(resolved, sort_keys=True))
     if path.exists():
       stored = read_json(path)
-      difference = _first_difference(stored, resolved, skip=('stages', 'report', 'workdir'))
+      difference = _first_difference(stored, resolved, skip=('stages', 'report', 'workdir', 'plan', *TECHNICAL))
       if difference:
         name, old, new = difference
         raise RunError(
@@ -154,6 +156,7 @@ class Run:
       'platform': platform.platform(),
       'versions': {p: importlib.metadata.version(p) for p in _PACKAGES if _installed(p)},
       'devices': [f'{d.platform} {d.device_kind}' for d in jax.devices()],
+      'matrix_precision': jax.config.jax_default_matmul_precision,
       'processor': processor(),
       'processes': jax.process_count(),
       'git_revision': git_revision(),
@@ -269,11 +272,11 @@ def git_revision() -> str:
 
 def _first_difference(old, new, *, skip=(), prefix=''):
   for name in sorted(set(old) | set(new)):
-    if name in skip:
+    if f'{prefix}{name}' in skip:
       continue
     a, b = old.get(name), new.get(name)
     if isinstance(a, dict) and isinstance(b, dict):
-      found = _first_difference(a, b, prefix=f'{prefix}{name}.')
+      found = _first_difference(a, b, skip=skip, prefix=f'{prefix}{name}.')
       if found:
         return found
     elif a != b:

@@ -32,6 +32,29 @@ def weights(network: Network, sweep: Sweep | None = None) -> Weights:
   return Weights(network.variables, surrogate, sweep.start.variables if sweep and sweep.start else None)
 
 
+def shapes(network: Network, sweep: Sweep, sample: Sample, count: int, places: int = 2) -> tuple[Any, ...]:
+  """Shapes of the arguments of the program of a sweep, for memory and work that are asked for before it runs.
+
+  Args:
+    network: whom it attacks; its variables may be shapes.
+    sweep: the attack.
+    sample: of one slice, or its shapes.
+    count: slices, or places of a search, together.
+    places: of a slice, for a grid.
+  """
+
+  def lead(tree, *axes):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *np.shape(x)), x.dtype), tree)
+
+  given, samples = lead(weights(network, sweep)), lead(sample, count)
+  images = lead(jax.eval_shape(network.reconstruct, network.variables, lead(sample)), count)
+  if sweep.is_grid:
+    regions = lead(sample.region, count, places)
+    return given, samples, regions, regions, images
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+  return given, keys, samples, samples.region, samples.region, images
+
+
 @struct.dataclass
 class Outcome:
   """What one sweep found at one place.

@@ -130,6 +130,14 @@ class _Source:
     return stack([self.read(self.examples[c], epoch) for c in chosen])
 
 
+def batch_files(examples: Sequence[Example], batch_size: int, number: int, *, seed: int) -> list[str]:
+  """File and slice of each example of training batch `number`, over all processes."""
+  shapes = [shape_of(e) for e in examples]
+  epoch, i = divmod(number, len(plan(shapes, batch_size, epoch=0, seed=seed)))
+  chosen = plan(shapes, batch_size, epoch=epoch, seed=seed)[i]
+  return [f'{examples[c].volume.path} slice {examples[c].slice}' for c in chosen]
+
+
 def stack(samples: Sequence[Any]) -> Any:
   """Stacks pytrees of NumPy arrays along a new leading axis."""
   return jax.tree.map(lambda *x: np.stack(x), *samples)

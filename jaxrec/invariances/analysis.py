@@ -42,8 +42,8 @@ def _smooth(image, sigma):
   kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
   kernel = jnp.asarray(kernel / kernel.sum(), image.dtype)
   padded = jnp.pad(image, reach, mode='symmetric')
-  rows = lax.conv_general_dilated(padded[None, None], kernel[None, None, :, None], (1, 1), 'VALID')
-  return lax.conv_general_dilated(rows, kernel[None, None, None, :], (1, 1), 'VALID')[0, 0]
+  rows = lax.conv_general_dilated(padded[None, None], kernel[None, None, :, None], (1, 1), 'VALID', precision=lax.Precision.HIGHEST)
+  return lax.conv_general_dilated(rows, kernel[None, None, None, :], (1, 1), 'VALID', precision=lax.Precision.HIGHEST)[0, 0]
 
 
 def deviations(images: Array, reference: Array, *, scales: Sequence[float] = SCALES) -> Array:

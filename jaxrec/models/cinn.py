@@ -117,7 +117,7 @@ class Embedder(nn.Module):
     kernel = self.param('kernel', layers.kernel_init, (*x.shape[1:], self.features), x.dtype)
     bound = np.prod(x.shape[1:]) ** -0.5
     bias = self.param('bias', lambda key: jax.random.uniform(key, (self.features,), x.dtype, -bound, bound))
-    return jnp.tensordot(x, kernel, 3) + bias
+    return jnp.tensordot(x, kernel, 3, precision=layers.PRECISION) + bias
 
 
 class CINN(nn.Module):

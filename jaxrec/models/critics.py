@@ -26,11 +26,15 @@ class SpectralNorm(nn.Module):
     matrix = kernel.reshape(-1, kernel.shape[-1])
     kept = self.variable('spectral', 'u', lambda: _unit(jax.random.normal(self.make_rng('params'), matrix.shape[-1:], matrix.dtype)))
     fixed = lax.stop_gradient(matrix)
-    v = _unit(fixed @ kept.value)
-    u = _unit(v @ fixed)
+    v = _unit(_product(fixed, kept.value))
+    u = _unit(_product(v, fixed))
     if self.is_mutable_collection('spectral') and not self.is_initializing():
       kept.value = u
-    return kernel / (v @ matrix @ u)
+    return kernel / _product(_product(v, matrix), u)
+
+
+def _product(a, b):
+  return jnp.matmul(a, b, precision=layers.PRECISION)
 
 
 def _unit(x):

@@ -70,7 +70,7 @@ class _SpectralDense(nn.Module):
   @nn.compact
   def __call__(self, x):
     kernel = SpectralNorm(name='norm')(self.param('kernel', layers.kernel_init, (x.shape[-1], self.features), x.dtype))
-    y = x @ kernel
+    y = jnp.dot(x, kernel, precision=layers.PRECISION)
     return y + self.param('bias', layers.bias_init(kernel.shape), (self.features,), x.dtype) if self.use_bias else y
 
 
@@ -115,8 +115,8 @@ class SelfAttention(nn.Module):
     query, key = (SpectralConv(chans // 8, 1, use_bias=False, name=n)(x) for n in ('query', 'key'))
     value = SpectralConv(chans // 2, 1, use_bias=False, name='value')(x)
     key, value = (nn.max_pool(t, (2, 2), (2, 2)).reshape(batch, -1, t.shape[-1]) for t in (key, value))
-    weights = jax.nn.softmax(jnp.einsum('brcd,bkd->brck', query, key), -1)
-    out = SpectralConv(chans, 1, use_bias=False, name='out')(jnp.einsum('brck,bkd->brcd', weights, value))
+    weights = jax.nn.softmax(jnp.einsum('brcd,bkd->brck', query, key, precision=layers.PRECISION), -1)
+    out = SpectralConv(chans, 1, use_bias=False, name='out')(jnp.einsum('brck,bkd->brcd', weights, value, precision=layers.PRECISION))
     return x + self.param('gamma', nn.initializers.zeros, ()) * out
 
 

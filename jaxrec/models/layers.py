@@ -16,14 +16,12 @@ from jax import lax
 
 from jaxrec.types import Array
 
-_NHWC = ('NHWC', 'HWIO', 'NHWC')
+# Float32 products in float32: Ampere and later would take TF32 by default, TPUs bfloat16.
+PRECISION = lax.Precision.HIGHEST
+_NHWC = dict(dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=PRECISION)
 _BLOCK_PIXELS = 6144
 _FOLD_CHANNELS = 12
-_PAIRS = np.zeros((3, 3, 2, 2))
-for _tap in range(3):
-  for _parity in range(2):
-    _pair, _other = divmod(_parity + _tap - 1, 2)
-    _PAIRS[_tap, _pair + 1, _other, _parity] = 1
+_LANES = 128
 
 
 def _uniform_by(fan_in: Callable) -> Callable:
@@ -59,7 +57,7 @@ def strided_conv2d(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     `[batch, (row + 2 padding - size) // stride + 1, ..., out]`.
   """
   pad = ((padding, padding),) * 2
-  return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=_NHWC)
+  return lax.conv_general_dilated(x, kernel, (stride, stride), pad, **_NHWC)
 
 
 @jax.custom_vjp
@@ -82,23 +80,40 @@ def conv2d(x: Array, kernel: Array) -> Array:
 
 
 def _fast_conv2d(x, kernel):
-  foldable = kernel.shape[:2] == (3, 3) and kernel.shape[3] <= _FOLD_CHANNELS and x.shape[2] % 2 == 0
-  if not foldable:
-    return _plain_conv2d(x, kernel)
-  return lax.platform_dependent(x, kernel, cpu=_folded_conv2d, default=_plain_conv2d)
+  pairs = kernel.shape[:2] == (3, 3) and kernel.shape[3] <= _FOLD_CHANNELS and x.shape[2] % 2 == 0
+  cpu = partial(_folded_conv2d, fold=2) if pairs else _plain_conv2d
+  return lax.platform_dependent(x, kernel, cpu=cpu, tpu=_wide_conv2d(x, kernel.shape), default=_plain_conv2d)
+
+
+def _wide_conv2d(x, shape):
+  """For TPUs, whose convolutions pad channels to the width of a register: pixels fill it up."""
+  fold = 8
+  while fold > 1 and (fold * max(shape[2:]) > _LANES or x.shape[2] % fold):
+    fold //= 2
+  return partial(_folded_conv2d, fold=fold) if fold > 1 and shape[1] <= 3 else _plain_conv2d
 
 
 def _plain_conv2d(x, kernel):
-  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=_NHWC)
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', **_NHWC)
 
 
-def _folded_conv2d(x, kernel):
+def _folded_conv2d(x, kernel, *, fold):
   """Neighbouring pixels become channels: with few channels XLA:CPU is twice as fast so."""
   batch, rows, cols, n_in = x.shape
-  n_out = kernel.shape[3]
-  # _PAIRS says which tap joins an input of either parity, one pair off, with an output of either parity.
-  pairs = jnp.einsum('rtio,tpuv->rpuivo', kernel, _PAIRS.astype(kernel.dtype)).reshape(3, 3, 2 * n_in, 2 * n_out)
-  return _plain_conv2d(x.reshape(batch, rows, cols // 2, 2 * n_in), pairs).reshape(batch, rows, cols, n_out)
+  height, width, _, n_out = kernel.shape
+  blocks = jnp.einsum('rtio,tpuv->rpuivo', kernel, _joined(width, fold).astype(kernel.dtype), precision=PRECISION)
+  blocks = blocks.reshape(height, width, fold * n_in, fold * n_out)
+  return _plain_conv2d(x.reshape(batch, rows, cols // fold, fold * n_in), blocks).reshape(batch, rows, cols, n_out)
+
+
+def _joined(width, fold):
+  """Which tap joins an input at place u of a block p - width // 2 blocks off with an output at place v."""
+  table = np.zeros((width, width, fold, fold))
+  for tap in range(width):
+    for v in range(fold):
+      block, u = divmod(v + tap - width // 2, fold)
+      table[tap, block + width // 2, u, v] = 1
+  return table
 
 
 def _conv2d_forward(x, kernel):
@@ -113,6 +128,7 @@ def _conv2d_backward(residuals, g):
     x,
     g,
     cpu=partial(_kernel_gradient_by_blocks, shape=kernel.shape),
+    tpu=partial(_kernel_gradient, shape=kernel.shape, convolution=_wide_conv2d(x, kernel.shape)),
     default=partial(_kernel_gradient, shape=kernel.shape),
   )
   return grad_x, grad_kernel
@@ -121,9 +137,8 @@ def _conv2d_backward(residuals, g):
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
-def _kernel_gradient(x, g, *, shape):
-  plain = partial(lax.conv_general_dilated, x, window_strides=(1, 1), padding='SAME', dimension_numbers=_NHWC)
-  return jax.linear_transpose(plain, jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
+def _kernel_gradient(x, g, *, shape, convolution=_plain_conv2d):
+  return jax.linear_transpose(partial(convolution, x), jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
 
 
 def _kernel_gradient_by_blocks(x, g, *, shape):
@@ -146,7 +161,7 @@ def _kernel_gradient_by_blocks(x, g, *, shape):
     patches = [part[r : r + block, c : c + cols] for r in range(height) for c in range(width)]
     patches = jnp.concatenate(patches, -1).reshape(block * cols, height * width * n_in)
     outputs = lax.dynamic_slice(g, at, (1, block, cols, n_out)).reshape(block * cols, n_out)
-    return total + lax.dot_general(outputs, patches, (((0,), (0,)), ((), ()))), None
+    return total + lax.dot_general(outputs, patches, (((0,), (0,)), ((), ())), precision=PRECISION), None
 
   total, _ = lax.scan(add_block, jnp.zeros((n_out, height * width * n_in), x.dtype), jnp.arange(batch * blocks))
   return total.T.reshape(shape)
@@ -226,7 +241,7 @@ def upsample_conv2x2(x: Array, kernel: Array) -> Array:
     `[batch, 2 row, 2 col, out]`.
   """
   batch, rows, cols, _ = x.shape
-  blocks = lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
+  blocks = lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision=PRECISION)
   return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * cols, kernel.shape[-1])
 
 
@@ -299,7 +314,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
-    y = x @ self.param('kernel', kernel_init, shape, x.dtype)
+    y = jnp.dot(x, self.param('kernel', kernel_init, shape, x.dtype), precision=PRECISION)
     return y + self.param('bias', bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
 
 
@@ -369,6 +384,6 @@ class FractionalConv(nn.Module):
     batch, rows, cols, n_in = x.shape
     kernel = self.param('kernel', transposed_kernel_init, (n_in, 4, 4, self.features), x.dtype)
     taps = _FRACTIONAL.astype(kernel.dtype)
-    phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps).reshape(3, 3, n_in, 4 * self.features)
+    phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps, precision=PRECISION).reshape(3, 3, n_in, 4 * self.features)
     blocks = conv2d(x, phases).reshape(batch, rows, cols, 2, 2, self.features)
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * cols, self.features)

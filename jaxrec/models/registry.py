@@ -82,7 +82,7 @@ def bind(module: nn.Module) -> Reconstructor:
     A pure function to `[row, col]` float images; leading batch axes pass through.
   """
 
-  return lambda variables, sample: module.apply(variables, *_inputs(sample))
+  return lambda variables, sample: module.apply(variables, *inputs(sample))
 
 
 def bind_complete(module: nn.Module) -> Callable[[Variables, Scan], Array]:
@@ -93,7 +93,7 @@ def bind_complete(module: nn.Module) -> Callable[[Variables, Scan], Array]:
   """
   if not isinstance(module, VarNet):
     raise ValueError(f'model.name: {type(module).__name__} has no completed k-space; use varnet')
-  return lambda variables, scan: module.apply(variables, *_inputs(scan), complete=True)
+  return lambda variables, scan: module.apply(variables, *inputs(scan), complete=True)
 
 
 def bind_training(module: nn.Module) -> Callable[..., tuple[Image, Variables]]:
@@ -111,7 +111,7 @@ def bind_training(module: nn.Module) -> Callable[..., tuple[Image, Variables]]:
 
   def reconstruct(variables, samples, key=None):
     rngs = None if key is None else {'smoothing': key}
-    images, changed = module.apply(variables, *_inputs(samples), mutable=['batch_stats', 'spectral'], rngs=rngs)
+    images, changed = module.apply(variables, *inputs(samples), mutable=['batch_stats', 'spectral'], rngs=rngs)
     return images, {**variables, **changed}
 
   return reconstruct
@@ -139,7 +139,8 @@ def observer(module: nn.Module, layer: int | None = None) -> Callable[[Variables
   return lambda variables, image: module.apply(variables, image, layer=layer)
 
 
-def _inputs(sample):
+def inputs(sample: Sample) -> tuple[Array, ...]:
+  """What a network takes of a sample: k-space, mask and centre of a scan, the low-dose image of a slice."""
   return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.low_dose,)
 
 
@@ -162,4 +163,4 @@ def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
   Returns:
     The variables.
   """
-  return jax.jit(module.init)(hardware_key(key), *_inputs(sample))
+  return jax.jit(module.init)(hardware_key(key), *inputs(sample))

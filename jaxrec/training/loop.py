@@ -1,5 +1,6 @@
 """The training loop: any task, resumable, with progress and clear failures."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -15,6 +16,10 @@ from jaxrec.types import Key
 
 class Diverged(RuntimeError):
   """The loss is not finite; the message says at which step and what to do."""
+
+
+class Stopped(RuntimeError):
+  """The training was asked to stop; the message says at which step. Its checkpoint is written."""
 
 
 class Writer(Protocol):
@@ -37,11 +42,18 @@ def fit(
   report_every: int = 20,
   score: str = 'val_ssim',
   patience: int | None = None,
+  checkpoint_minutes: float = 10.0,
+  files: Callable[[int], list[str]] = lambda number: [],
+  stop: Callable[[], bool] = lambda: False,
+  on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> Any:
   """Trains a task, from its newest checkpoint if there is one.
 
   Step s uses batch s and the key folded with s, so an interrupted run that is
   resumed reports the same numbers as an uninterrupted one.
+
+  While a step is computed the next batch is read and copied to the devices, and
+  one step waits in their queue: nothing is fetched that is not finished.
 
   Args:
     task: what to train; its state is never looked into.
@@ -58,12 +70,23 @@ def fit(
     score: validation metric of which the largest is the best; of `val_loss` the
       smallest is.
     patience: stop after so many validations without a better score.
+    checkpoint_minutes: a checkpoint is also written after so much time without
+      one; 0: only at validations. Several processes look at the clock of the
+      first, at reports.
+    files: what batch number i was read from, for the message of a loss that is not
+      finite.
+    stop: asked after every step, with several processes at reports; once true, a
+      checkpoint is written.
+    on_wait: receives the seconds that reading a batch took, if the devices had
+      nothing to do before its end.
 
   Returns:
     The final state, on the host.
 
   Raises:
-    Diverged: if the loss is not finite; the newest checkpoint is intact.
+    Diverged: if the loss is not finite; the newest checkpoint is intact, and the
+      writer has received the step and the files of its batch.
+    Stopped: if it was asked to stop.
   """
   validate_every = validate_every or num_steps
   init_key, step_key = jax.random.split(key)
@@ -84,22 +107,45 @@ def fit(
     return state
   step = parallel.compile(task.step)
   state = parallel.replicate(state)
-  best = checkpointer.best_score()
+  best, saved, pending = checkpointer.best_score(), time.monotonic(), None
+
+  def settle(report: bool) -> None:
+    """Looks at the loss of the step before, when the next one is already queued."""
+    if pending is None:
+      return
+    done, metrics = pending
+    values = {name: float(x) for name, x in parallel.first(metrics).items()}
+    if not all(np.isfinite(x) for x in values.values()):
+      read = files(done - 1)
+      writer({'step': done, 'not_finite': read})
+      raise Diverged(
+        f'training: loss is not finite at step {done}; lower train.learning_rate, or check the data with verify_data'
+        + (f'; its batch was read from {", ".join(read[:4])}{", ..." if len(read) > 4 else ""}' if read else '')
+      )
+    if report:
+      bar.set_postfix(loss=f'{values["loss"]:.4g}')
+      writer({'step': done, **values})
+
+  def reported(done):
+    return done % report_every == 0 or done % validate_every == 0 or done == num_steps
+
   with tqdm(total=num_steps, initial=first, desc='train', unit='step', disable=parallel.part > 0) as bar:
+    share = parallel.shard(batch)
     for i in range(first, num_steps):
       keys = _device_keys(jax.random.fold_in(step_key, i), parallel)
-      state, metrics = step(state, parallel.shard(batch), keys)
+      state, metrics = step(state, share, keys)
+      settle(reported(i))
       done = i + 1
-      at_report = done % report_every == 0 or done % validate_every == 0 or done == num_steps
-      if at_report:
-        values = {name: float(x) for name, x in parallel.first(metrics).items()}
-        if not all(np.isfinite(x) for x in values.values()):
-          raise Diverged(
-            f'training: loss is not finite at step {done}; lower train.learning_rate, or check the data with verify_data'
-          )
-        bar.set_postfix(loss=f'{values["loss"]:.4g}')
-        writer({'step': done, **values})
+      pending = done, metrics
+      if done < num_steps:
+        start = time.perf_counter()
+        batch = next(stream)
+        if all(x.is_ready() for x in jax.tree.leaves(metrics)):
+          on_wait(time.perf_counter() - start)
+        share = parallel.shard(batch)
       if done % validate_every == 0 or done == num_steps:
+        settle(True)
+        pending = None
         if validate is not None:
           scores = validate(state)
           writer({'step': done, **scores})
@@ -108,11 +154,20 @@ def fit(
             best = value
             checkpointer.save_best(done, parallel.first(state), best)
         checkpointer.save_last(done, parallel.first(state))
+        saved = time.monotonic()
         if stalled(done):
           break
+      elif parallel.parts == 1 or reported(done):
+        late = checkpoint_minutes > 0 and time.monotonic() - saved > 60 * checkpoint_minutes
+        late, stopping = parallel.agree((late, bool(parallel.total(np.int32(stop())))))
+        if late or stopping:
+          settle(reported(done))
+          pending = None
+          checkpointer.save_last(done, parallel.first(state))
+          saved = time.monotonic()
+        if stopping:
+          raise Stopped(f'training: stopped after step {done} as asked; the same command goes on from there')
       bar.update()
-      if done < num_steps:
-        batch = next(stream)
   return parallel.first(state)
 
 

@@ -1,6 +1,8 @@
 """Data parallelism over local devices and processes; the only place that knows `pmap`."""
 
-from collections.abc import Callable
+import functools
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.jax_utils
@@ -12,6 +14,70 @@ from jax.experimental import multihost_utils
 _AXIS = 'devices'
 
 
+class BatchProgram:
+  """A function of a constant and batches, whose examples are spread over the local devices."""
+
+  def __init__(self, function: Callable, devices: Sequence[Any]):
+    mesh, spec = _mesh(devices), jax.sharding.PartitionSpec
+    self._whole, self._split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(_AXIS)))
+    self._function, self._compiled = function, {}
+
+  def compile(self, constant: Any, *batches: Any):
+    """The program for arrays or `jax.ShapeDtypeStruct`s of these shapes."""
+    shapes = tuple(x.shape for x in jax.tree.leaves(batches))
+    if shapes not in self._compiled:
+      self._compiled[shapes] = self.lower(constant, *batches).compile()
+    return self._compiled[shapes]
+
+  def lower(self, constant: Any, *batches: Any):
+    """As `jax.jit(...).lower`; the devices need not be here."""
+    # Each device runs its examples by itself. Left to choose, XLA exchanges them in the middle of a network.
+    mapped = jax.shard_map(
+      self._function, mesh=self._split.mesh, in_specs=(self._whole.spec, *(self._split.spec,) * len(batches)),
+      out_specs=self._split.spec, check_vma=False,
+    )  # fmt: skip
+    return jax.jit(mapped).lower(_at(self._whole, constant), *_at(self._split, batches))
+
+  def __call__(self, constant: Any, *batches: Any) -> Any:
+    placed = jax.device_put(constant, self._whole), *jax.device_put(batches, self._split)
+    return self.compile(*placed)(*placed)
+
+
+class Program:
+  """A step over all devices, compiled once for every shape of its batch.
+
+  The state is donated: its memory holds the new one.
+  """
+
+  def __init__(self, function: Callable, devices: Sequence[Any]):
+    # With several processes pmap spans all devices, and takes the local ones.
+    self._alone = jax.process_count() == 1
+    self._mapped = jax.pmap(function, axis_name=_AXIS, devices=devices if self._alone else None, donate_argnums=0)
+    self._function, self._devices, self._compiled = function, devices, {}
+
+  def compile(self, state: Any, batch: Any, key: Any):
+    """The program for these arrays or `jax.ShapeDtypeStruct`s, each with a leading device axis.
+
+    With several processes it is one of the devices of this process alone, which
+    takes the same memory.
+    """
+    shapes = tuple(x.shape for x in jax.tree.leaves(batch))
+    if shapes not in self._compiled:
+      self._compiled[shapes] = (self._mapped.lower if self._alone else self._lower_local)(state, batch, key).compile()
+    return self._compiled[shapes]
+
+  def _lower_local(self, state, batch, key):
+    state, key = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (state, key))
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * x.shape[1], *x.shape[2:]), x.dtype), batch)
+    return lower(self._devices, self._function, state, batch, key)
+
+  def __call__(self, state: Any, batch: Any, key: Any) -> tuple[Any, Any]:
+    if not self._alone:
+      # It turns the arrays of this process into its part of those of all.
+      return self._mapped(state, batch, key)
+    return self.compile(state, batch, key)(state, batch, key)
+
+
 class Parallel(NamedTuple):
   """Placement of states and batches on devices.
 
@@ -20,11 +86,12 @@ class Parallel(NamedTuple):
     average: averages a pytree over all devices of all processes, inside a
       function given to `compile`.
     compile: turns `(state, batch, key) -> outputs` for one device into the
-      function over all devices; batch and outputs have a leading device axis.
+      `Program` over all devices; batch and outputs have a leading device axis.
     replicate: puts a copy of a pytree on every device.
     first: takes the pytree back from the first device.
-    shard: splits the leading axis of a batch over the devices.
-    map_batch: compiles `(constant, batch, ...) -> outputs` so that the batch is
+    shard: splits the leading axis of a batch over the devices, and starts to
+      copy it there.
+    map_batch: turns `(constant, batch, ...) -> outputs` into a `BatchProgram`,
       spread over the local devices; no process waits for another.
     total: sums an array over processes.
     barrier: waits until every process has come here.
@@ -32,6 +99,7 @@ class Parallel(NamedTuple):
     part: number of this process.
     parts: number of processes.
     axis: name of the device axis, for batch norm.
+    memory: bytes that a program may take on each device.
   """
 
   devices: int
@@ -47,6 +115,7 @@ class Parallel(NamedTuple):
   part: int
   parts: int
   axis: str
+  memory: int
 
 
 def data_parallel(num_devices: int | None = None) -> Parallel:
@@ -75,31 +144,23 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
         raise ValueError(f'batch_size: {x.shape[0]} per process does not split over {count} devices')
       return np.asarray(x).reshape(count, x.shape[0] // count, *x.shape[1:])
 
-    return jax.tree.map(split, batch)
+    return place(jax.tree.map(split, batch))
 
-  def compile_(function):
-    # With several processes pmap spans all devices, and takes the local ones.
-    chosen = devices if jax.process_count() == 1 else None
-    return jax.pmap(function, axis_name=_AXIS, devices=chosen)
+  mesh = _mesh(devices)
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
 
-  mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(_AXIS))
+  def place(tree):
+    # Placed as pmap places its outputs: otherwise the second step compiles again.
+    return tree if jax.process_count() > 1 else jax.device_put(tree, spread)
 
   def replicate(tree):
     if jax.process_count() > 1:
       return flax.jax_utils.replicate(tree, devices)
-    # Placed as pmap places its outputs: otherwise the second step compiles again.
-    copies = jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree)
-    return jax.device_put(copies, split)
+    return place(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree))
 
-  def map_batch(function):
-    compiled = jax.jit(function)
-
-    def run(constant, *batches):
-      return compiled(jax.device_put(constant, everywhere), *jax.device_put(batches, split))
-
-    return run
+  def first(tree):
+    # `x[0]` would run a program on the device, behind the steps that are queued there.
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).reshape(x.shape[1:]), tree)
 
   def total(array):
     if jax.process_count() == 1:
@@ -118,15 +179,63 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
   return Parallel(
     devices=count,
     average=lambda tree: lax.pmean(tree, _AXIS),
-    compile=compile_,
+    compile=functools.cache(lambda function: Program(function, devices)),
     replicate=replicate,
-    first=lambda tree: jax.device_get(jax.tree.map(lambda x: x[0], tree)),
+    first=first,
     shard=shard,
-    map_batch=map_batch,
+    map_batch=lambda function: BatchProgram(function, devices),
     total=total,
     barrier=barrier,
     agree=agree,
     part=jax.process_index(),
     parts=jax.process_count(),
     axis=_AXIS,
+    memory=_memory(devices),
   )
+
+
+def lower(devices: Sequence[Any], function: Callable, state: Any, batch: Any, key: Any, *, donate: bool = True):
+  """A step as `Parallel.compile` runs it, lowered for devices that need not be here.
+
+  Args:
+    devices: of one kind, such as those of `jax.experimental.topologies`.
+    function: `(state, batch, key) -> (state, metrics)` for one device's share.
+    state: shapes of the state of one device.
+    batch: shapes of the batch of all devices.
+    key: shape of one key.
+    donate: whether the memory of the state is given away.
+
+  Returns:
+    What `jax.jit(...).lower` returns.
+  """
+  mesh, spec = _mesh(devices), jax.sharding.PartitionSpec
+  whole, split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(_AXIS)))
+
+  def each(state, batch, keys):
+    return function(state, batch, keys[0])
+
+  mapped = jax.shard_map(each, mesh=mesh, in_specs=(spec(), spec(_AXIS), spec(_AXIS)), out_specs=spec(), check_vma=False)
+  keys = jax.tree.map(lambda x: jax.ShapeDtypeStruct((mesh.size, *x.shape), x.dtype), key)
+  return jax.jit(mapped, donate_argnums=0 if donate else ()).lower(_at(whole, state), *_at(split, (batch, keys)))
+
+
+def _mesh(devices):
+  return jax.sharding.Mesh(np.array(devices).reshape(-1), (_AXIS,))
+
+
+def _at(sharding, tree):
+  def place(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+  return jax.tree.map(place, tree)
+
+
+def _memory(devices):
+  """What a program may take: nine tenths of a device, the rest for libraries; of the CPU, three quarters of the machine's memory.
+
+  Not what is free at the moment: the choice that depends on it would not repeat.
+  """
+  stats = devices[0].memory_stats() if devices[0].platform != 'cpu' else None
+  if stats and 'bytes_limit' in stats:
+    return int(0.9 * stats['bytes_limit'])
+  return int(0.75 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')) // len(devices)

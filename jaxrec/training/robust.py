@@ -36,6 +36,7 @@ def worst_case(
   loss: str = 'ssim',
   clean_weight: float = 1.0,
   robust_weight: float = 1.0,
+  micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
 ) -> Task:
   """Adversarial training: descent on the worst case that a search finds.
@@ -53,6 +54,7 @@ def worst_case(
     loss: one of `LOSSES`.
     clean_weight: a.
     robust_weight: b.
+    micro_batch: see `tasks.descent`.
     average: averages over devices, `Parallel.average`.
 
   Returns:
@@ -73,7 +75,7 @@ def worst_case(
     clean, robust = (jnp.mean(jax.vmap(loss_of)(x, batch)) for x in (images, attacked))
     return clean_weight * clean + robust_weight * robust, (variables, {'loss_clean': clean, 'loss_perturbed': robust})
 
-  return descent(module, optimizer, batch_loss, loss=loss, average=average, calls=_calls(search, 2))
+  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=_calls(search, 2))
 
 
 def _calls(search, trained):
@@ -98,6 +100,7 @@ def consistency(
   *,
   loss: str = 'ssim',
   robust_weight: float = 10.0,
+  micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
 ) -> Task:
   """TRADES for images: the clean loss, and the distance of clean and perturbed output.
@@ -111,6 +114,7 @@ def consistency(
     search: how the largest distance is sought.
     loss: one of `LOSSES`, of the clean term.
     robust_weight: b.
+    micro_batch: see `tasks.descent`.
     average: averages over devices.
 
   Returns:
@@ -133,7 +137,7 @@ def consistency(
     clean, apart = jnp.mean(jax.vmap(loss_of)(images, batch)), jnp.mean(jax.vmap(distance)(attacked, own))
     return clean + robust_weight * apart, (variables, {'loss_clean': clean, 'distance': apart})
 
-  return descent(module, optimizer, batch_loss, loss=loss, average=average, calls=_calls(search, 2))
+  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=_calls(search, 2))
 
 
 def free(
@@ -205,6 +209,7 @@ def jitter(
   perturbation: Perturbation,
   *,
   loss: str = 'ssim',
+  micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
 ) -> Task:
   """Training with random noise on the measurement, of a strength drawn for every example.
@@ -216,6 +221,7 @@ def jitter(
     optimizer: an Optax transformation.
     perturbation: with `start='random'`.
     loss: one of `LOSSES`.
+    micro_batch: see `tasks.descent`.
     average: averages over devices.
 
   Returns:
@@ -235,7 +241,7 @@ def jitter(
     images, variables = forward(variables, _per_example(key, batch, noisy))
     return jnp.mean(jax.vmap(loss_of)(images, batch)), (variables, {})
 
-  return descent(module, optimizer, batch_loss, loss=loss, average=average)
+  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average)
 
 
 def jacobian(
@@ -247,6 +253,7 @@ def jacobian(
   robust_weight: float = 0.1,
   step_size: float = 0.1,
   loss: str = 'ssim',
+  micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
 ) -> Task:
   """Penalises the largest first-order change of the image over the feasible set.
@@ -264,6 +271,7 @@ def jacobian(
     robust_weight: b.
     step_size: h, a share of the feasible set's radius.
     loss: one of `LOSSES`.
+    micro_batch: see `tasks.descent`.
     average: averages over devices.
 
   Returns:
@@ -293,4 +301,4 @@ def jacobian(
     return clean + robust_weight * amplified, (variables, {'loss_clean': clean, 'amplification': amplified})
 
   calls = (3 + num_iterations, 4 + 2 * num_iterations)
-  return descent(module, optimizer, batch_loss, loss=loss, average=average, calls=calls)
+  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=calls)

@@ -104,6 +104,7 @@ def supervised(
   optimizer: optax.GradientTransformation,
   *,
   loss: str = 'ssim',
+  micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
 ) -> Task:
   """Training of a reconstructor on pairs of undersampled data and target.
@@ -112,6 +113,7 @@ def supervised(
     module: the network.
     optimizer: an Optax transformation.
     loss: one of `LOSSES`.
+    micro_batch: see `descent`.
     average: averages gradients and metrics over devices, `Parallel.average`.
 
   Returns:
@@ -126,7 +128,7 @@ def supervised(
     images, variables = forward(variables, batch, key)
     return jnp.mean(jax.vmap(loss_of)(images, batch)), (variables, {})
 
-  return descent(module, optimizer, batch_loss, loss=loss, average=average)
+  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average)
 
 
 BatchLoss = Callable[[Callable, Any, Sample, Key], tuple[Scalar, tuple[Any, dict[str, Scalar]]]]
@@ -138,6 +140,7 @@ def descent(
   batch_loss: BatchLoss,
   *,
   loss: str,
+  micro_batch: int = 0,
   average: Callable[[Any], Any],
   calls: tuple[int, int] = (1, 1),
 ) -> Task:
@@ -149,19 +152,33 @@ def descent(
     batch_loss: `(forward, variables, batch, key) -> (loss, (variables, metrics))`
       with `forward` of `models.bind_training`.
     loss: one of `LOSSES`, for the scores.
+    micro_batch: examples of a device's share that are in memory at a time; their
+      gradients are summed before the one update, so that it changes no result
+      but by rounding. 0: all.
     average: averages over devices, `Parallel.average`.
     calls: see `Task`.
 
   Returns:
-    The task.
+    The task. Its step raises ValueError if the micro-batch does not divide the
+    share, or if the network has batch norm, whose statistics need all of it.
   """
   forward = bind_training(module)
 
   def step(state, batch, key):
-    def of_params(params):
+    def of_params(params, batch, key):
       return batch_loss(forward, {**state.variables, 'params': params}, batch, key)
 
-    (value, (variables, extra)), gradient = jax.value_and_grad(of_params, has_aux=True)(state.variables['params'])
+    gradient_of = jax.value_and_grad(of_params, has_aux=True)
+    count = jax.tree.leaves(batch)[0].shape[0]
+    if micro_batch and count % micro_batch:
+      raise ValueError(f'train.micro_batch: {micro_batch} does not divide the {count} examples of a device')
+    if not micro_batch or micro_batch == count:
+      (value, (variables, extra)), gradient = gradient_of(state.variables['params'], batch, key)
+    else:
+      if state.variables.keys() != {'params'}:
+        raise ValueError('train.micro_batch: batch norm takes its statistics over the whole batch; set it to 0')
+      variables = state.variables
+      value, gradient, extra = _accumulated(gradient_of, variables['params'], batch, key, count // micro_batch)
     value, gradient, extra = average((value, gradient, extra))
     state = update(state, optimizer, gradient, statistics_of(variables, average))
     return state, {'loss': value, 'gradient_norm': optax.tree.norm(gradient), **extra}
@@ -173,6 +190,20 @@ def descent(
     lambda state: state.variables,
     calls,
   )
+
+
+def _accumulated(gradient_of, params, batch, key, parts):
+  """Means over the micro-batches of loss, gradient and metrics."""
+
+  def one(part):
+    (value, (_, extra)), gradient = gradient_of(params, *part)
+    return value, gradient, extra
+
+  split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch), jax.random.split(key, parts)
+  first = jax.eval_shape(lambda parts: one(jax.tree.map(lambda x: x[0], parts)), split)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+  total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zero, split)
+  return jax.tree.map(lambda x: x / parts, total)
 
 
 def first_state(module: nn.Module, optimizer: optax.GradientTransformation, key: Key, batch: Sample) -> TrainState:

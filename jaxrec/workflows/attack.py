@@ -1,5 +1,6 @@
 """The attack stage: an audit of the config's network on the config's data."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrec import results
+from jaxrec.audit import program
 from jaxrec.audit.engine import Engine, Labels
 from jaxrec.audit.plan import Case, Settings, Start, Sweep
 from jaxrec.data.errors import DataError
@@ -14,21 +16,25 @@ from jaxrec.data.fastmri import Example
 from jaxrec.data.loader import shape_of
 from jaxrec.data.singlecoil import centred_images
 from jaxrec.networks import Network
-from jaxrec.training import Parallel
+from jaxrec.training import Parallel, memory
 from jaxrec.workflows import datasets, factory
 from jaxrec.workflows.train import generator_of, loader_of, sibling, trained
+
+# Slices of a device, and strengths of a slice, that are tried together where 0 leaves the choice.
+AT_ONCE = (1, 2, 4, 8, 16)
 
 
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Attacks the trained network; finished rows are not computed again."""
-  settings = Settings(
-    tuple(config.attack.attacked), config.seed, config.attack.batch_size, config.attack.chunk, config.attack.pictures,
-    config.attack.lipschitz_iterations, config.attack.strict,
-  )  # fmt: skip
   sweeps = {name: _sweep(config, name, run_folder.folder, data, parallel) for name in config.perturbation}
   examples, skipped = datasets.examples(config, data)
   cases = _cases(config, examples, data)
   network, undefended = _network(config, run_folder.folder, data, parallel)
+  batch_size, chunk = _at_once(config, parallel, network, sweeps, cases)
+  settings = Settings(
+    tuple(config.attack.attacked), config.seed, batch_size, chunk, config.attack.pictures,
+    config.attack.lipschitz_iterations, config.attack.strict,
+  )  # fmt: skip
   if parallel.part == 0:
     results.write_text(run_folder.folder / 'sweeps.json', json.dumps({n: s.description() for n, s in sweeps.items()}, indent=2) + '\n')
     _announce(sweeps, cases, settings)
@@ -83,6 +89,37 @@ def _cases(config, examples: list[Example], data) -> list[Case]:
     )
     for (name, number), found in of_slice.items()
   ]  # fmt: skip
+
+
+def _at_once(config, parallel: Parallel, network: Network, sweeps: dict[str, Sweep], cases: list[Case]) -> tuple[int, int]:
+  """Slices per device and strengths computed together: the config's or, for 0, the largest that fit into memory."""
+  batch, chunk = config.attack.batch_size, config.attack.chunk
+  if batch and chunk:
+    return batch, chunk
+  sample = None
+  for case in sorted(cases, key=lambda c: -np.prod(c.shape)):
+    with contextlib.suppress(DataError):
+      sample = case.read()
+      break
+  if sample is None:
+    return 1, 1
+
+  def fits(batch, chunk):
+    count = batch * parallel.devices
+    return all(
+      memory.takes_at_most(parallel.memory, lambda: parallel.map_batch(
+        (program.by_grid if sweep.is_grid else program.by_search)(network, sweep, chunk)
+      ).compile(*program.shapes(network, sweep, sample, count)))
+      for sweep in sweeps.values()
+    )  # fmt: skip
+
+  some = [n for n in AT_ONCE if n <= max(len(cases) // parallel.devices, 1)]
+  batch = batch or memory.largest_that_fits(some, lambda n: fits(n, chunk or 1))
+  if batch and not chunk:
+    chunk = memory.largest_that_fits(list(AT_ONCE), lambda n: fits(batch, n))
+  if not (batch and chunk):
+    raise ValueError(f'attack.batch_size: not even one slice fits into {parallel.memory / 1e9:.1f} GB of a device; use a larger one')
+  return batch, chunk
 
 
 def _announce(sweeps: dict[str, Sweep], cases: list[Case], settings: Settings) -> None:

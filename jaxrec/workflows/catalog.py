@@ -100,8 +100,8 @@ def _located(value):
 
 
 def with_demo(argv: list[str]) -> list[str]:
-  """Without data the demo profile runs: `--config=x.py` becomes `--config=x.py:demo`."""
-  if any(a.startswith(('--config.data.root', '-config.data.root')) for a in argv):
+  """Without data the demo profile runs, but for plans: `--config=x.py` becomes `--config=x.py:demo`."""
+  if any('config.data.root' in a or ('config.stages' in a and 'plan' in a) for a in argv):
     return argv
   return _each_config(argv, lambda value: f'{value}:demo' if _lacks_data(value) else value)
 

@@ -5,6 +5,7 @@ The keys of a section are the argument names of the factory it feeds.
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,7 @@ def num_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
 
 def task(
   config: ml_collections.ConfigDict, module, parallel: Parallel, steps: int, sample: Sample,
-  load: Load = lambda run: (None, None),
+  load: Load = lambda run: (None, None), micro_batch: int = 0,
 ) -> Task:  # fmt: skip
   """The training task of `train.task`; its keys are the arguments of the task's factory.
 
@@ -260,6 +261,10 @@ def task(
     sample: any example, for its sizes.
     load: module and variables of another run, for tasks that build on trained
       networks.
+    micro_batch: see `training.supervised`.
+
+  Raises:
+    ValueError: for options that the task does not have.
   """
   rule = optimizer(config.train, steps)
   if hasattr(module, 'batch_axis'):
@@ -267,6 +272,10 @@ def task(
   options = dict(config.train.task)
   name = options.pop('name')
   common = dict(loss=config.train.loss, average=parallel.average)
+  if micro_batch:
+    if not accumulates(name):
+      raise ValueError(f'train.micro_batch: the task {name} updates its networks in turns on one batch; set it to 0')
+    common['micro_batch'] = micro_batch
   parts = {'module': module, 'optimizer': rule}
   if 'perturbation' in options:
     chosen = dict(options.pop('perturbation'))
@@ -305,6 +314,11 @@ def task(
       parts['codes'] = codes(load, network, options.pop('autoencoder'), layer, options.pop('image', 'low_dose'))
   made = _pick(TASKS, 'train.task.name', name)
   return _call(made, f'train.task.{name}', parts | options | common)
+
+
+def accumulates(name: str) -> bool:
+  """Whether a task can sum gradients over parts of its batch: `train.micro_batch`."""
+  return 'micro_batch' in inspect.signature(_pick(TASKS, 'train.task.name', name)).parameters
 
 
 def check_perceptual(config: ml_collections.ConfigDict, section: str = 'train.task') -> None:

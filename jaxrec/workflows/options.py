@@ -22,7 +22,7 @@ from jaxrec.models import registry
 from jaxrec.training.tasks import LOSSES
 from jaxrec.workflows import factory
 
-STAGES = ('train', 'attack', 'invariances', 'detect', 'known', 'report')
+STAGES = ('train', 'attack', 'invariances', 'detect', 'known', 'report', 'plan')
 
 
 class Rule(NamedTuple):
@@ -138,7 +138,7 @@ OPTIONS: dict[str, Rule] = {
     'batch_size': _SIZE, 'num_steps': _whole(0), 'num_epochs': _real(0, 1e6), 'loss': _choice(*LOSSES), 'optimizer': _choice('adam', 'adamw', 'rmsprop'),
     'learning_rate': _RATE, 'drop_at': _real(0, 1), 'drop_factor': _RATE, 'weight_decay': _real(0, 1), 'b1': _real(0, 1, below=True),
     'validate_every': _whole(0), 'max_validation': _whole(0), 'report_every': _whole(1), 'num_devices': _whole(0, 100_000), 'tensorboard': _FLAG,
-    'best': _choice('loss', 'ssim', 'psnr'), 'patience': _whole(0),
+    'best': _choice('loss', 'ssim', 'psnr'), 'patience': _whole(0), 'micro_batch': _whole(0), 'checkpoint_minutes': _real(0, 1e6), 'start_from': _FILE,
   }),
   **_at('train.task', {
     'name': _part(factory.TASKS), **dict.fromkeys(('network', 'autoencoder', 'frozen'), _RUN), 'layer': _whole(0, 1000), 'image': _choice('low_dose', 'target'),
@@ -159,10 +159,13 @@ OPTIONS: dict[str, Rule] = {
     'name': _part(('none', 'cyclic')), 'relative_radius': _RADIUS, 'num_steps': _whole(1), 'shifts': _several(_whole(-8192, 8192)),
   }),
   **_at('attack', {
-    'attacked': _several(_choice(*AIMS)), 'batch_size': _SIZE, 'chunk': _SIZE, 'max_examples': _whole(0), 'pictures': _whole(0),
+    'attacked': _several(_choice(*AIMS)), 'batch_size': _whole(0), 'chunk': _whole(0), 'max_examples': _whole(0), 'pictures': _whole(0),
     'strict': _FLAG, 'splits': _several(_choice('train', 'val')), 'accelerations': _several(_whole(1, 1000), least=0),
     'center_fractions': _several(_real(0, 1), least=0), 'sees': _choice('defence', 'network'), 'draws': _whole(1, 10_000),
     'lipschitz_iterations': _whole(0, 10_000), 'surrogate': _RUN, 'titles.*': _TEXT,
+  }),
+  **_at('plan', {
+    'targets': _several(_TEXT), 'programs': _several(_TEXT), 'shape': _several(_SIZE, least=2), 'crop': _several(_PIXELS, least=2, most=2),
   }),
   **_at('report', {'draws': _whole(1, 10**7), 'runs': _several(_FOLDER, least=0), 'generators': _RUNS}),
   **_at('invariances', {

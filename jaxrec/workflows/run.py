@@ -7,7 +7,7 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, datasets, detectability, invariance_report, invariances, known, options, report, train
+from jaxrec.workflows import attack, datasets, detectability, invariance_report, invariances, known, options, plan, report, train
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -28,6 +28,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   """
   workdir = Path(workdir)
   options.check(config, workdir)
+  # What is not pinned where it stands: graphics cards and TPUs multiply in less than float32 by default.
+  jax.config.update('jax_default_matmul_precision', 'highest')
+  if 'plan' in config.stages:
+    _plan(config, workdir)
+    if len(config.stages) == 1:
+      return workdir
   if 'known' in config:
     with results.exclusive(workdir, part=jax.process_index()):
       _known(config, workdir)
@@ -42,6 +48,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   with results.exclusive(workdir, part=jax.process_index()):
     _run_stages(config, workdir)
   return workdir
+
+
+def _plan(config, workdir):
+  for name, experiment in config.get('experiments', {}).items():
+    print(f'-- {name}')
+    _plan(experiment, workdir / name)
+  if 'plan' in config:
+    plan.run(config, workdir, data_parallel(config.train.num_devices or None))
 
 
 def _compare(config, workdir):

@@ -4,6 +4,7 @@ import functools
 import json
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxrec import results
+from jaxrec import models, results
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.networks import Network
-from jaxrec.training import Checkpointer, Parallel, fit
-from jaxrec.workflows import datasets, factory
+from jaxrec.training import Checkpointer, Parallel, Task, fit, memory
+from jaxrec.workflows import datasets, factory, workers
 
 
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
@@ -31,7 +32,13 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   examples = datasets.training_examples(config, data.train.volumes)
   steps_per_epoch = loader.steps_per_epoch(examples, config.train.batch_size)
   num_steps = factory.num_steps(config, steps_per_epoch)
-  task = factory.task(config, module, parallel, num_steps, data.read(examples[0], 0), loader_of(run_folder.folder, data, parallel))
+  load = loader_of(run_folder.folder, data, parallel)
+  largest = max(examples, key=lambda e: np.prod(loader.shape_of(e)))
+  sample = data.read(largest, 0)
+
+  def make(micro_batch):
+    return started(factory.task(config, module, parallel, num_steps, sample, load, micro_batch), config)
+
   checkpointer = Checkpointer(run_folder.folder / 'checkpoints')
   done = checkpointer.latest_step() or 0
   every = config.train.validate_every or steps_per_epoch
@@ -43,8 +50,15 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
   start = time.perf_counter()
   read = datasets.reader(config, redraw=True)
-  validate = validation(config, data, task, parallel)
+  task, micro_batch = fitted(config, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
+  validate = validation(config, data, task, parallel, micro_batch)
   tensorboard = _tensorboard(config, run_folder, parallel)
+
+  waited = 0.0
+
+  def on_wait(seconds: float) -> None:
+    nonlocal waited
+    waited += seconds
 
   cost = run_folder.folder / 'cost.json'
   before = results.read_json(cost).get('seconds', 0.0)
@@ -60,26 +74,111 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
         # A checkpoint follows. What is killed later has cost this much at least.
         write_cost(record['step'])
 
-  fit(
-    task,
-    lambda start: loader.training_batches(
-      examples, read, config.train.batch_size, seed=config.seed, start=start,
-      workers=config.data.workers, part=parallel.part, parts=parallel.parts,
-    ),
-    num_steps,
-    key=jax.random.key(config.seed),
-    parallel=parallel,
-    writer=write,
-    checkpointer=checkpointer,
-    validate=validate,
-    validate_every=every,
-    report_every=config.train.report_every,
-    score=f'val_{config.train.best}',
-    patience=config.train.patience or None,
-  )  # fmt: skip
+  with workers.termination() as stop:
+    fit(
+      task,
+      lambda start: loader.training_batches(
+        examples, read, config.train.batch_size, seed=config.seed, start=start,
+        workers=config.data.workers, part=parallel.part, parts=parallel.parts,
+      ),
+      num_steps,
+      key=jax.random.key(config.seed),
+      parallel=parallel,
+      writer=write,
+      checkpointer=checkpointer,
+      validate=validate,
+      validate_every=every,
+      report_every=config.train.report_every,
+      score=f'val_{config.train.best}',
+      patience=config.train.patience or None,
+      checkpoint_minutes=config.train.get('checkpoint_minutes', 10.0),
+      files=lambda number: loader.batch_files(examples, config.train.batch_size, number, seed=config.seed),
+      stop=stop,
+      on_wait=on_wait,
+    )  # fmt: skip
+  if parallel.part == 0 and waited:
+    total = time.perf_counter() - start
+    print(f'train: {total:.0f} s, of which the devices waited at most {waited:.0f} s for data (more data.workers read faster)')
   if parallel.part == 0 and (checkpointer.latest_step() > done or results.read_json(cost).get('steps') != done):
     write_cost(checkpointer.latest_step())
   checkpointer.close()
+
+
+def started(task: Task, config) -> Task:
+  """The task from the weights of `train.start_from`, a file of the fastMRI repository; itself if that is empty.
+
+  Raises:
+    ValueError: if they are not of this network.
+  """
+  path = config.train.get('start_from', '')
+  if not path:
+    return task
+  kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(config.model.name)
+  if kind is None or config.train.task.name in ('adversarial', *factory.CRITICS):
+    raise ValueError('train.start_from: is for one network, model.name=varnet or unet_recon; leave it empty')
+  _, variables = models.load_fastmri(path, kind)
+
+  def init(key, batch):
+    state = task.init(key, batch)
+    own, given = (jax.tree.map(np.shape, tree) for tree in (state.variables, variables))
+    if own != given:
+      raise ValueError(f'train.start_from: {path} is of a network of another size; set model.chans and the like to its own')
+    return state.replace(variables=variables)
+
+  return task._replace(init=init)
+
+
+def fitted(config, parallel: Parallel, make: Callable[[int], Task], sample) -> tuple[Task, int]:
+  """The task with the micro-batch of the config or, for 0, with the largest that fits into memory.
+
+  What the choice compiles is kept: the training does not compile it again.
+
+  Args:
+    config: the experiment.
+    parallel: devices.
+    make: `micro-batch -> task`.
+    sample: the largest example.
+
+  Returns:
+    The task and its micro-batch, in examples per device.
+
+  Raises:
+    ValueError: if the batch does not split, or nothing fits.
+  """
+  chosen = config.train.get('micro_batch', 0)
+  if chosen:
+    return make(chosen), chosen
+  shares = parallel.devices * parallel.parts
+  if config.train.batch_size % shares:
+    raise ValueError(f'train.batch_size: {config.train.batch_size} does not split over {shares} devices')
+  count = config.train.batch_size // shares
+  tasks = functools.cache(lambda micro_batch: make(micro_batch if micro_batch < count else 0))
+
+  def fits(micro_batch):
+    shapes = step_shapes(tasks(micro_batch), sample, count, parallel.devices)
+    return memory.takes_at_most(parallel.memory, lambda: parallel.compile(tasks(micro_batch).step).compile(*shapes))
+
+  splits = factory.accumulates(config.train.task.name) and config.model.get('norm') != 'batch'
+  found = memory.largest_that_fits(memory.divisors(count) if splits else [count], fits)
+  if found is None:
+    raise ValueError(
+      f'train.batch_size: not even {1 if splits else count} of its examples fits into {parallel.memory / 1e9:.1f} GB of a device; '
+      'set model.remat=True, or use more or larger devices'
+    )
+  if found < count and parallel.part == 0:
+    print(f'train: {found} of the {count} examples of a device fit into its memory at a time; gradients are summed')
+  return tasks(found), found
+
+
+def step_shapes(task: Task, sample, count: int, devices: int):
+  """Shapes of state, batch and keys of a step, with a leading device axis; `count` examples a device."""
+
+  def lead(tree, *axes):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*axes, *np.shape(x)), x.dtype), tree)
+
+  batch = lead(sample, count)
+  state = jax.eval_shape(task.init, jax.random.key(0), batch)
+  return lead(state, devices), lead(batch, devices), lead(jax.eval_shape(lambda: jax.random.key(0)), devices)
 
 
 def _write_cost(path, task, config, steps, seconds):
@@ -89,10 +188,10 @@ def _write_cost(path, task, config, steps, seconds):
   results.write_text(path, json.dumps(cost) + '\n')
 
 
-def validation(config, data: datasets.Data, task, parallel: Parallel):
-  """Scores by volume: the mean over volumes of the mean over their slices."""
+def validation(config, data: datasets.Data, task, parallel: Parallel, micro_batch: int):
+  """Scores by volume: the mean over volumes of the mean over their slices; so many slices per device at a time."""
   examples = loader.spread(datasets.training_examples(config, data.val.volumes), config.train.max_validation)
-  batch_size = parallel.devices * max(config.train.batch_size // (parallel.devices * parallel.parts), 1)
+  batch_size = parallel.devices * micro_batch
   mine = examples[parallel.part :: parallel.parts]
   evaluate = parallel.map_batch(task.evaluate)
 

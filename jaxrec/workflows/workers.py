@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -46,6 +47,30 @@ def join(coordinator: str | None, num_processes: int | None = None, process_id: 
   # JAX keeps SIGTERM for programs that ask it about preemption. Runs survive a
   # kill at any moment, so that a process that is asked to end can simply end.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[Callable[[], bool]]:
+  """Tells whether this process was asked to end, by SIGTERM; a second one ends it at once.
+
+  Yields:
+    A function that is true from the signal on.
+  """
+  asked = threading.Event()
+
+  def note(number, _):
+    asked.set()
+    signal.signal(number, signal.SIG_DFL)
+
+  if threading.current_thread() is not threading.main_thread():
+    # Python hands signals to the main thread only.
+    yield asked.is_set
+    return
+  before = signal.signal(signal.SIGTERM, note)
+  try:
+    yield asked.is_set
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _meet(coordinator, count, number, *, patience=None, limit=300.0):

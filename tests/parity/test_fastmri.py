@@ -218,3 +218,33 @@ def test_state_dicts_in_both_formats_and_wrong_ones(tmp_path):
   (tmp_path / 'cut.pt').write_bytes(raw[:-100])
   with pytest.raises(weights.WeightsError, match='truncated'):
     jaxrec.models.load_fastmri(tmp_path / 'cut.pt', 'unet')
+
+
+def test_training_starts_from_published_weights(tmp_path):
+  import torch
+  from fastmri.models import Unet
+
+  from configs import unet_8x
+  from jaxrec.data import loader, synthetic
+  from jaxrec.training import data_parallel
+  from jaxrec.workflows import factory
+  from jaxrec.workflows.train import started
+
+  path = tmp_path / 'unet.pt'
+  torch.save(Unet(in_chans=1, out_chans=1, chans=4, num_pool_layers=2).state_dict(), path)
+  config = unet_8x.get_config('smoke')
+  sample = synthetic.scan(0, rows=48, cols=48, coils=2)
+
+  def first_state():
+    module, _ = factory.network(config)
+    task = started(factory.task(config, module, data_parallel(1), 1, sample), config)
+    return task.init(jax.random.key(0), loader.stack([sample]))
+
+  drawn = first_state().variables
+  config.train.start_from = str(path)
+  state, (_, want) = first_state(), jaxrec.models.load_fastmri(path, 'unet')
+  jax.tree.map(np.testing.assert_array_equal, state.variables, want)
+  assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(drawn), jax.tree.leaves(want))) and state.step == 0
+  config.model.chans = 6
+  with pytest.raises(ValueError, match='train.start_from: .*unet.pt is of a network of another size'):
+    first_state()

@@ -1,5 +1,9 @@
 """Layers against plain formulations, networks against laws, weights against bad files."""
 
+import subprocess
+import sys
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +35,21 @@ def test_convolution_and_its_gradients_equal_the_plain_one(shape, kernel):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
   general = layers._kernel_gradient(x, g, shape=kernel)
   np.testing.assert_allclose(general, plain(g)[1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('size, fold', [(3, 2), (3, 8), (3, 16), (1, 8)])
+def test_pixels_as_channels_change_no_convolution(size, fold):
+  x, k, g = normal((2, 5, 16, 3)), normal((size, size, 3, 4), 1), normal((2, 5, 16, 4), 2)
+  folded = partial(layers._folded_conv2d, fold=fold)
+  np.testing.assert_allclose(folded(x, k), plain_conv(x, k), atol=1e-5)
+  want = jax.vjp(lambda k: plain_conv(x, k), k)[1](g)[0]
+  np.testing.assert_allclose(layers._kernel_gradient(x, g, shape=k.shape, convolution=folded), want, atol=1e-4)
+
+
+@pytest.mark.parametrize('cols, n_in, n_out, fold', [(368, 6, 6, 8), (368, 18, 9, 4), (184, 18, 18, 4), (92, 36, 36, 2), (46, 9, 9, 2), (45, 9, 9, 1), (368, 72, 72, 1)])
+def test_on_tpus_pixels_fill_the_channels_that_a_register_has(cols, n_in, n_out, fold):
+  chosen = layers._wide_conv2d(jnp.zeros((1, 8, cols, n_in)), (3, 3, n_in, n_out))
+  assert getattr(chosen, 'keywords', {}).get('fold', 1) == fold
 
 
 def test_normalisation_and_its_gradient_equal_the_plain_one():
@@ -179,6 +198,26 @@ def test_rematerialisation_changes_nothing():
 
   again = gradient(jaxrec.models.build('varnet', remat=True, **NETWORKS['varnet']))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4), again, gradient(plain))
+
+
+def test_an_exported_network_runs_without_jaxrec(tmp_path):
+  pytest.importorskip('flatbuffers')
+  scan = synthetic.scan(0, rows=32, cols=32, coils=2, acceleration=2)
+  module = jaxrec.models.build('unet_recon', **NETWORKS['unet_recon'])
+  variables = jax.jit(module.init)(jax.random.key(0), scan.kspace, scan.mask, scan.acs)
+  (tmp_path / 'network').write_bytes(jaxrec.models.export(module, variables, scan))
+  arrays = dict(kspace=scan.kspace, mask=scan.mask, acs=scan.acs)
+  np.savez(tmp_path / 'scan.npz', image=jax.jit(module.apply)(variables, *arrays.values()), **arrays)
+  code = f'''
+import sys
+sys.modules['jaxrec'] = sys.modules['flax'] = None
+import jax.export, numpy as np
+network, scan = jax.export.deserialize(bytearray(open('{tmp_path}/network', 'rb').read())), np.load('{tmp_path}/scan.npz')
+image = network.call(scan['kspace'], scan['mask'], scan['acs'])
+np.testing.assert_allclose(image, scan['image'], rtol=1e-5, atol=1e-5 * float(image.max()))
+print(*network.platforms)'''
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0 and done.stdout.split() == ['cpu', 'cuda', 'tpu'], done.stderr
 
 
 def test_cropped_unet_sees_the_centre_and_keeps_the_field():

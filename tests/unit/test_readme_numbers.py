@@ -38,8 +38,9 @@ TABLE = """<!-- table a.csv where network=U-Net :
 """
 
 
-def test_the_readme_agrees_with_its_files(capsys):
-  assert check.main([]) == 0, capsys.readouterr().out
+@pytest.mark.parametrize('page', ['README.md', 'docs/accelerators.md'])
+def test_the_readme_agrees_with_its_files(page, capsys):
+  assert check.main([str(ROOT / page)]) == 0, capsys.readouterr().out
 
 
 def digits(page):

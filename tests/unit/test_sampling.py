@@ -113,7 +113,8 @@ def test_excess_is_judged_by_structure_free_inputs_of_other_patients(sampled):
       others = [x['excess'] for x in nothing if x['patient'] != r['patient']]
       assert np.mean(np.array(others) > r['limit']) <= 0.1
   # Samples that lack the structure deviate from scans that have it; those of the identity are scans.
-  assert np.mean([r['altered'] for r in of(judged, 'removal', 0)]) > np.mean([r['altered'] for r in of(judged, 'identity', 0)]) + 0.3
+  excess = {name: np.mean([r['excess'] for r in of(judged, name, 0)]) for name in NETWORKS}
+  assert excess['removal'] > excess['identity'] + 0.8 and excess['sharpening'] == pytest.approx(excess['identity'], rel=0.01)
   with pytest.raises(ValueError, match='alpha: 0.01 needs at least 100 structure-free inputs, there are 14'):
     sampling.judged(rows, 0.01)
 

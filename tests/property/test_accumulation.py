@@ -1,0 +1,127 @@
+"""The global batch defines a run: not the micro-batch, nor the number of devices or of processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrec import models, training
+from jaxrec.data import loader, synthetic
+from jaxrec.training import memory
+
+ROOT = Path(__file__).parents[2]
+STEPS, BATCH = 20, 8
+NETWORKS = {
+  'unet': dict(name='unet_recon', chans=2, pools=1),
+  'varnet': dict(name='varnet', num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2, remat=True),
+}
+
+
+def batch_number(i):
+  """Other scans in every step; network and scans are small, what is shared out is the same."""
+  pool = [synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(12)]
+  return loader.stack([pool[(i + s) % 12] for s in range(BATCH)])
+
+
+def curve(network, devices, micro_batch, folder, *, steps=STEPS):
+  """Losses of a run, or of its rest where the folder holds its beginning."""
+  parallel = training.data_parallel(devices)
+  options = dict(NETWORKS[network])
+  task = training.supervised(
+    models.build(options.pop('name'), **options), training.optimizer('adam', 3e-4), micro_batch=micro_batch, average=parallel.average
+  )
+
+  def batches(start):
+    for i in range(start, STEPS):
+      share = BATCH // parallel.parts
+      yield jax.tree.map(lambda x: x[parallel.part * share : (parallel.part + 1) * share], batch_number(i))
+
+  tape, checkpointer = [], training.Checkpointer(folder)
+  training.fit(
+    task, batches, steps, key=jax.random.key(0), parallel=parallel, writer=tape.append, checkpointer=checkpointer, report_every=1
+  )
+  checkpointer.close()
+  return [record['loss'] for record in tape]
+
+
+def spawn(code, devices):
+  env = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'}
+  code = f'import json, sys, jax\nfrom tests.property.test_accumulation import curve\n{code}'
+  return subprocess.Popen([sys.executable, '-c', code], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answers(*processes):
+  found = []
+  for process in processes:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    found.append(json.loads(out.splitlines()[-1]))
+  return found
+
+
+@pytest.mark.parametrize('network', ['unet', pytest.param('varnet', marks=pytest.mark.slow)])
+def test_the_loss_curve_is_that_of_the_global_batch(network, tmp_path):
+  """20 steps with micro-batches of 1, 2, 4 and 8, on 1 and 8 devices and on 2 processes of 4, and one that moves after 10."""
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    port = probe.getsockname()[1]
+  (alone,) = answers(spawn(
+    f"""
+print(json.dumps({{
+  **{{f'micro-batch {{m}}': curve({network!r}, 1, m, f'{tmp_path}/{{m}}') for m in (1, 2, 4, 8)}},
+  '8 devices': curve({network!r}, 8, 0, '{tmp_path}/eight'),
+  'moved': curve({network!r}, 1, 2, '{tmp_path}/moved', steps=10) + curve({network!r}, 8, 1, '{tmp_path}/moved'),
+}}))""", 8))  # fmt: skip
+  together = answers(*(
+    spawn(f"jax.distributed.initialize('localhost:{port}', 2, {i})\nprint(json.dumps(curve({network!r}, None, 0, '{tmp_path}/two')))", 4)
+    for i in range(2)
+  ))  # fmt: skip
+  want = alone.pop('micro-batch 8')
+  assert len(want) == STEPS and want[-1] < want[0]
+  for name, found in {**alone, 'process 0': together[0], 'process 1': together[1]}.items():
+    np.testing.assert_allclose(found, want, rtol=1e-4, err_msg=name)
+
+
+def test_batch_norm_and_uneven_micro_batches_are_refused():
+  cases = {'batch norm': (dict(norm='batch'), 2), 'does not divide the 8': (dict(norm='instance'), 3)}
+  for words, (style, micro_batch) in cases.items():
+    module = models.build('unet_recon', chans=2, pools=1, **style)
+    task = training.supervised(module, training.optimizer('adam', 1e-3), micro_batch=micro_batch)
+    data = batch_number(0)
+    state = jax.eval_shape(task.init, jax.random.key(0), data)
+    with pytest.raises(ValueError, match=f'train.micro_batch: .*{words}'):
+      jax.eval_shape(task.step, state, data, jax.random.key(0))
+
+
+@pytest.mark.parametrize('limit', range(0, 34))
+def test_the_largest_that_fits_is_found_with_few_trials(limit):
+  tried = []
+
+  def fits(n):
+    tried.append(n)
+    return n <= limit
+
+  candidates = memory.divisors(32)
+  assert memory.largest_that_fits(candidates, fits) == max((n for n in candidates if n <= limit), default=None)
+  assert tried[0] == 32 and len(tried) <= 4 and len(set(tried)) == len(tried)
+
+
+@pytest.mark.slow
+def test_a_smaller_micro_batch_takes_less_memory():
+  """So that there is something to choose; and coil by coil the maps take less than all at once."""
+
+  def needed(micro_batch, remat):
+    options = {k: v for k, v in NETWORKS['varnet'].items() if k != 'name'} | {'remat': remat}
+    task = training.supervised(models.build('varnet', **options), training.optimizer('adam', 1e-3), micro_batch=micro_batch)
+    data = batch_number(0)
+    state = jax.eval_shape(task.init, jax.random.key(0), data)
+    return memory.needed_memory(jax.jit(task.step, donate_argnums=0).lower(state, data, jax.random.key(0)).compile())
+
+  whole = needed(0, False)
+  assert needed(0, True) < 0.7 * whole and needed(2, False) < 0.6 * whole
