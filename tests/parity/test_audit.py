@@ -39,6 +39,7 @@ def double(tree):
   return jax.tree.map(lambda x: x if x.dtype == bool else np.asarray(x, np.complex128 if x.dtype.kind == 'c' else np.float64), tree)
 
 
+@pytest.mark.slow
 def test_rows_of_a_torch_network_are_those_of_the_converted_one(tmp_path, x64):
   """In double precision: in single precision a search of several steps amplifies the rounding of either framework."""
   torch = pytest.importorskip('torch')
