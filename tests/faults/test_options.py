@@ -59,7 +59,7 @@ def test_an_unknown_profile_is_refused(name):
 # Arguments that are objects, made from other options.
 BUILT = {
   'module', 'optimizer', 'adversary', 'generator_optimizer', 'critic_optimizer', 'average', 'loss', 'epsilon', 'observe', 'codes',
-  'perturbation', 'search', 'objective', 'critic', 'generator', 'perceptual', 'reconstruct', 'complete',
+  'perturbation', 'search', 'objective', 'critic', 'generator', 'perceptual', 'reconstruct', 'complete', 'micro_batch',
 }  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_no_rule_takes_everything(name):
 
 
 REFUSED = {
-  'attack.batch_size': (0, -2, 1.5, True, None, '1', (1,)),
+  'attack.batch_size': (-2, 1.5, True, None, '1', (1,)),
   'train.batch_size': (0, -2, 10**9),
   'train.report_every': (0, -1),
   'train.validate_every': (-1,),
