@@ -156,7 +156,13 @@ def main():
     weights = Path(folder) / 'varnet.pt'
     torch.save(common.torch_varnet(CASCADES, CHANS, SENS).state_dict(), weights)
     for work in options.work.split(','):
-      arguments = [f'--coils={shape[0]}', f'--rows={shape[1]}', f'--cols={shape[2]}', f'--work={work}', f'--weights={weights}']
+      arguments = [
+        f'--coils={shape[0]}',
+        f'--rows={shape[1]}',
+        f'--cols={shape[2]}',
+        f'--work={work}',
+        f'--weights={weights}',
+      ]
       found = common.alternate('benchmarks.attack', arguments, ('torch', 'jaxrec'), options.repeats)
       common.report('attack', work, 'x'.join(map(str, shape)), found, per=STEPS if work == 'pgd' else 1)
 

@@ -104,7 +104,10 @@ def alternate(script, arguments, sides, repeats):
   workers = {}
   for side in sides:
     workers[side] = subprocess.Popen(
-      [sys.executable, '-m', script, f'--side={side}', *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+      [sys.executable, '-m', script, f'--side={side}', *arguments],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
     )
     found[side] = {**_answer(workers[side], script, side), 'times': []}
   for _ in range(repeats):
@@ -134,7 +137,9 @@ def report(name, work, shape, found, per=1):
   medians = {side: float(np.median(f['times'])) / per for side, f in found.items()}
   for side, f in found.items():
     spread = ', '.join(f'{t / per:.2f}' for t in f['times'])
-    print(f'{work:9s} {shape}: {side:6s} {medians[side]:8.3f} s [{spread}], first call {f["first"]:6.1f} s, peak {f["peak_gb"]:.2f} GB')
+    print(
+      f'{work:9s} {shape}: {side:6s} {medians[side]:8.3f} s [{spread}], first call {f["first"]:6.1f} s, peak {f["peak_gb"]:.2f} GB'
+    )
   line = {
     'work': work, 'shape': shape, 'medians': medians, 'times': {s: f['times'] for s, f in found.items()},
     'first_call': {s: f['first'] for s, f in found.items()}, 'peak_gb': {s: f['peak_gb'] for s, f in found.items()},
@@ -144,7 +149,9 @@ def report(name, work, shape, found, per=1):
   if set(medians) == {'torch', 'jaxrec'}:
     line['speedup'] = medians['torch'] / medians['jaxrec']
     line['memory_ratio'] = found['jaxrec']['peak_gb'] / found['torch']['peak_gb']
-    print(f'{work:9s} {shape}: jaxrec is {line["speedup"]:.2f} times as fast, with {line["memory_ratio"]:.2f} of the memory')
+    print(
+      f'{work:9s} {shape}: jaxrec is {line["speedup"]:.2f} times as fast, with {line["memory_ratio"]:.2f} of the memory'
+    )
   RESULTS.mkdir(exist_ok=True)
   with open(RESULTS / f'{name}.jsonl', 'a') as stream:
     stream.write(json.dumps(line) + '\n')

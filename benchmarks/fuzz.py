@@ -83,7 +83,9 @@ class Options:
     checked = run.run
     run.run = lambda config, workdir: options.check(config, workdir)
     try:
-      return main([f'--config=configs/{config}.py:smoke', f'--workdir={self.folder}/runs/x', f'--config.{leaf}={value}'], leaf)
+      return main(
+        [f'--config=configs/{config}.py:smoke', f'--workdir={self.folder}/runs/x', f'--config.{leaf}={value}'], leaf
+      )
     finally:
       run.run = checked
 
@@ -96,7 +98,22 @@ class Runs(Options):
   def __init__(self, folder, rng):
     super().__init__(folder, rng)
     # What would only make a smoke run long is no fault.
-    slow = ('phantom', 'num_steps', 'num_epochs', 'draws', 'num_restarts', 'chans', 'batch_size', 'chunk', 'workers', 'name', 'profile', 'label', 'patch', 'crop')
+    slow = (
+      'phantom',
+      'num_steps',
+      'num_epochs',
+      'draws',
+      'num_restarts',
+      'chans',
+      'batch_size',
+      'chunk',
+      'workers',
+      'name',
+      'profile',
+      'label',
+      'patch',
+      'crop',
+    )
     wanted = [(c, leaf, v) for c, leaf, v in self.cases if c in self.CONFIGS and not any(s in leaf for s in slow)]
     self.cases = []
     for config, leaf, value in wanted:
@@ -132,7 +149,9 @@ def check_rows(workdir):
     wrong = [k for k, v in numbers.items() if not math.isfinite(v)]
     if wrong:
       raise Fault(f'{wrong[0]} is {numbers[wrong[0]]}')
-    if not 0 <= row['budget_used'] <= 1 + 1e-5 or row['objective_adv'] < row['objective_clean'] - 1e-5 * abs(row['objective_clean']):
+    if not 0 <= row['budget_used'] <= 1 + 1e-5 or row['objective_adv'] < row['objective_clean'] - 1e-5 * abs(
+      row['objective_clean']
+    ):
       raise Fault(f'budget {row["budget_used"]}, objective {row["objective_clean"]} to {row["objective_adv"]}')
 
 
@@ -176,7 +195,9 @@ def damage(content, rng, text=False):
     elif kind == 3:
       content[at:at] = rng.randbytes(size)
     elif kind == 4:
-      content[at : at + 8] = rng.choice((b'\xff' * 8, b'\xff' * 7 + b'\x7f', b'\0' * 7 + b'\x01', b'\x80' + b'\0' * 7))[: len(content[at : at + 8])]
+      content[at : at + 8] = rng.choice((b'\xff' * 8, b'\xff' * 7 + b'\x7f', b'\0' * 7 + b'\x01', b'\x80' + b'\0' * 7))[
+        : len(content[at : at + 8])
+      ]
     elif kind == 5:
       content[at : at + size] = content[:size]
     elif kind == 6:
@@ -185,7 +206,9 @@ def damage(content, rng, text=False):
       digits = [i for i, c in enumerate(content) if chr(c).isdigit()]
       if digits:
         i = rng.choice(digits)
-        content[i : i + 1] = rng.choice((b'-1', b'1e400', b'nan', b'', b'99999999999999999999', b'0.5', b'"', b'[', b'null', b'\x00'))
+        content[i : i + 1] = rng.choice(
+          (b'-1', b'1e400', b'nan', b'', b'99999999999999999999', b'0.5', b'"', b'[', b'null', b'\x00')
+        )
   return bytes(content)
 
 
@@ -306,7 +329,9 @@ class Csv(Files):
   def write(self):
     from tests.unit.test_data import write_csv
 
-    rows = [('v', i % 3, 'No', 4 + i, 5, 16, 17, 'cyst') for i in range(9)] + [('w', 0, 'Yes', '', '', '', '', 'all, "of" it')]
+    rows = [('v', i % 3, 'No', 4 + i, 5, 16, 17, 'cyst') for i in range(9)] + [
+      ('w', 0, 'Yes', '', '', '', '', 'all, "of" it')
+    ]
     return write_csv(self.folder / 'a.csv', rows)
 
   def read(self):
@@ -315,7 +340,11 @@ class Csv(Files):
     volume = fastmri.Volume('v.h5', 'v', (3, 1, 48, 48), (48, 48), (0, 48), '', None, None, 'p', '')
     for example in loader.annotated([volume], annotations.read(self.path))[0]:
       region = example.region
-      if not (0 <= region.row < region.row + region.height <= 48 and 0 <= region.col < region.col + region.width <= 48 and 0 <= example.slice < 3):
+      if not (
+        0 <= region.row < region.row + region.height <= 48
+        and 0 <= region.col < region.col + region.width <= 48
+        and 0 <= example.slice < 3
+      ):
         raise Fault(f'a box outside the image: {example}')
 
 
@@ -327,7 +356,9 @@ class Pt(Files):
 
     values = np.arange(64, dtype='<f4').tobytes()
     path = self.folder / 'a.pt'
-    path.write_bytes(zipped({'a.weight': Tensor((4, 4), (4, 1), count=64), 'a.bias': Tensor((8,), (2,), count=64, offset=16)}, values))
+    path.write_bytes(
+      zipped({'a.weight': Tensor((4, 4), (4, 1), count=64), 'a.bias': Tensor((8,), (2,), count=64, offset=16)}, values)
+    )
     return path
 
   def read(self):

@@ -66,7 +66,9 @@ def seen(path):
 
     found = {}
     with h5py.File(path) as file:
-      file.visititems(lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None)
+      file.visititems(
+        lambda name, item: found.update({name: item[()].tobytes()}) if isinstance(item, h5py.Dataset) else None
+      )
     return found
   if path.name == 'cost.json':
     return {k: v for k, v in json.loads(path.read_text()).items() if k != 'seconds'}
@@ -79,7 +81,21 @@ def seen(path):
 
 
 def differences(whole, killed):
-  names = {p.relative_to(root) for root in (whole, killed) for pattern in ('results.csv', 'metrics.jsonl', 'cost.json', 'images.h5', 'report.html', 'invariances.csv', 'detectability.csv', 'summary.csv') for p in root.rglob(pattern)}
+  names = {
+    p.relative_to(root)
+    for root in (whole, killed)
+    for pattern in (
+      'results.csv',
+      'metrics.jsonl',
+      'cost.json',
+      'images.h5',
+      'report.html',
+      'invariances.csv',
+      'detectability.csv',
+      'summary.csv',
+    )
+    for p in root.rglob(pattern)
+  }
   for name in sorted(names):
     missing = [root.name for root in (whole, killed) if not (root / name).exists()]
     if missing:
@@ -138,7 +154,7 @@ def attempt(config, folder, rng, kills, counts):
     wrong.append(f'does not end well after {done} kills: {Path(f"{killed}.err").read_text()[-300:]}')
   said = Path(f'{killed}.err').read_text()
   if 'Traceback' in said:
-    wrong.append(f'a traceback: {said[said.index("Traceback"):][:500]}')
+    wrong.append(f'a traceback: {said[said.index("Traceback") :][:500]}')
   return wrong + list(differences(whole, killed))
 
 
@@ -166,7 +182,9 @@ def main():
       failed += bool(wrong)
       print(f'{config}: {sum(counts.values()) - before} kills; {"; ".join(wrong) or "identical"}', flush=True)
       shutil.rmtree(Path(folder) / config, ignore_errors=True)
-  print(f'{sum(counts.values())} kills ({", ".join(f"{n} {k}" for k, n in sorted(counts.items()))}), {failed} configs with differences')
+  print(
+    f'{sum(counts.values())} kills ({", ".join(f"{n} {k}" for k, n in sorted(counts.items()))}), {failed} configs with differences'
+  )
   return 1 if failed else 0
 
 

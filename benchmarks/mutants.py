@@ -40,14 +40,25 @@ MODULES = {
   'jaxrec/metrics.py': (PHYSICS + ['tests/parity/test_fastmri.py'], 3),
   'jaxrec/noise.py': (['tests/unit/test_physics.py', 'tests/unit/test_doctest.py'], 2),
   'jaxrec/tomography.py': (['tests/unit/test_tomography.py', 'tests/unit/test_doctest.py'], 2),
-  'jaxrec/statistics.py': (['tests/unit/test_verdict.py', 'tests/unit/test_judgement.py', 'tests/property/test_analysis.py', 'tests/unit/test_observers.py'], 2),
+  'jaxrec/statistics.py': (
+    [
+      'tests/unit/test_verdict.py',
+      'tests/unit/test_judgement.py',
+      'tests/property/test_analysis.py',
+      'tests/unit/test_observers.py',
+    ],
+    2,
+  ),
   'jaxrec/attacks/core.py': (ATTACKS, 2),
   'jaxrec/attacks/perturbations.py': (ATTACKS[1:], 3),
   'jaxrec/attacks/searches.py': (ATTACKS, 4),
   'jaxrec/attacks/objectives.py': (ATTACKS, 1),
   'jaxrec/attacks/lipschitz.py': (['tests/property/test_defences.py'], 1),
   'jaxrec/attacks/defences.py': (['tests/property/test_defences.py'], 1),
-  'jaxrec/invariances/analysis.py': (['tests/property/test_analysis.py', 'tests/unit/test_measurement.py', 'tests/unit/test_judgement.py'], 3),
+  'jaxrec/invariances/analysis.py': (
+    ['tests/property/test_analysis.py', 'tests/unit/test_measurement.py', 'tests/unit/test_judgement.py'],
+    3,
+  ),
   'jaxrec/invariances/observers.py': (VERDICT, 2),
   'jaxrec/invariances/verdict.py': (VERDICT, 1),
   'jaxrec/invariances/sampling.py': (['tests/property/test_invariances.py', 'tests/unit/test_measurement.py'], 2),
@@ -72,7 +83,11 @@ def _places(tree):
   found = []
 
   def visit(node, inside):
-    if isinstance(node, (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)) or isinstance(node, ast.Constant) and isinstance(node.value, str):
+    if (
+      isinstance(node, (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom))
+      or isinstance(node, ast.Constant)
+      and isinstance(node.value, str)
+    ):
       return
     if isinstance(node, ast.If) and len(node.body) == 1 and isinstance(node.body[0], ast.Raise):
       # A check has rows of its own in the fault table.
@@ -87,11 +102,23 @@ def _places(tree):
       elif isinstance(node, ast.BoolOp):
         found.append((node, 'op', SWAPS[type(node.op)]()))
       elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not, ast.Invert)):
-        found.append((node, 'op', ast.UAdd() if isinstance(node.op, ast.USub) else ast.Not() if isinstance(node.op, ast.Invert) else ast.Invert()))
+        found.append(
+          (
+            node,
+            'op',
+            ast.UAdd()
+            if isinstance(node.op, ast.USub)
+            else ast.Not()
+            if isinstance(node.op, ast.Invert)
+            else ast.Invert(),
+          )
+        )
       elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         found.append((node, 'value', not node.value))
       elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float, complex)):
-        found.append((node, 'value', node.value + 1 if isinstance(node.value, int) else node.value * 1.1 if node.value else 1.0))
+        found.append(
+          (node, 'value', node.value + 1 if isinstance(node.value, int) else node.value * 1.1 if node.value else 1.0)
+        )
       elif isinstance(node, ast.IfExp):
         found.append((node, 'test', ast.UnaryOp(ast.Not(), node.test)))
       elif isinstance(node, ast.If):
@@ -101,7 +128,13 @@ def _places(tree):
       elif isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords and isinstance(node.func, ast.Attribute) and node.func.attr in (
         'conj', 'abs', 'sqrt', 'real', 'stop_gradient', 'ravel', 'sign', 'flip', 'ifftshift', 'fftshift', 'square'
       ):  # fmt: skip
-        found.append((node, 'func', ast.Lambda(ast.arguments([], [ast.arg('x')], None, [], [], None, []), ast.Name('x', ast.Load()))))
+        found.append(
+          (
+            node,
+            'func',
+            ast.Lambda(ast.arguments([], [ast.arg('x')], None, [], [], None, []), ast.Name('x', ast.Load())),
+          )
+        )
     for name, value in ast.iter_fields(node):
       if name in ('annotation', 'returns', 'decorator_list', 'type_params', 'type_comment', 'defaults', 'kw_defaults'):
         continue
@@ -262,7 +295,10 @@ def main():
       _, line, before, after = mutate(module, number)
       noticed = code > 0 or failed == 'the tests died'
       said = 'noticed' if noticed else 'SURVIVED' if code == 0 else 'undecided'
-      print(f'{said} {module}:{line} [{number}] {json.dumps(before)} -> {json.dumps(after)} ({seconds:.0f} s) {failed}', flush=True)
+      print(
+        f'{said} {module}:{line} [{number}] {json.dumps(before)} -> {json.dumps(after)} ({seconds:.0f} s) {failed}',
+        flush=True,
+      )
       if said != 'undecided':
         rows.append([module, number, line, before, after, int(noticed), failed])
         _write(rows)

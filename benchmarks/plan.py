@@ -41,9 +41,13 @@ def main():
   parser.add_argument('--configs', nargs='+', default=['varnet_8x', 'varnet_8x_full'])
   parser.add_argument('--targets', nargs='+', default=['h100', 'rtx4090', 'rtx2080ti', 'v5e:4x4', 'v5p:2x2x1'])
   parser.add_argument('--programs', nargs='+', default=['train', 'coil_noise', 'rotation'])
-  parser.add_argument('overrides', nargs='*', help='options of the config, such as --config.attack.batch_size=0, after --')
+  parser.add_argument(
+    'overrides', nargs='*', help='options of the config, such as --config.attack.batch_size=0, after --'
+  )
   options = parser.parse_args()
-  revision = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+  revision = subprocess.run(
+    ['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True
+  ).stdout.strip()
   for target in options.targets:
     for config in options.configs:
       for program in options.programs:

@@ -79,7 +79,9 @@ def report(name, function, *arguments, peak):
   print(f'{name}: {whole:.3f} s, {faults} page faults; a large matrix product runs at {peak / 1e9:.0f} GFLOP/s')
   for kind, (count, spent, work) in totals.items():
     if count:
-      print(f'  {kind:12} {count:6d} times {spent:8.3f} s alone, {spent / whole:6.1%} of it, {work / spent / peak:6.1%} of the peak')
+      print(
+        f'  {kind:12} {count:6d} times {spent:8.3f} s alone, {spent / whole:6.1%} of it, {work / spent / peak:6.1%} of the peak'
+      )
   left = whole - sum(total[1] for total in totals.values())
   print(f'  {"the rest":12} {"":6}       {left:8.3f} s, {left / whole:6.1%}')
 
@@ -103,7 +105,9 @@ def main():
   square = jnp.ones((2048, 2048))
   peak = 2 * 2048**3 / seconds(lambda x: x @ x, square)
   report('training step', task.step, state, batch, jax.random.key(0), peak=peak)
-  worst = jaxrec.attack(jaxrec.models.bind(module), jaxrec.coil_noise(0.02), jaxrec.pgd(num_steps=options.steps), jaxrec.region_mse())
+  worst = jaxrec.attack(
+    jaxrec.models.bind(module), jaxrec.coil_noise(0.02), jaxrec.pgd(num_steps=options.steps), jaxrec.region_mse()
+  )
   scan = jax.tree.map(jnp.asarray, scan)
   report(f'PGD, {options.steps} steps', worst, state.variables, jax.random.key(0), scan, peak=peak)
 

@@ -36,7 +36,9 @@ def get_config(arg: str = ''):
   finished = ('standard',) if arg == 'smoke' else tuple(runs)
   # A generator of its own for every finished network: the one it was trained with is weaker against it.
   for name in finished:
-    fitted = runs[f'generator_{name}'] = _adversarial(_network(arg, f'generator against {name}'), ETAS['5e3'], frozen=name)
+    fitted = runs[f'generator_{name}'] = _adversarial(
+      _network(arg, f'generator against {name}'), ETAS['5e3'], frozen=name
+    )
     fitted.train.num_steps //= 2
   for name in finished:
     runs[f'attack_{name}'] = _attacked(_network(arg, runs[name].label), name)
@@ -57,16 +59,28 @@ def _network(arg, label):
   config.data.emulate_single_coil = not paper
   small = {'demo': dict(chans=8, pools=3), 'smoke': dict(chans=2, pools=1)}
   sizes = small.get(config.profile, dict(chans=64, pools=5))
-  config.model.update(name='unet_image', norm='instance', activation='prelu', activation_first=paper, upsample='bilinear', **sizes)
+  config.model.update(
+    name='unet_image', norm='instance', activation='prelu', activation_first=paper, upsample='bilinear', **sizes
+  )
   train = config.train
-  train.update(batch_size=8, num_epochs=5.0, loss='dssim' if paper else 'mse', optimizer='adamw', learning_rate=1e-4, weight_decay=0.01, drop_at=0.0)
+  train.update(
+    batch_size=8,
+    num_epochs=5.0,
+    loss='dssim' if paper else 'mse',
+    optimizer='adamw',
+    learning_rate=1e-4,
+    weight_decay=0.01,
+    drop_at=0.0,
+  )
   train.update(best='loss', patience=3)
   config.objective = ml_collections.ConfigDict(dict(name='region_mse'))
   config.perturbation = ml_collections.ConfigDict()
   config.search = ml_collections.ConfigDict()
   if config.profile == 'demo':
     config.data.phantom.update(train=24, val=10, rows=64, cols=64)
-    train.update(batch_size=4, num_epochs=0.0, num_steps=500, validate_every=125, max_validation=16, learning_rate=2e-3, patience=0)
+    train.update(
+      batch_size=4, num_epochs=0.0, num_steps=500, validate_every=125, max_validation=16, learning_rate=2e-3, patience=0
+    )
     config.attack.max_examples = 16
     config.attack.batch_size = 4
   if config.profile == 'smoke':

@@ -40,8 +40,12 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   ))  # fmt: skip
   config.train.update(loss='mse', drop_at=0.0, num_epochs=0.0, validate_every=1000, patience=0)
   config.train.b1 = 0.9
-  config.perturbation = ml_collections.ConfigDict(dict(image_noise=dict(relative_radius=(0.0, 0.01, 0.02, 0.05), start='random')))
-  config.search = ml_collections.ConfigDict(dict(image_noise=dict(name='pgd', num_steps=10, step='steepest', step_size=0.5)))
+  config.perturbation = ml_collections.ConfigDict(
+    dict(image_noise=dict(relative_radius=(0.0, 0.01, 0.02, 0.05), start='random'))
+  )
+  config.search = ml_collections.ConfigDict(
+    dict(image_noise=dict(name='pgd', num_steps=10, step='steepest', step_size=0.5))
+  )
   if config.profile == 'demo':
     config.data.update(patch=40, patches_per_patient=16)
     # The sizes that are asked for later; contrasts as everywhere.
@@ -65,7 +69,9 @@ def patches(name: str, arg: str) -> ml_collections.ConfigDict:
   return config
 
 
-def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = '', perceptual: str = '') -> ml_collections.ConfigDict:
+def denoiser(
+  config: ml_collections.ConfigDict, network: str, *, label: str = '', perceptual: str = ''
+) -> ml_collections.ConfigDict:
   """Adds a denoiser with its recipe.
 
   Args:
@@ -96,9 +102,13 @@ def denoiser(config: ml_collections.ConfigDict, network: str, *, label: str = ''
       # Outputs of a denoiser differ by hundredths where features of VGG differ by ones.
       config.train.task.perceptual_weight = 300.0
     if small:
-      config.train.task.critic.update(chans=8 if config.profile == 'demo' else 2, hidden=64 if config.profile == 'demo' else 4)
+      config.train.task.critic.update(
+        chans=8 if config.profile == 'demo' else 2, hidden=64 if config.profile == 'demo' else 4
+      )
   if network == 'dugan':
-    config.train.task = ml_collections.ConfigDict(dict(name='du_gan', critic=dict(name='dugan_discriminator', **sizes), mix_steps=7615 if not small else 100))
+    config.train.task = ml_collections.ConfigDict(
+      dict(name='du_gan', critic=dict(name='dugan_discriminator', **sizes), mix_steps=7615 if not small else 100)
+    )
   return config
 
 

@@ -32,12 +32,16 @@ def get_config(arg: str = ''):
   runs.pgd = _trained(
     _network(arg, 'PGD training'), name='worst_case', perturbation=noise, search=pgd, objective=dict(name='region_mse')
   )
-  runs.free = _trained(_network(arg, 'free training'), name='free', perturbation=random, replays=2 if arg == 'smoke' else 4)
+  runs.free = _trained(
+    _network(arg, 'free training'), name='free', perturbation=random, replays=2 if arg == 'smoke' else 4
+  )
   runs.consistency = _trained(
     _network(arg, 'consistency (TRADES)'), name='consistency', perturbation=random, search=pgd, robust_weight=30.0
   )
   runs.jitter = _trained(_network(arg, 'noise jitter'), name='jitter', perturbation=random)
-  runs.jacobian = _trained(_network(arg, 'Jacobian'), name='jacobian', perturbation=noise, num_iterations=2, robust_weight=30.0)
+  runs.jacobian = _trained(
+    _network(arg, 'Jacobian'), name='jacobian', perturbation=noise, num_iterations=2, robust_weight=30.0
+  )
   runs.generator = _trained(
     _network(arg, 'k-space generator'), name='adversarial', perturbation=noise, robust_weight=1.0, hinge_weight=1.0, project=True,
     generator=dict(name='kspace_generator', chans=8 if arg in ('demo', 'smoke') else 32, pools=2), generator_learning_rate=1e-3,
@@ -58,7 +62,9 @@ def get_config(arg: str = ''):
     del runs[name]
   for run in runs.values():
     run.stages = ('attack',) if run.model.checkpoint else ('train', 'attack')
-  config.report = ml_collections.ConfigDict(dict(draws=runs.standard.report.draws, runs=(), generators=tuple({'generator'} & set(runs))))
+  config.report = ml_collections.ConfigDict(
+    dict(draws=runs.standard.report.draws, runs=(), generators=tuple({'generator'} & set(runs)))
+  )
   return common.share_data(config)
 
 

@@ -3,7 +3,9 @@
 import ml_collections
 
 
-def autoencoder(config: ml_collections.ConfigDict, network: str, *, size: int, perceptual: str, image: str = 'low_dose') -> ml_collections.ConfigDict:
+def autoencoder(
+  config: ml_collections.ConfigDict, network: str, *, size: int, perceptual: str, image: str = 'low_dose'
+) -> ml_collections.ConfigDict:
   """Adds the conditional VAE of what a network does to images.
 
   Args:
@@ -27,7 +29,9 @@ def autoencoder(config: ml_collections.ConfigDict, network: str, *, size: int, p
       class_hidden=64 if demo else 4, embedding=16 if demo else 2, encoder_width=8 if demo else 2, stages=(1,) * (4 if demo else 2),
     )  # fmt: skip
     # Weights of a likelihood, Laplacian: with the deviation of the full-dose noise, or with a fifth of that of the low-dose noise.
-    task |= dict(l1_weight=8.0, kl_weight=0.5, perceptual_weight=1000.0, adversarial_weight=0.3, critic_learning_rate=1e-3)
+    task |= dict(
+      l1_weight=8.0, kl_weight=0.5, perceptual_weight=1000.0, adversarial_weight=0.3, critic_learning_rate=1e-3
+    )
     if image == 'low_dose':
       # Codes of a whole image cannot hold its noise: the small networks have one per pixel.
       config.model.texture = 9 if demo else 3
@@ -39,15 +43,27 @@ def autoencoder(config: ml_collections.ConfigDict, network: str, *, size: int, p
   return config
 
 
-def flow(config: ml_collections.ConfigDict, network: str, autoencoder: str, layer: int = 0, image: str = 'low_dose') -> ml_collections.ConfigDict:
+def flow(
+  config: ml_collections.ConfigDict, network: str, autoencoder: str, layer: int = 0, image: str = 'low_dose'
+) -> ml_collections.ConfigDict:
   """Adds the conditional flow from codes to noise, given a layer of the network (0: its output)."""
   config.model.update(name='cinn')
-  config.train.task = ml_collections.ConfigDict(dict(name='flow', network=network, autoencoder=autoencoder, layer=layer, image=image))
+  config.train.task = ml_collections.ConfigDict(
+    dict(name='flow', network=network, autoencoder=autoencoder, layer=layer, image=image)
+  )
   config.train.update(best='loss', learning_rate=1e-5, batch_size=128, num_steps=0, num_epochs=500.0)
   if config.profile != 'paper':
     demo = config.profile == 'demo'
-    config.model.update(blocks=6 if demo else 2, hidden=128 if demo else 4, chans=12 if demo else 2, depth=3 if demo else 1, embedding=32 if demo else 3)
-    config.train.update(num_epochs=0.0, learning_rate=1e-3, num_steps=300 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7)
+    config.model.update(
+      blocks=6 if demo else 2,
+      hidden=128 if demo else 4,
+      chans=12 if demo else 2,
+      depth=3 if demo else 1,
+      embedding=32 if demo else 3,
+    )
+    config.train.update(
+      num_epochs=0.0, learning_rate=1e-3, num_steps=300 if demo else 2, batch_size=32 if demo else 4, drop_at=0.7
+    )
     config.train.update(validate_every=150 if demo else 2)
   return config
 
@@ -79,11 +95,15 @@ def samplers(
       runs[high[1]] = flow(make(), network, high[0], image='target')
     for name in (f'{prefix}vae', *flows, *high):
       runs[name].stages = ('train',)
-    found[network] = ml_collections.ConfigDict(dict(network=network, autoencoder=f'{prefix}vae', flows=tuple(flows), anatomies=high))
+    found[network] = ml_collections.ConfigDict(
+      dict(network=network, autoencoder=f'{prefix}vae', flows=tuple(flows), anatomies=high)
+    )
   return found
 
 
-def analysis(config: ml_collections.ConfigDict, samplers: ml_collections.ConfigDict, profile: str) -> ml_collections.ConfigDict:
+def analysis(
+  config: ml_collections.ConfigDict, samplers: ml_collections.ConfigDict, profile: str
+) -> ml_collections.ConfigDict:
   """The sampling and its judgement, after the `experiments` of a comparison.
 
   Args:
@@ -97,7 +117,9 @@ def analysis(config: ml_collections.ConfigDict, samplers: ml_collections.ConfigD
   if profile == 'demo':
     config.invariances.update(num_samples=32, chunk=16, sites=2, others=4, scans=8, pictures=2)
   if profile == 'smoke':
-    config.invariances.update(num_samples=4, chunk=4, corrections=1, sites=2, others=2, alpha=0.25, scans=2, pictures=1, shown=3)
+    config.invariances.update(
+      num_samples=4, chunk=4, corrections=1, sites=2, others=2, alpha=0.25, scans=2, pictures=1, shown=3
+    )
   config.invariances.samplers = samplers
   return config
 
@@ -115,9 +137,30 @@ def detection(config: ml_collections.ConfigDict, networks: tuple[str, ...], prof
     calibration=8, folds=5, level=0.95, draws=10_000, searched_aims=(5.0, 8.0), num_steps=150,
   ))  # fmt: skip
   if profile == 'demo':
-    config.detect.update(diameters=(2.0, 3.0, 6.0), reach=7, slices=2, sites=5, repeats=48, few=24, calibration=40, folds=4, searched_aims=(5.0,))
+    config.detect.update(
+      diameters=(2.0, 3.0, 6.0),
+      reach=7,
+      slices=2,
+      sites=5,
+      repeats=48,
+      few=24,
+      calibration=40,
+      folds=4,
+      searched_aims=(5.0,),
+    )
   if profile == 'smoke':
     config.detect.update(
-      diameters=(6.0,), aims=(3.0, 5.0), reach=1, slices=1, sites=2, repeats=14, few=2, calibration=12, folds=3, draws=50, searched_aims=(5.0,), num_steps=2
+      diameters=(6.0,),
+      aims=(3.0, 5.0),
+      reach=1,
+      slices=1,
+      sites=2,
+      repeats=14,
+      few=2,
+      calibration=12,
+      folds=3,
+      draws=50,
+      searched_aims=(5.0,),
+      num_steps=2,
     )
   return config

@@ -18,7 +18,14 @@ from configs import common, ct, invariances
 
 def get_config(arg: str = ''):
   """Denoiser, in small profiles a second one for features, VAE, flows, and the analysis; `arg` is the profile."""
-  return experiment('invariances_cnn10', arg, 'cnn10', 'CNN-10', layers=(1,) if (arg or 'paper') == 'paper' else (), anatomies=arg != 'smoke')
+  return experiment(
+    'invariances_cnn10',
+    arg,
+    'cnn10',
+    'CNN-10',
+    layers=(1,) if (arg or 'paper') == 'paper' else (),
+    anatomies=arg != 'smoke',
+  )
 
 
 def experiment(
@@ -34,7 +41,9 @@ def experiment(
     layers: tapped besides the output.
     anatomies: sample anatomies as well, and scan them anew.
   """
-  config = ml_collections.ConfigDict(dict(name=name, profile=arg or 'paper', label=label, seed=0, stages=('detect', 'invariances', 'report')))
+  config = ml_collections.ConfigDict(
+    dict(name=name, profile=arg or 'paper', label=label, seed=0, stages=('detect', 'invariances', 'report'))
+  )
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
   features = '' if config.profile == 'paper' else 'independent'
   if features:
@@ -43,7 +52,13 @@ def experiment(
   runs.denoiser.stages = ('train',)
   size = ct.patches(name, arg).data.patch
   samplers = invariances.samplers(
-    runs, {'denoiser': ''}, lambda: ct.patches(name, arg), size=size, perceptual=features, layers=layers, anatomies=anatomies
+    runs,
+    {'denoiser': ''},
+    lambda: ct.patches(name, arg),
+    size=size,
+    perceptual=features,
+    layers=layers,
+    anatomies=anatomies,
   )
   config.data = runs.vae.data
   config.train = ml_collections.ConfigDict(dict(num_devices=0))

@@ -19,7 +19,9 @@ def get_config(arg: str = ''):
   profile = arg or 'demo'
   if profile not in PROFILES:
     raise ValueError(f'config profile: {profile!r} is unknown; choose one of {", ".join(PROFILES)}')
-  config = ml_collections.ConfigDict(dict(name='invariances_known', profile=profile, seed=0, stages=('known', 'report')))
+  config = ml_collections.ConfigDict(
+    dict(name='invariances_known', profile=profile, seed=0, stages=('known', 'report'))
+  )
   config.train = ml_collections.ConfigDict(dict(num_devices=0))
   config.known = ml_collections.ConfigDict(dict(
     side=24, diameters=(2.0, 3.0, 6.0, 10.0), aims=(2.0, 3.0, 5.0, 8.0), removed=3.0,

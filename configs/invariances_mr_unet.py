@@ -20,7 +20,9 @@ def get_config(arg: str = ''):
   """U-Net, in small profiles a second one for features, VAE, flow, and the analysis; `arg` is the profile."""
   profile = arg or 'paper'
   config = ml_collections.ConfigDict(
-    dict(name='invariances_mr_unet', profile=profile, label='MR U-Net', seed=0, stages=('detect', 'invariances', 'report'))
+    dict(
+      name='invariances_mr_unet', profile=profile, label='MR U-Net', seed=0, stages=('detect', 'invariances', 'report')
+    )
   )
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
   size = {'demo': 48, 'smoke': 32}.get(profile, 320)
@@ -60,9 +62,13 @@ def _images(arg):
   if config.profile == 'demo':
     # A tenth of the maximum in every coil image: as in low-dose CT, noise and not aliasing is what the network removes most.
     config.data.update(added_noise=0.1, center_fractions=(0.16,), accelerations=(2,))
-    config.data.phantom = ml_collections.ConfigDict(dict(train=60, val=16, slices=4, rows=48, cols=48, coils=4, snr=30.0, seed=0))
+    config.data.phantom = ml_collections.ConfigDict(
+      dict(train=60, val=16, slices=4, rows=48, cols=48, coils=4, snr=30.0, seed=0)
+    )
   if config.profile == 'smoke':
-    config.data.phantom = ml_collections.ConfigDict(dict(train=2, val=2, slices=2, rows=32, cols=32, coils=2, snr=8.0, seed=0))
+    config.data.phantom = ml_collections.ConfigDict(
+      dict(train=2, val=2, slices=2, rows=32, cols=32, coils=2, snr=8.0, seed=0)
+    )
   return config
 
 

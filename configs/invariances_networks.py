@@ -21,17 +21,25 @@ def get_config(arg: str = ''):
   """Detectability of all networks, and samples; `arg` is the profile."""
   profile = arg or 'paper'
   name = 'invariances_networks'
-  config = ml_collections.ConfigDict(dict(name=name, profile=profile, label='networks', seed=0, stages=('detect', 'invariances', 'report')))
+  config = ml_collections.ConfigDict(
+    dict(name=name, profile=profile, label='networks', seed=0, stages=('detect', 'invariances', 'report'))
+  )
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
   samplers = ml_collections.ConfigDict(sort_keys=False)
   if profile == 'paper':
     for network, label in NETWORKS.items():
       own = {'cnn10': invariances_cnn10, 'wganvgg': invariances_wganvgg}.get(network)
-      runs[network] = own.get_config(arg) if own else invariances_cnn10.experiment(f'invariances_{network}', arg, network, label, layers=())
+      runs[network] = (
+        own.get_config(arg)
+        if own
+        else invariances_cnn10.experiment(f'invariances_{network}', arg, network, label, layers=())
+      )
       # Judged and sampled together, below.
       runs[network].stages = ('train',)
       for sampler in runs[network].invariances.samplers.values():
-        paths = {k: f'{network}/{v}' if isinstance(v, str) else tuple(f'{network}/{x}' for x in v) for k, v in sampler.items()}
+        paths = {
+          k: f'{network}/{v}' if isinstance(v, str) else tuple(f'{network}/{x}' for x in v) for k, v in sampler.items()
+        }
         samplers[network] = ml_collections.ConfigDict(paths)
     judged = tuple(f'{n}/denoiser' for n in NETWORKS)
   else:

@@ -15,7 +15,12 @@ from configs import common, ct
 
 def get_config(arg: str = ''):
   """The experiment; `arg` is the profile, see `common.base`. Small profiles come with the run that judges them."""
-  config = ct.denoiser(ct.base('wganvgg', arg), 'wganvgg', label='WGAN-VGG', perceptual='' if (arg or 'paper') == 'paper' else 'independent')
+  config = ct.denoiser(
+    ct.base('wganvgg', arg),
+    'wganvgg',
+    label='WGAN-VGG',
+    perceptual='' if (arg or 'paper') == 'paper' else 'independent',
+  )
   if config.profile == 'paper':
     return config
   runs = ml_collections.ConfigDict(sort_keys=False)
@@ -23,4 +28,8 @@ def get_config(arg: str = ''):
   runs.wganvgg = config
   config.stages = ('train', 'attack')
   report = ml_collections.ConfigDict(dict(draws=config.report.draws, runs=(), generators=()))
-  return common.share_data(ml_collections.ConfigDict(dict(name='wganvgg', profile=config.profile, stages=('report',), experiments=runs, report=report)))
+  return common.share_data(
+    ml_collections.ConfigDict(
+      dict(name='wganvgg', profile=config.profile, stages=('report',), experiments=runs, report=report)
+    )
+  )

@@ -46,15 +46,24 @@ def draw(name, perturbation, sample):
   found = jax.jit(worst)(None, jax.random.key(0), sample)
   before, after = np.asarray(full(sample)), np.asarray(full(found.sample))
   images = [before, after, after - before, found.clean, found.adversarial]
-  titles = TITLES if name != 'image_noise_slice' else ('slice', 'perturbed', 'change', 'smoothed', 'smoothed, perturbed')
+  titles = (
+    TITLES if name != 'image_noise_slice' else ('slice', 'perturbed', 'change', 'smoothed', 'smoothed, perturbed')
+  )
   top = float(np.quantile(before, 0.999))
   figure = Figure(figsize=(7.5, 1.75), layout='constrained')
   for axes, title, image in zip(figure.subplots(1, 5), titles, images):
-    limits = dict(cmap='RdBu_r', vmin=-0.3 * top, vmax=0.3 * top) if title == 'change' else dict(cmap='gray', vmin=0, vmax=top)
+    limits = (
+      dict(cmap='RdBu_r', vmin=-0.3 * top, vmax=0.3 * top) if title == 'change' else dict(cmap='gray', vmin=0, vmax=top)
+    )
     axes.imshow(image, interpolation='nearest', **limits)
     axes.set_title(title, fontsize=8)
     axes.axis('off')
-  figure.savefig(Path(__file__).parent / 'gallery' / f'{name}.png', dpi=100, metadata={'Software': None}, pil_kwargs={'optimize': True})
+  figure.savefig(
+    Path(__file__).parent / 'gallery' / f'{name}.png',
+    dpi=100,
+    metadata={'Software': None},
+    pil_kwargs={'optimize': True},
+  )
 
 
 def main():

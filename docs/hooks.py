@@ -4,7 +4,11 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FROM_ROOT = {'contributing.md': ('Contributing', 'CONTRIBUTING.md'), 'security.md': ('Security', 'SECURITY.md'), 'changelog.md': ('Changelog', 'CHANGELOG.md')}
+FROM_ROOT = {
+  'contributing.md': ('Contributing', 'CONTRIBUTING.md'),
+  'security.md': ('Security', 'SECURITY.md'),
+  'changelog.md': ('Changelog', 'CHANGELOG.md'),
+}
 
 
 def modules() -> dict[str, list[str]]:

@@ -15,7 +15,9 @@ networks = {
   'Equinox U-Net': jaxrec.network(EquinoxUNet(jax.random.key(0)), inputs=jaxrec.networks.zero_filled),
   'nnx U-Net': jaxrec.network(NnxUNet(nnx.Rngs(0)), inputs=jaxrec.networks.zero_filled),
   'CG-SENSE': cg_sense,
-  'torch VarNet': jaxrec.torch_network(VarNet(1, chans=4, pools=2, sens_chans=2, sens_pools=2), inputs=jaxrec.networks.fastmri),
+  'torch VarNet': jaxrec.torch_network(
+    VarNet(1, chans=4, pools=2, sens_chans=2, sens_pools=2), inputs=jaxrec.networks.fastmri
+  ),
 }
 noise = jaxrec.Sweep(jaxrec.coil_noise, (0.01, 0.02), search=jaxrec.pgd(num_steps=3))
 rows = jaxrec.audit(networks, scans, {'noise': noise}, folder='runs/audit')

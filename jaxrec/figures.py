@@ -84,9 +84,26 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
     eta = factor * np.median(etas)
     if eta <= axes.get_xlim()[1] * 1.6:
       axes.axvline(eta, color='0.4', ls=':', lw=1.2)
-      axes.annotate('thermal noise', (eta, 0.98), xycoords=('data', 'axes fraction'), rotation=90, ha='right', va='top', fontsize=8, color='0.35')
+      axes.annotate(
+        'thermal noise',
+        (eta, 0.98),
+        xycoords=('data', 'axes fraction'),
+        rotation=90,
+        ha='right',
+        va='top',
+        fontsize=8,
+        color='0.35',
+      )
     else:
-      axes.annotate(f'thermal noise: {eta:.1f}% (off scale)', (0.98, 0.97), xycoords='axes fraction', ha='right', va='top', fontsize=8, color='0.35')
+      axes.annotate(
+        f'thermal noise: {eta:.1f}% (off scale)',
+        (0.98, 0.97),
+        xycoords='axes fraction',
+        ha='right',
+        va='top',
+        fontsize=8,
+        color='0.35',
+      )
   axes.set_xlabel(f'{axis} [{"%" if unit == "relative" else unit}]')
   axes.set_ylabel(_metric_name(metric))
   _legend(figure, axes, many)
@@ -133,7 +150,11 @@ def panel(examples: Sequence[tuple[str, Mapping[str, np.ndarray]]], caption: str
     rows, cols = np.nonzero(np.asarray(arrays['region']))
     box = (rows.min(), rows.max() + 1, cols.min(), cols.max() + 1)
     for column, (title, image) in enumerate(zip(titles, images)):
-      limits = dict(cmap='gray', vmin=bottom, vmax=top) if column < 4 else dict(cmap='magma', vmin=0, vmax=0.25 * (top - bottom))
+      limits = (
+        dict(cmap='gray', vmin=bottom, vmax=top)
+        if column < 4
+        else dict(cmap='magma', vmin=0, vmax=0.25 * (top - bottom))
+      )
       for line, part in enumerate((image, image[box[0] : box[1], box[2] : box[3]])):
         axes = grid[2 * block + line, column]
         axes.imshow(part, interpolation='nearest', **limits)
@@ -167,7 +188,9 @@ def training_curve(records: Mapping[str, Sequence[Mapping[str, Any]]], look: Map
     for axes, name in ((left, 'loss'), (right, 'val_ssim')):
       points = [(r['step'], r[name]) for r in lines if name in r]
       if points:
-        axes.plot(*zip(*points), ls=line, color=colour, label=label, lw=1.2, marker='o' if name == 'val_ssim' else None, ms=3)
+        axes.plot(
+          *zip(*points), ls=line, color=colour, label=label, lw=1.2, marker='o' if name == 'val_ssim' else None, ms=3
+        )
   left.set_ylabel('training loss')
   right.set_ylabel('validation SSIM')
   for axes in (left, right):
@@ -221,7 +244,9 @@ def perturbation_panel(examples: Sequence[tuple[str, Mapping[str, np.ndarray]]],
   figure = Figure(figsize=(10.5, 2.8 * len(examples) + 0.5), layout='constrained')
   grid = figure.subplots(len(examples), len(titles), squeeze=False)
   for line, (label, arrays) in enumerate(examples):
-    target, clean, attacked, control = (np.asarray(arrays[k], float) for k in ('target', 'clean', 'adversarial', 'control'))
+    target, clean, attacked, control = (
+      np.asarray(arrays[k], float) for k in ('target', 'clean', 'adversarial', 'control')
+    )
     bottom, top = _window(target)
     change = 0.25 * (top - bottom)
     for column, image in enumerate((clean, control - target, control, attacked)):
@@ -250,11 +275,22 @@ def sampling_panel(arrays: Mapping[str, np.ndarray]) -> Figure:
   figure = Figure(figsize=(10.5, 3.0), layout='constrained')
   level = np.quantile(arrays['kspace'], 0.5) or 1.0
   top = float(np.quantile(arrays['image'], 0.999))
-  shown = (('k-space, full', 'kspace'), ('its image', 'image'), ('k-space, sampled', 'sampled'), ('zero-filled', 'zero_filled'))
+  shown = (
+    ('k-space, full', 'kspace'),
+    ('its image', 'image'),
+    ('k-space, sampled', 'sampled'),
+    ('zero-filled', 'zero_filled'),
+  )
   for axes, (title, name) in zip(figure.subplots(1, 4), shown):
     spectrum = name in ('kspace', 'sampled')
     image = np.log1p(arrays[name] / level) if spectrum else arrays[name]
-    axes.imshow(image, cmap='gray', vmin=0, vmax=np.log1p(arrays['kspace'].max() / level) if spectrum else top, interpolation='nearest')
+    axes.imshow(
+      image,
+      cmap='gray',
+      vmin=0,
+      vmax=np.log1p(arrays['kspace'].max() / level) if spectrum else top,
+      interpolation='nearest',
+    )
     axes.set_title(title, fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -277,10 +313,14 @@ def retained_curves(rows: Sequence[Mapping[str, Any]], unit: str) -> Figure:
   styles = ('-', '--', ':')
   for axes, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes):
     for k, name in enumerate(names):
-      at = sorted((r for r in rows if r['network'] == name and float(r['size']) == size), key=lambda r: float(r['input']))
+      at = sorted(
+        (r for r in rows if r['network'] == name and float(r['size']) == size), key=lambda r: float(r['input'])
+      )
       if not at:
         continue
-      x, y, low, high = (np.array([float(r[c]) for r in at]) for c in ('input', 'retained', 'retained_low', 'retained_high'))
+      x, y, low, high = (
+        np.array([float(r[c]) for r in at]) for c in ('input', 'retained', 'retained_low', 'retained_high')
+      )
       colour = _COLOURS[k % len(_COLOURS)]
       axes.plot(x, y, marker='o', ms=3, color=colour, ls=styles[k // len(_COLOURS)], lw=1.2, label=name)
       axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
@@ -344,7 +384,9 @@ def change_panel(arrays: Mapping[str, np.ndarray], ct: bool) -> Figure:
   figure = Figure(figsize=(1.7 * (count + 2), 3.7), layout='constrained')
   grid = figure.subplots(2, count + 2, squeeze=False)
   for line, name in enumerate(('altered', 'different')):
-    for column, (title, image) in enumerate((('y', arrays['target']), ('f(x)', arrays['output']), *((f'{i + 1}', x) for i, x in enumerate(arrays[name])))):
+    for column, (title, image) in enumerate(
+      (('y', arrays['target']), ('f(x)', arrays['output']), *((f'{i + 1}', x) for i, x in enumerate(arrays[name])))
+    ):
       axes = grid[line, column]
       _show(axes, image, ct, arrays)
       if column < 2:
@@ -355,7 +397,9 @@ def change_panel(arrays: Mapping[str, np.ndarray], ct: bool) -> Figure:
       axes.set_title(title, fontsize=9)
   axes = grid[1, 0]
   axes.clear()
-  axes.imshow(arrays['excess'], cmap='magma', vmin=0, vmax=max(2.0, float(arrays['excess'].max())), interpolation='nearest')
+  axes.imshow(
+    arrays['excess'], cmap='magma', vmin=0, vmax=max(2.0, float(arrays['excess'].max())), interpolation='nearest'
+  )
   axes.set_title('excess variation', fontsize=9)
   axes.set_xticks([])
   axes.set_yticks([])
@@ -374,7 +418,11 @@ def anatomy_panel(arrays: Mapping[str, np.ndarray], ct: bool) -> Figure:
   Returns:
     The figure.
   """
-  images = [('y', arrays['target']), ('f(x)', arrays['output']), *((f'sample {i + 1}', x) for i, x in enumerate(arrays['anatomies']))]
+  images = [
+    ('y', arrays['target']),
+    ('f(x)', arrays['output']),
+    *((f'sample {i + 1}', x) for i, x in enumerate(arrays['anatomies'])),
+  ]
   figure = Figure(figsize=(1.7 * len(images), 2.0), layout='constrained')
   for axes, (title, image) in zip(figure.subplots(1, len(images), squeeze=False)[0], images):
     _show(axes, image, ct, arrays)

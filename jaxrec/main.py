@@ -12,15 +12,21 @@ from ml_collections import config_flags
 from jaxrec.training import Stopped
 from jaxrec.workflows import catalog, run, workers
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: varnet_8x, varnet_8x:demo, or a Python file with get_config(profile).')
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Experiment: varnet_8x, varnet_8x:demo, or a Python file with get_config(profile).'
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<profile> if not given.')
-_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Address of process 0 for several processes, host:port; "auto" on clusters.')
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'Address of process 0 for several processes, host:port; "auto" on clusters.'
+)
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process.')
 
 
 def _help() -> str:
-  options = [f'  --{f.name}: {flags.FLAGS[f.name].help}' for f in (_CONFIG, _WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS)]
+  options = [
+    f'  --{f.name}: {flags.FLAGS[f.name].help}' for f in (_CONFIG, _WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS)
+  ]
   return '\n'.join([
     'usage: jaxrec --config=NAME[:PROFILE] [--workdir=FOLDER] [--config.SECTION.OPTION=VALUE ...]',
     '', 'NAME is one of the configs below or a file of your own, such as ~/study/mine.py; the same command goes on after a stop.',

@@ -54,7 +54,9 @@ def acs_of_mask(mask: np.ndarray) -> np.ndarray:
   mask = np.asarray(mask, bool)
   if mask.ndim == 2 and mask.shape[0] > 1:
     row, col = (n // 2 for n in mask.shape)
-    side = max((2 * h for h in range(1, min(row, col) + 1) if mask[row - h : row + h, col - h : col + h].all()), default=1)
+    side = max(
+      (2 * h for h in range(1, min(row, col) + 1) if mask[row - h : row + h, col - h : col + h].all()), default=1
+    )
     return acs_mask(mask.shape[0], side).T & acs_mask(mask.shape[1], side)
   columns = mask.reshape(-1)
   centre = columns.size // 2

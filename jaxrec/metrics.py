@@ -177,7 +177,14 @@ def _gaussian_mean(x: Array) -> Array:
   kernel = (weights / weights.sum()).astype(x.dtype)
   x = x[None, :, :, None]
   for shape in ((11, 1, 1, 1), (1, 11, 1, 1)):
-    x = lax.conv_general_dilated(x, kernel.reshape(shape), (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=lax.Precision.HIGHEST)
+    x = lax.conv_general_dilated(
+      x,
+      kernel.reshape(shape),
+      (1, 1),
+      'VALID',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      precision=lax.Precision.HIGHEST,
+    )
   return x[0, :, :, 0]
 
 

@@ -78,7 +78,11 @@ def fastmri(scan: Scan) -> tuple[Array, Array, Array]:
     number of columns in the centre `[]`.
   """
   kspace = jnp.where(scan.mask, scan.kspace, 0)
-  return jnp.stack([kspace.real, kspace.imag], -1)[None], scan.mask.reshape(1, 1, *scan.mask.shape, 1), jnp.sum(scan.acs)
+  return (
+    jnp.stack([kspace.real, kspace.imag], -1)[None],
+    scan.mask.reshape(1, 1, *scan.mask.shape, 1),
+    jnp.sum(scan.acs),
+  )
 
 
 def network(
@@ -123,7 +127,9 @@ def network(
     raise ValueError(f'network: {name} is a torch module; use jaxrec.torch_network')
   if isinstance(model, nn.Module):
     if variables is None:
-      raise ValueError(f'network: {name} is a linen module, which holds no weights; give its variables as second argument')
+      raise ValueError(
+        f'network: {name} is a linen module, which holds no weights; give its variables as second argument'
+      )
     return Network(_called(lambda variables, *args: model.apply(variables, *args), inputs, name), variables, name)
   apply, held = _split(model)
   if held is not None:
@@ -133,7 +139,9 @@ def network(
   if inputs is not None:
     raise ValueError(f'network: {name} is a function of a sample; leave inputs out')
   given = variables is not None
-  return Network(lambda variables, sample: _image(model(variables, sample) if given else model(sample), name), variables, name)
+  return Network(
+    lambda variables, sample: _image(model(variables, sample) if given else model(sample), name), variables, name
+  )
 
 
 def _is_torch(model):
@@ -225,7 +233,10 @@ def torch_network(module: Any, *, inputs: Inputs, name: str | None = None) -> Ne
       seed = torch.from_numpy(np.array(cotangent)).to(device)
       found = torch.autograd.grad(module(*given), wanted, seed, allow_unused=True)
     # Torch's gradient is the conjugate of JAX's.
-    return tuple(np.zeros(x.shape, x.detach().cpu().numpy().dtype) if g is None else g.conj().resolve_conj().cpu().numpy() for x, g in zip(wanted, found))
+    return tuple(
+      np.zeros(x.shape, x.detach().cpu().numpy().dtype) if g is None else g.conj().resolve_conj().cpu().numpy()
+      for x, g in zip(wanted, found)
+    )
 
   def shape_of(args):
     # What a module makes of zeros has the shape and type of all it makes of such arrays.

@@ -38,7 +38,14 @@ COLUMNS = (
 )  # fmt: skip
 KEY = ('file', 'slice', 'annotation', 'perturbation', 'attacked', 'strength')
 # Options of the machine, which change no number but by rounding: a run goes on with others.
-TECHNICAL = ('train.num_devices', 'train.micro_batch', 'train.checkpoint_minutes', 'attack.batch_size', 'attack.chunk', 'model.remat')
+TECHNICAL = (
+  'train.num_devices',
+  'train.micro_batch',
+  'train.checkpoint_minutes',
+  'attack.batch_size',
+  'attack.chunk',
+  'model.remat',
+)
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'h5py', 'numpy', 'grain', 'ml_collections')
 
 
@@ -238,7 +245,9 @@ def open_images(folder: str | Path) -> Iterator[h5py.File | None]:
     with h5py.File(path) as file:
       yield file
   except (OSError, KeyError, RuntimeError) as error:
-    raise RunError(f'{path}: is damaged ({reason(error)}); delete it and run the attack stage, which makes it from arrays') from None
+    raise RunError(
+      f'{path}: is damaged ({reason(error)}); delete it and run the attack stage, which makes it from arrays'
+    ) from None
 
 
 def _installed(package):
@@ -262,10 +271,15 @@ def git_revision() -> str:
   """Revision of the source tree, marked `+changes` if it was edited, or `unknown`."""
   here = Path(__file__).parent
   try:
-    def git(*arguments):
-      return subprocess.run(['git', '-C', str(here), *arguments], capture_output=True, text=True, timeout=10, check=True).stdout
 
-    return git('rev-parse', 'HEAD').strip() + ('+changes' if git('status', '--porcelain', '--untracked-files=no').strip() else '')
+    def git(*arguments):
+      return subprocess.run(
+        ['git', '-C', str(here), *arguments], capture_output=True, text=True, timeout=10, check=True
+      ).stdout
+
+    return git('rev-parse', 'HEAD').strip() + (
+      '+changes' if git('status', '--porcelain', '--untracked-files=no').strip() else ''
+    )
   except (OSError, subprocess.SubprocessError):
     return 'unknown'
 
@@ -403,7 +417,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
       raise ValueError(f'it holds a {type(stored).__name__}')
     return stored
   except (ValueError, OSError, RecursionError) as error:
-    raise RunError(f'{path}: is damaged ({reason(error)}); {_REMEDIES.get(path.name, "delete it and run the same command, which writes it again")}') from None
+    raise RunError(
+      f'{path}: is damaged ({reason(error)}); {_REMEDIES.get(path.name, "delete it and run the same command, which writes it again")}'
+    ) from None
 
 
 _REMEDIES = {
@@ -452,7 +468,9 @@ def read_rows(folder: str | Path) -> dict[tuple, dict[str, Any]]:
 
 def _line_error(path, number, error):
   lost = 'what it held is computed again' if path.parent.name == 'rows' else 'this record is lost, the others stay'
-  return RunError(f'{path}: line {number} is damaged ({reason(error)}); delete the line and run the same command: {lost}')
+  return RunError(
+    f'{path}: line {number} is damaged ({reason(error)}); delete the line and run the same command: {lost}'
+  )
 
 
 def reason(error: BaseException) -> str:

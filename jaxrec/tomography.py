@@ -152,7 +152,9 @@ def ellipse_sinogram(ellipses: Array, geometry: Geometry) -> Array:
     distance = t - (col * jnp.cos(theta) + row * jnp.sin(theta))
     return 2 * value * half_row * half_col * jnp.sqrt(jnp.maximum(across**2 - distance**2, 0)) / across**2
 
-  return lax.scan(lambda total, e: (total + one(e), None), jnp.zeros((geometry.views, geometry.bins), ellipses.dtype), ellipses)[0]
+  return lax.scan(
+    lambda total, e: (total + one(e), None), jnp.zeros((geometry.views, geometry.bins), ellipses.dtype), ellipses
+  )[0]
 
 
 def measure(key: Key, sinogram: Array, photons: Scalar | float, *, electronic: float = 10.0) -> Array:

@@ -113,7 +113,9 @@ class Scan:
     full = not masks.has_gaps(measured)
     size = np.shape(target) if target is not None else crop or shape
     if len(size) == 2 and (size[0] > shape[0] or size[1] > shape[1] or min(size) < _SMALLEST):
-      raise ValueError(f'target: is to have {_by(size)} pixels; at least {_SMALLEST} x {_SMALLEST}, and at most the {_by(shape)} of the k-space')
+      raise ValueError(
+        f'target: is to have {_by(size)} pixels; at least {_SMALLEST} x {_SMALLEST}, and at most the {_by(shape)} of the k-space'
+      )
     if target is not None:
       target = seen = _target(target, kspace)
     else:
@@ -212,7 +214,9 @@ def _region(box, shape):
     return region
   row, col, height, width = (int(n) for n in box)
   if row < 0 or col < 0 or height < 1 or width < 1 or row + height > shape[0] or col + width > shape[1]:
-    raise ValueError(f'box: (row, col, height, width) is {(row, col, height, width)}; it is not inside the target of {_by(shape)}')
+    raise ValueError(
+      f'box: (row, col, height, width) is {(row, col, height, width)}; it is not inside the target of {_by(shape)}'
+    )
   region[:] = 0
   region[row : row + height, col : col + width] = 1
   return region

@@ -1,7 +1,7 @@
 # Sourced by the other scripts: a virtual environment that is built once.
 
-# Tests and documentation share one environment.
-TEST_REQUIREMENT='.[test,tensorboard,ct,ismrmrd,docs]'
+# Tests, documentation and linters share one environment.
+TEST_REQUIREMENT='.[test,tensorboard,ct,ismrmrd,docs,lint]'
 
 make_environment() {  # folder, requirement
   local python="${PYTHON:-python3}"

@@ -37,10 +37,17 @@ def x64():
 
 def pytest_terminal_summary(terminalreporter):
   """Counts the rows of the fault tables: `tests/faults` and what is marked `fault`."""
-  reports = [r for name in ('passed', 'failed', 'error') for r in terminalreporter.stats.get(name, ()) if {'fault', 'faults'} & set(r.keywords)]
+  reports = [
+    r
+    for name in ('passed', 'failed', 'error')
+    for r in terminalreporter.stats.get(name, ())
+    if {'fault', 'faults'} & set(r.keywords)
+  ]
   tried = {r.nodeid for r in reports if r.when == 'call' or not r.passed}
   if tried:
-    terminalreporter.write_line(f'faults: {len(tried)} tried, {len(tried - {r.nodeid for r in reports if not r.passed})} good')
+    terminalreporter.write_line(
+      f'faults: {len(tried)} tried, {len(tried - {r.nodeid for r in reports if not r.passed})} good'
+    )
 
 
 def as_numpy(tree):

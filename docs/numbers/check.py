@@ -116,7 +116,9 @@ def updated(text: str, name: str = 'README.md') -> tuple[str, list[str]]:
   for match in _OPENING.finditer(text):
     inside = any(first <= match.start() < last for first, last in understood)
     if not inside and not text.startswith(_EXEMPT, match.start()):
-      problems.append(f'{at(match.start())}: a comment that is not understood: {text[match.start() :].splitlines()[0][:60]!r}')
+      problems.append(
+        f'{at(match.start())}: a comment that is not understood: {text[match.start() :].splitlines()[0][:60]!r}'
+      )
   for match in _TEXT.finditer(text):
     # Markdown takes a line that starts with a comment out of its paragraph.
     if not text[text.rfind('\n', 0, match.start()) + 1 : match.start()].strip():

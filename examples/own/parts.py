@@ -54,4 +54,6 @@ def mean_absolute_error():
 def smoothed(width=3):
   """A network with its weights. A Flax linen module may be returned instead, to be trained by the stage `train`."""
   kernel = jnp.ones((width, width)) / width**2
-  return jaxrec.network(lambda scan: jax.scipy.signal.convolve2d(jaxrec.networks.zero_filled(scan)[0], kernel, mode='same'), name='smoothed')
+  return jaxrec.network(
+    lambda scan: jax.scipy.signal.convolve2d(jaxrec.networks.zero_filled(scan)[0], kernel, mode='same'), name='smoothed'
+  )

@@ -20,4 +20,9 @@ from jaxrec.attacks.objectives import region_mse, region_mse_ssim, region_ssim
 from jaxrec.attacks.perturbations import angle_grid, coil_noise, compose, image_noise, rotation, translation
 from jaxrec.attacks.searches import advrec_step, apgd, farthest, grid, pgd, random_search, restarts, steepest_step
 
-__all__ = [name for name in dir() if not name.startswith('_') and name not in ('core', 'defences', 'families', 'lipschitz', 'objectives', 'perturbations', 'searches')]
+__all__ = [
+  name
+  for name in dir()
+  if not name.startswith('_')
+  and name not in ('core', 'defences', 'families', 'lipschitz', 'objectives', 'perturbations', 'searches')
+]

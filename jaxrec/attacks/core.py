@@ -190,7 +190,10 @@ def seek(
       return objective(perturbation.align(delta, image), sample)
 
     return search(
-      key, ascending(loss), lambda key: perturbation.init(key, sample), lambda delta: perturbation.project(delta, sample)
+      key,
+      ascending(loss),
+      lambda key: perturbation.init(key, sample),
+      lambda delta: perturbation.project(delta, sample),
     )
 
   return run

@@ -69,7 +69,9 @@ def family_of(factory: Callable[..., Perturbation]) -> Family:
   found = getattr(inner, 'family', None)
   if not isinstance(found, Family):
     name = getattr(inner, '__name__', type(inner).__name__)
-    raise ValueError(f'{name}: declares no strength; put @jaxrec.family(ARGUMENT, unit=..., title=...) before its definition')
+    raise ValueError(
+      f'{name}: declares no strength; put @jaxrec.family(ARGUMENT, unit=..., title=...) before its definition'
+    )
   return found
 
 

@@ -294,9 +294,7 @@ def compose(*perturbations: Perturbation) -> Perturbation:
     apply=apply,
     project=lambda deltas, sample: tuple(p.project(d, sample) for p, d in zip(perturbations, deltas)),
     align=align,
-    budget=lambda deltas, sample: jnp.max(
-      jnp.stack([p.budget(d, sample) for p, d in zip(perturbations, deltas)])
-    ),
+    budget=lambda deltas, sample: jnp.max(jnp.stack([p.budget(d, sample) for p, d in zip(perturbations, deltas)])),
   )
 
 

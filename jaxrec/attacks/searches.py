@@ -214,9 +214,7 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
       # After a restart the gradient belongs to the abandoned point; wait one step.
       move = jnp.where(halve, 0, size)
       target = project(add(restart, farthest(direction, project), move))
-      step = jax.tree.map(
-        lambda x, t, p: x + momentum * (t - x) + (1 - momentum) * (x - p), restart, target, previous
-      )
+      step = jax.tree.map(lambda x, t, p: x + momentum * (t - x) + (1 - momentum) * (x - p), restart, target, previous)
       return (project(step), restart, best, best_delta, size, value, rises, since, old), value
 
     start = project(init(key))
@@ -326,9 +324,7 @@ def restarts(search: Search, *, num_restarts: int, chunk: int = 1) -> Search:
 
   def run(key, loss, init, project):
     _needs_random_starts('num_restarts', num_restarts, init)
-    results = chunked(
-      lambda key: search(key, loss, init, project), (jax.random.split(key, num_restarts),), chunk=chunk
-    )
+    results = chunked(lambda key: search(key, loss, init, project), (jax.random.split(key, num_restarts),), chunk=chunk)
     best = jnp.argmax(_ignore_nan(results.loss))
     return jax.tree.map(lambda x: x[best], results)
 

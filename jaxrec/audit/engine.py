@@ -80,7 +80,9 @@ class Engine:
     self.pictured = set(_names(cases)[: self.settings.pictures])
     self.most = max((len(c.targets(self.settings.aims, True)) for c in cases), default=1)
     batches = _batches(cases, self.batch)[self.parallel.part :: self.parallel.parts]
-    with tqdm(total=len(batches) * len(self.sweeps), desc='attack', unit='batch', disable=self.parallel.part > 0) as bar:
+    with tqdm(
+      total=len(batches) * len(self.sweeps), desc='attack', unit='batch', disable=self.parallel.part > 0
+    ) as bar:
       for n, members in enumerate(batches, 1):
         members = [case for case in members if not self._finished(case)]
         for chosen, samples in _alike(self._read(members, bad)):
@@ -91,7 +93,11 @@ class Engine:
   def _finished(self, case: Case) -> bool:
     if case.boxed is None:
       return False
-    return not any(self._missing(case, *target, name) for target in case.targets(self.settings.aims, case.boxed) for name in self.sweeps)
+    return not any(
+      self._missing(case, *target, name)
+      for target in case.targets(self.settings.aims, case.boxed)
+      for name in self.sweeps
+    )
 
   def _missing(self, case: Case, annotation: int, aim: str, name: str) -> list[float]:
     strengths = (0.0, *self.sweeps[name].strengths)
@@ -175,7 +181,9 @@ class Engine:
     filled += [filled[-1]] * (self.batch - len(filled))
     regions = np.stack([[place.region for place in of] for of in filled])
     boxes = np.stack([[place.box for place in of] for of in filled])
-    outcome = jax.device_get(self.programs[name](program.weights(self.network, self.sweeps[name]), padded, regions, boxes, images))
+    outcome = jax.device_get(
+      self.programs[name](program.weights(self.network, self.sweeps[name]), padded, regions, boxes, images)
+    )
     missing = {(i, place.annotation, place.aim) for i, place in wanted}
     found = [
       (i, place, jax.tree.map(lambda x, i=i, n=n: x[i, n], outcome))
@@ -194,7 +202,11 @@ class Engine:
         self.store.save_arrays(f'{case.name(place.annotation)}.{name}.{place.aim}', arrays)
       constant = {k: float(v[i]) for k, v in columns.items()}
       missing = self._missing(case, place.annotation, place.aim, name)
-      rows += [row for row in self._rows(name, case, samples[i], place, outcome, constant, seconds) if row['strength'] in missing]
+      rows += [
+        row
+        for row in self._rows(name, case, samples[i], place, outcome, constant, seconds)
+        if row['strength'] in missing
+      ]
     self.store.append(rows)
     self.done.update(map(_key, rows))
 
@@ -234,7 +246,11 @@ class Engine:
       if not np.isnan(sample.target).any():
         continue
       for name, sweep in self.sweeps.items():
-        if sweep.search.backward_calls and sweep.start is None and not attacks.starts_at_random(sweep.at(sweep.strengths[0]).init, sample):
+        if (
+          sweep.search.backward_calls
+          and sweep.start is None
+          and not attacks.starts_at_random(sweep.at(sweep.strengths[0]).init, sample)
+        ):
           raise ValueError(
             f'{name}: {case.file} has no target, so that the network is compared with its own output, where every gradient is zero; '
             "let the search start elsewhere, such as functools.partial(coil_noise, start='random')"

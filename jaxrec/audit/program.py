@@ -128,15 +128,15 @@ def by_search(
       control = _control(perturbation, found.delta, perturbed, sample)
       return columns, center_crop(attacked, sample.target.shape), control, found.trace
 
-    columns, attacked, control, trace = attacks.chunked(at, (jnp.asarray(sweep.strengths, sample.scale.dtype),), chunk=chunk)
+    columns, attacked, control, trace = attacks.chunked(
+      at, (jnp.asarray(sweep.strengths, sample.scale.dtype),), chunk=chunk
+    )
     return Outcome(columns, attacked[-1], control[-1], trace[-1])
 
   return jax.vmap(one, (None, 0, 0, 0, 0, 0))
 
 
-def by_grid(
-  network: Network, sweep: Sweep, chunk: int
-) -> Callable[[Weights, Sample, Array, Array, Image], Outcome]:
+def by_grid(network: Network, sweep: Sweep, chunk: int) -> Callable[[Weights, Sample, Array, Array, Image], Outcome]:
   """Program of a batch of slices: the points of a grid, evaluated once for all places and strengths.
 
   Args:
@@ -171,7 +171,11 @@ def by_grid(
       return scores, seen, center_crop(attacked, sample.target.shape)
 
     along, seen, images = attacks.chunked(at, (points,), chunk=chunk)
-    clean = {k: v[zero] for k, v in along.items()} if (zero := _zero_of(sweep.search.points)) is not None else everywhere(image, regions, boxes)
+    clean = (
+      {k: v[zero] for k, v in along.items()}
+      if (zero := _zero_of(sweep.search.points)) is not None
+      else everywhere(image, regions, boxes)
+    )
     allowed = jnp.stack([_feasible(sweep.at(s), points, sample) for s in sweep.strengths])
 
     def place(along, seen, clean):
@@ -180,9 +184,9 @@ def by_grid(
       columns = {f'{k}_adv': v[worst] for k, v in along.items()}
       columns |= {f'{k}_clean': jnp.broadcast_to(v, worst.shape) for k, v in clean.items()}
       columns['delta'] = found if jnp.ndim(found) == 1 else jax.vmap(_largest)(found)
-      columns['budget_used'] = jnp.stack([
-        sweep.at(s).budget(jax.tree.map(lambda x: x[i], found), sample) for i, s in enumerate(sweep.strengths)
-      ])
+      columns['budget_used'] = jnp.stack(
+        [sweep.at(s).budget(jax.tree.map(lambda x: x[i], found), sample) for i, s in enumerate(sweep.strengths)]
+      )
       most = jax.tree.map(lambda x: x[-1], found)
       control = _control(widest, most, widest.apply(most, sample), sample)
       return Outcome(columns, images[worst[-1]], control, along['objective'], along['ssim_region'])
@@ -192,7 +196,9 @@ def by_grid(
   return jax.vmap(one, (None, 0, 0, 0, 0))
 
 
-def amplification(reconstruct: Reconstructor, sweep: Sweep, iterations: int) -> Callable[[Weights, Key, Sample, Image], Array]:
+def amplification(
+  reconstruct: Reconstructor, sweep: Sweep, iterations: int
+) -> Callable[[Weights, Key, Sample, Image], Array]:
   """Program of a batch of slices: relative change of the image per relative change of the measurement.
 
   Args:

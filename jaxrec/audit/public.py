@@ -117,7 +117,9 @@ def _in_folder(networks, samples, cases, attacks, settings, folder):
     for name, net in networks.items():
       run = results.Run(folder / results.safe_name(name), part=parallel.part)
       run.check_config({'name': name, 'model': {'name': net.name, 'weights': _digest(net.variables)}, **described})
-      run.write_provenance(seed=settings.seed, one_program=net.one_program, data_fingerprint=described['data']['digest'])
+      run.write_provenance(
+        seed=settings.seed, one_program=net.one_program, data_fingerprint=described['data']['digest']
+      )
       results.write_text(run.folder / 'sweeps.json', json.dumps(described['attacks'], indent=2) + '\n')
       Engine(net, attacks, settings, run, parallel, Labels(net.name, name)).run(cases)
       parallel.barrier(f'audit {name}')
@@ -148,5 +150,7 @@ def _digest(tree):
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
     digest.update(f'{jax.tree_util.keystr(path)}'.encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes() if isinstance(leaf, (jax.Array, np.ndarray)) else repr(leaf).encode())
+    digest.update(
+      np.ascontiguousarray(leaf).tobytes() if isinstance(leaf, (jax.Array, np.ndarray)) else repr(leaf).encode()
+    )
   return digest.hexdigest()[:16]

@@ -64,7 +64,9 @@ def _open(path):
       lines = stream.read(1 << 16).splitlines()
     dims = [int(n) for n in lines[lines.index('# Dimensions') + 1].split()]
   except (OSError, ValueError, IndexError) as error:
-    raise DataError(f'{header}: has no line of dimensions after "# Dimensions" ({error}); copy both files of BART') from None
+    raise DataError(
+      f'{header}: has no line of dimensions after "# Dimensions" ({error}); copy both files of BART'
+    ) from None
   dims += [1] * (16 - len(dims))
   plane = [n for n in dims[:3] if n != 1]
   if len(plane) != 2 or min(dims) < 1 or any(n != 1 for i, n in enumerate(dims) if i not in (0, 1, 2, _COIL, _SLICE)):
@@ -76,7 +78,9 @@ def _open(path):
   try:
     size = path.stat().st_size
     if size != 8 * np.prod(shape, dtype=object):
-      raise DataError(f'{path}: has {size} bytes, its header says {8 * np.prod(shape, dtype=object)}; copy both files of BART')
+      raise DataError(
+        f'{path}: has {size} bytes, its header says {8 * np.prod(shape, dtype=object)}; copy both files of BART'
+      )
     return np.memmap(path, np.complex64, 'r', shape=shape, order='F').transpose(3, 2, 0, 1)
   except (OSError, ValueError) as error:
     if isinstance(error, DataError):

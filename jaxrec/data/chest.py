@@ -167,7 +167,9 @@ def write_dataset(
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
       continue
-    drawn = volume(synthetic.entropy(seed, split, number), slices=slices, repeats=repeats if split == 'val' else 0, **options)
+    drawn = volume(
+      synthetic.entropy(seed, split, number), slices=slices, repeats=repeats if split == 'val' else 0, **options
+    )
     with files.new_hdf5(path) as file:
       file['low_dose'], file['full_dose'] = drawn.low_dose, drawn.full_dose
       file['structures'] = np.array(drawn.structures, np.float32).reshape(-1, 5)
@@ -237,7 +239,10 @@ class _Body:
     row, col, a, b = self.heart
     shapes.append((row, col * 0.2, a, 0.5 * b, 0.0, 0.02 * WATER))
     row, col, radius = self.spine
-    shapes += [(row, col, radius, 1.2 * radius, 0, 0.55 * WATER), (row, col, 0.72 * radius, 0.86 * radius, 0, -0.25 * WATER)]
+    shapes += [
+      (row, col, radius, 1.2 * radius, 0, 0.55 * WATER),
+      (row, col, 0.72 * radius, 0.86 * radius, 0, -0.25 * WATER),
+    ]
     for k in range(10):
       angle = 2 * np.pi * (k + 0.5) / 10 + self.turn + 0.01 * height
       at = (self.half[0] - 16) * np.sin(angle), (self.half[1] - 16) * np.cos(angle)

@@ -149,7 +149,10 @@ def write_dicom(source: str | Path, target: str | Path, hounsfield: np.ndarray, 
   from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
   origin = Dataset()
-  origin.ReferencedSOPClassUID, origin.ReferencedSOPInstanceUID = data.get('SOPClassUID', CTImageStorage), data.get('SOPInstanceUID') or generate_uid()
+  origin.ReferencedSOPClassUID, origin.ReferencedSOPInstanceUID = (
+    data.get('SOPClassUID', CTImageStorage),
+    data.get('SOPInstanceUID') or generate_uid(),
+  )
   data.remove_private_tags()
   # These speak of the source's pixels or of its making.
   for name in ('SmallestImagePixelValue', 'LargestImagePixelValue', 'PixelPaddingValue', 'PixelPaddingRangeLimit', 'IconImageSequence',
@@ -158,7 +161,9 @@ def write_dicom(source: str | Path, target: str | Path, hounsfield: np.ndarray, 
       del data[name]
   data.SOPClassUID = origin.ReferencedSOPClassUID
   data.SOPInstanceUID = generate_uid(entropy_srcs=[str(data.get('SOPInstanceUID') or source), digest, 'image'])
-  data.SeriesInstanceUID = generate_uid(entropy_srcs=[str(data.get('SeriesInstanceUID') or Path(source).parent), digest, 'series'])
+  data.SeriesInstanceUID = generate_uid(
+    entropy_srcs=[str(data.get('SeriesInstanceUID') or Path(source).parent), digest, 'series']
+  )
   data.SeriesNumber = int(data.get('SeriesNumber') or 0) + 1000
   data.SeriesDescription = f'{data.get("SeriesDescription", "")} denoised'.strip()[-64:]
   data.ImageType = ['DERIVED', 'SECONDARY', *list(data.get('ImageType') or ())[2:]]
@@ -169,7 +174,12 @@ def write_dicom(source: str | Path, target: str | Path, hounsfield: np.ndarray, 
   # Whole HU wherever 16 bits can hold them; metal may need coarser steps.
   slope = max(1.0, float(np.abs(hounsfield).max()) / 32767)
   data.RescaleSlope, data.RescaleIntercept, data.RescaleType = f'{slope:.10g}', '0', 'HU'
-  data.add_new('PixelData', 'OW', np.clip(np.round(hounsfield / float(data.RescaleSlope)), -32768, 32767).astype('<i2').tobytes())
+  data.add_new(
+    'PixelData', 'OW', np.clip(np.round(hounsfield / float(data.RescaleSlope)), -32768, 32767).astype('<i2').tobytes()
+  )
   data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-  data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
+  data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
+    data.SOPClassUID,
+    data.SOPInstanceUID,
+  )
   data.save_as(target, enforce_file_format=True)

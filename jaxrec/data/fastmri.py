@@ -99,7 +99,9 @@ def folder(root: str | Path, split: str, challenge: str = 'multicoil', suffixes:
   for candidate in (root / f'{challenge}_{split}', root / split, root):
     if candidate.is_dir() and any(p.suffix in suffixes for p in candidate.iterdir()):
       return candidate
-  raise DataError(f'{root}: no {" ".join(suffixes)} volumes in {challenge}_{split}, {split} or the folder itself; set data.root')
+  raise DataError(
+    f'{root}: no {" ".join(suffixes)} volumes in {challenge}_{split}, {split} or the folder itself; set data.root'
+  )
 
 
 def index(
@@ -137,7 +139,10 @@ def index(
   volumes = [_volume(e['volume']) for e in entries.values() if 'volume' in e]
   bare = [v for v in volumes if v.format == 'fastmri' and v.acquired is None]
   if bare:
-    warnings.warn(f'{path}: {len(bare)} volumes have no ismrmrd_header; their measured columns are those that are not zero', stacklevel=2)
+    warnings.warn(
+      f'{path}: {len(bare)} volumes have no ismrmrd_header; their measured columns are those that are not zero',
+      stacklevel=2,
+    )
   return Index(volumes, {file: e['bad'] for file, e in entries.items() if 'bad' in e})
 
 
@@ -225,7 +230,9 @@ def _find_target(path, file, ndim):
     data = hdf5.dataset(file, name)
     if data is not None:
       if data.ndim != 3 or data.dtype.kind != 'f':
-        raise DataError(f'{path}: {name} has shape {data.shape} and type {data.dtype}; expected [slice, row, col] float')
+        raise DataError(
+          f'{path}: {name} has shape {data.shape} and type {data.dtype}; expected [slice, row, col] float'
+        )
       return name
   return 'none' if hdf5.dataset(file, 'mask') is not None else ''
 
@@ -368,7 +375,11 @@ def read_scan(
 
 
 def scan_of(
-  volume: Volume, slice_index: int, raw: Raw, draw_mask: Callable[[Volume], masks.LineMask], region: Region | None = None
+  volume: Volume,
+  slice_index: int,
+  raw: Raw,
+  draw_mask: Callable[[Volume], masks.LineMask],
+  region: Region | None = None,
 ) -> Scan:
   """The scan of what a file holds of a slice, checked.
 
@@ -392,7 +403,14 @@ def scan_of(
   mask, acs = draw_mask(volume) if volume.fully_sampled else (raw.mask, None)
   try:
     scan = Scan.from_kspace(
-      raw.kspace, mask, acs=acs, acquired=acquired, target=raw.target, crop=volume.crop, scale=volume.max, box=region and region[:4]
+      raw.kspace,
+      mask,
+      acs=acs,
+      acquired=acquired,
+      target=raw.target,
+      crop=volume.crop,
+      scale=volume.max,
+      box=region and region[:4],
     )
     if volume.fully_sampled and not scan.has_target:
       raise ValueError('kspace: has gaps, unlike the middle slice')

@@ -30,7 +30,9 @@ def replace(path: str | Path, content: bytes | memoryview) -> None:
   except OSError as error:
     with contextlib.suppress(OSError):
       temporary.unlink()
-    raise DataError(f'{path}: cannot be written ({error.strerror}); free the disk, then run the same command to go on') from None
+    raise DataError(
+      f'{path}: cannot be written ({error.strerror}); free the disk, then run the same command to go on'
+    ) from None
 
 
 @contextlib.contextmanager

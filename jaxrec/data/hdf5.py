@@ -12,6 +12,7 @@ from jaxrec.data.errors import DataError, check_regular
 _LARGEST = 1 << 30
 _MOST_SLICES = 100_000
 
+
 def open_file(path: str | Path) -> h5py.File:
   """Opens a file for reading.
 
@@ -48,9 +49,13 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
     raise DataError(f'{file.filename}: {name} takes its data from other files; only data inside the file is read')
   for what, shape in (('slices', data.shape[1:]), ('chunks', data.chunks or ())):
     if math.prod(shape) * data.dtype.itemsize > _LARGEST:
-      raise DataError(f'{file.filename}: {name} claims {what} of {shape}, more than {_LARGEST >> 20} MiB each; remove the file')
+      raise DataError(
+        f'{file.filename}: {name} claims {what} of {shape}, more than {_LARGEST >> 20} MiB each; remove the file'
+      )
   if data.ndim > 1 and data.shape[0] > _MOST_SLICES:
-    raise DataError(f'{file.filename}: {name} claims {data.shape[0]} slices; expected at most {_MOST_SLICES}; remove the file')
+    raise DataError(
+      f'{file.filename}: {name} claims {data.shape[0]} slices; expected at most {_MOST_SLICES}; remove the file'
+    )
   return data
 
 

@@ -48,7 +48,9 @@ def describe(path: str | Path) -> Volume:
     middle = _assemble(path, file, shape, slices // 2)
   crop = tuple(min(a, b) for a, b in zip(recon, (rows, cols)))
   fastmri.check_size(path, crop)
-  return Volume(str(path), path.stem, shape, crop, None, fastmri.derived_target(middle), None, None, path.stem, '', 'ismrmrd')
+  return Volume(
+    str(path), path.stem, shape, crop, None, fastmri.derived_target(middle), None, None, path.stem, '', 'ismrmrd'
+  )
 
 
 def read_raw(volume: Volume, slice_index: int) -> Raw:
@@ -100,7 +102,9 @@ def _read_header(path, file):
     raise DataError(f'{path}: has no image lines, or lines with different numbers of coils; export it again')
   if (flags[lines] & echo_planar).any() or heads['trajectory_dimensions'][lines].max() > 0 or several:
     what = f'more than one {several[0]}' if several else 'an echo-planar or non-Cartesian readout'
-    raise DataError(f'{path}: has {what}; export one 2-D Cartesian image series, such as one contrast after a transform along partitions')
+    raise DataError(
+      f'{path}: has {what}; export one 2-D Cartesian image series, such as one contrast after a transform along partitions'
+    )
   return encoded, recon, first, heads, lines
 
 

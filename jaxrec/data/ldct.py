@@ -106,7 +106,9 @@ def index(
       f'{root}: holds neither *.h5 in {split}, nor {split}/low and {split}/full, nor folders "... Low Dose Images ..." of DICOM files; set data.root'
     )
   if wanted is None and not every and not split_by_folder:
-    raise DataError(f'{root}: patients need a split; make folders train and val, or set data.patients to a JSON file, such as configs/ldct_chest.json')
+    raise DataError(
+      f'{root}: patients need a split; make folders train and val, or set data.patients to a JSON file, such as configs/ldct_chest.json'
+    )
   for path, describe in described:
     try:
       series = describe(path, offset, bad)
@@ -142,7 +144,9 @@ def _crop(series, patch):
   if not patch:
     return series.shape[1:]
   if patch > min(series.shape[1:]):
-    raise DataError(f'{series.path}: slices of {series.shape[1]} x {series.shape[2]} are smaller than data.patch={patch}')
+    raise DataError(
+      f'{series.path}: slices of {series.shape[1]} x {series.shape[2]} are smaller than data.patch={patch}'
+    )
   return patch, patch
 
 
@@ -175,7 +179,17 @@ def _describe_volume(path, file):
   patient, pixel = file.attrs.get('patient_id', Path(path).stem), file.attrs.get('pixel_mm', 1.0)
   if not isinstance(pixel, (int, float, np.number)) or not pixel > 0:
     raise DataError(f'{path}: pixel_mm is {pixel!r}; expected a positive number')
-  return Series(str(path), Path(path).stem, low.shape, low.shape[1:], str(patient), (), 0.0, float(pixel), others['full_dose'] is not None)
+  return Series(
+    str(path),
+    Path(path).stem,
+    low.shape,
+    low.shape[1:],
+    str(patient),
+    (),
+    0.0,
+    float(pixel),
+    others['full_dose'] is not None,
+  )
 
 
 def _numbers(file, name):
@@ -192,7 +206,9 @@ def _describe_images(folder, offset, bad):
   full = folder / 'full' if (folder / 'full').is_dir() else None
   pairs = _pairs(lows, full, bad)
   shape, pixel = ct_images.describe(pairs[0][0])
-  return Series(str(folder), folder.name, (len(pairs), *shape), shape, folder.name, pairs, offset, pixel, full is not None)
+  return Series(
+    str(folder), folder.name, (len(pairs), *shape), shape, folder.name, pairs, offset, pixel, full is not None
+  )
 
 
 def _describe_dicom(folder, offset, bad):
@@ -230,19 +246,27 @@ def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]
   """
   if not series.pairs:
     with hdf5.open_file(series.path) as file:
-      images = [np.asarray(hdf5.read(file, n, number), np.float32) for n in ['low_dose', 'full_dose'][: 1 + series.paired]]
+      images = [
+        np.asarray(hdf5.read(file, n, number), np.float32) for n in ['low_dose', 'full_dose'][: 1 + series.paired]
+      ]
     paths = [series.path] * len(images)
   else:
     paths = [p for p in series.pairs[number] if p]
     images = [ct_images.read_file(p) - np.float32(series.offset) for p in paths]
   for path, image in zip(paths, images):
     if image.shape != series.shape[1:]:
-      raise DataError(f'{path}: has {image.shape[0]} x {image.shape[1]} pixels, the series {series.shape[1]} x {series.shape[2]}')
+      raise DataError(
+        f'{path}: has {image.shape[0]} x {image.shape[1]} pixels, the series {series.shape[1]} x {series.shape[2]}'
+      )
     if not series.pairs and not np.isfinite(image).all():
       raise DataError(f'{path}: slice {number} holds values that are not finite')
   low = images[0]
   if low.min() > -500 or low.max() > 1e4:
-    mend = 'give --offset to verify_data and data.offset to runs' if paths[0].lower().endswith(ct_images.GREY) else 'store HU'
+    mend = (
+      'give --offset to verify_data and data.offset to runs'
+      if paths[0].lower().endswith(ct_images.GREY)
+      else 'store HU'
+    )
     where = paths[0] if series.pairs else f'{series.path}: slice {number}'
     raise DataError(f'{where}: has values from {low.min():g} to {low.max():g}; these are no HU, {mend}')
   return images[0], images[1] if len(images) > 1 else None
@@ -304,7 +328,10 @@ def read_patch(series: Series, seed: Sequence[int], centre_hu: tuple[float, floa
       # The last offset counts: every pixel can be in a patch.
       corner = tuple(int(rng.integers(n - c + 1)) for n, c in zip(series.shape[1:], series.crop))
       row, col = (a + c // 2 for a, c in zip(corner, series.crop))
-      if not centre_hu or centre_hu[0] <= seen[max(row - 4, 0) : row + 5, max(col - 4, 0) : col + 5].mean() <= centre_hu[1]:
+      if (
+        not centre_hu
+        or centre_hu[0] <= seen[max(row - 4, 0) : row + 5, max(col - 4, 0) : col + 5].mean() <= centre_hu[1]
+      ):
         return _sample(low, full, corner, series.crop)
   return _sample(low, full, corner, series.crop)
 
@@ -316,7 +343,9 @@ def read_structures(series: Series, number: int) -> tuple[list[Structure], bool]
   with hdf5.open_file(series.path) as file:
     listed = hdf5.dataset(file, 'structures')
     listed = () if listed is None else listed[()]
-    return [Structure(int(s[0]), *(float(v) for v in s[1:])) for s in listed if int(s[0]) == number], hdf5.dataset(file, 'twin_low_dose') is not None
+    return [Structure(int(s[0]), *(float(v) for v in s[1:])) for s in listed if int(s[0]) == number], hdf5.dataset(
+      file, 'twin_low_dose'
+    ) is not None
 
 
 def read_recorded(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -41,7 +41,12 @@ def slices_of(volumes: Sequence[Volume], *, keep: float = 1.0) -> list[Example]:
 
 
 def annotated(
-  volumes: Sequence[Volume], annotations: annotations_lib.Annotations, *, policy: str = 'all', seed: int = 0, others: Collection[str] = ()
+  volumes: Sequence[Volume],
+  annotations: annotations_lib.Annotations,
+  *,
+  policy: str = 'all',
+  seed: int = 0,
+  others: Collection[str] = (),
 ) -> tuple[list[Example], dict[str, int]]:
   """Examples for every usable box, each exactly once.
 

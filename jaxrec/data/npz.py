@@ -41,7 +41,19 @@ def describe(path: str | Path) -> Volume:
   else:
     kind = 'target'
   maximum = fastmri.positive(path, 'max', arrays.get('max'))
-  return Volume(str(path), path.stem, kspace.shape, crop, None, kind, maximum, None, str(arrays.get('patient_id', path.stem)), '', 'npz')
+  return Volume(
+    str(path),
+    path.stem,
+    kspace.shape,
+    crop,
+    None,
+    kind,
+    maximum,
+    None,
+    str(arrays.get('patient_id', path.stem)),
+    '',
+    'npz',
+  )
 
 
 def read_raw(volume: Volume, slice_index: int) -> Raw:
@@ -68,7 +80,9 @@ def _load(path):
   except DataError:
     raise
   except Exception as error:  # Damaged archives raise whatever they stumble over.
-    raise DataError(f'{path}: is no readable .npz file ({error}); copy it again, and store arrays, no objects') from None
+    raise DataError(
+      f'{path}: is no readable .npz file ({error}); copy it again, and store arrays, no objects'
+    ) from None
   if 'kspace' not in arrays:
     raise DataError(f'{path}: has no array kspace')
   for name, rank in (('kspace', 4), ('target', 3)):
@@ -76,5 +90,7 @@ def _load(path):
     if array is not None:
       arrays[name] = array = array[None] if array.ndim == rank - 1 else array
       if array.ndim != rank or 0 in array.shape:
-        raise DataError(f'{path}: {name} has shape {array.shape}; expected [slice, {"coil, " * (rank - 3)}row, col] without zeros')
+        raise DataError(
+          f'{path}: {name} has shape {array.shape}; expected [slice, {"coil, " * (rank - 3)}row, col] without zeros'
+        )
   return arrays

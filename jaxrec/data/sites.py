@@ -42,7 +42,9 @@ class Site(NamedTuple):
   rescan: Rescan | None = None
 
 
-def places_ct(volume: ldct.Series, number: int, *, count: int, side: int, centre_hu: Sequence[float], seed: int, apart: float = 8.0) -> list[tuple[int, int]]:
+def places_ct(
+  volume: ldct.Series, number: int, *, count: int, side: int, centre_hu: Sequence[float], seed: int, apart: float = 8.0
+) -> list[tuple[int, int]]:
   """Places of a slice for structures, with room for a patch of `side` around each.
 
   Args:
@@ -107,7 +109,14 @@ def sites_ct(
     cut = slice(row - side // 2, row - side // 2 + side), slice(col - side // 2, col - side // 2 + side)
     absent = ldct.normalise(again[:repeats, cut[0], cut[1]])
     corner = (side // 2 - reach,) * 2
-    yield Site(absent, absent[None, :few] + added[:, None], corner, ldct.normalise(anatomy[cut]), added, scanner and _rescan_ct(anatomy, cut, scanner))
+    yield Site(
+      absent,
+      absent[None, :few] + added[:, None],
+      corner,
+      ldct.normalise(anatomy[cut]),
+      added,
+      scanner and _rescan_ct(anatomy, cut, scanner),
+    )
 
 
 def _rescan_ct(anatomy, cut, scanner):
@@ -142,7 +151,16 @@ def _other_noise(rng, volume, number):
 
 
 def sites_mr(
-  name: str, scan: Scan, *, structures: Sequence[tuple[float, float]], count: int, repeats: int, few: int, reach: int, seed: int, added_noise: float = 0.0
+  name: str,
+  scan: Scan,
+  *,
+  structures: Sequence[tuple[float, float]],
+  count: int,
+  repeats: int,
+  few: int,
+  reach: int,
+  seed: int,
+  added_noise: float = 0.0,
 ) -> Iterator[Site]:
   """Sites of an MR slice, in zero-filled images in units of `scan.scale`.
 

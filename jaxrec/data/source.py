@@ -99,7 +99,9 @@ class KSpace:
 
   def index(self, split: str, *, cache: str | Path | None = None) -> Index:
     if split:
-      return fastmri.index(fastmri.folder(self.root, split, self.challenge, tuple(_READERS)), cache=cache, readers=_READERS)
+      return fastmri.index(
+        fastmri.folder(self.root, split, self.challenge, tuple(_READERS)), cache=cache, readers=_READERS
+      )
     folders = sorted({path.parent for path in self.root.rglob('*') if path.suffix in _READERS})
     if not folders:
       raise DataError(f'{self.root}: holds no {" ".join(_READERS)} volumes')
@@ -112,7 +114,13 @@ class KSpace:
   def verify(self, volume: Volume, number: int) -> list[str]:
     scan = self.read(volume, number, _everything)
     dead = np.flatnonzero(~scan.kspace.any((-2, -1)))
-    return [f'{volume.path}: slice {number} has no signal in coil {", ".join(map(str, dead))}; it is used, the coil is ignored'] if dead.size else []
+    return (
+      [
+        f'{volume.path}: slice {number} has no signal in coil {", ".join(map(str, dead))}; it is used, the coil is ignored'
+      ]
+      if dead.size
+      else []
+    )
 
 
 def _everything(volume):
@@ -138,9 +146,13 @@ class CT:
       return ldct.index(self.root, split, patients=self.patients, offset=self.offset, patch=self.patch)
     splits = [s for s in ldct.SPLITS if (self.root / s).is_dir()] or ['train']
     found = [ldct.index(self.root, s, offset=self.offset, require_pairs=False, every=True) for s in splits]
-    return ldct.Index([v for f in found for v in f.volumes], {path: line for f in found for path, line in f.bad.items()})
+    return ldct.Index(
+      [v for f in found for v in f.volumes], {path: line for f in found for path, line in f.bad.items()}
+    )
 
-  def read(self, volume: ldct.Series, number: int, draw_mask: DrawMask | None = None, region: Region | None = None) -> Slice:
+  def read(
+    self, volume: ldct.Series, number: int, draw_mask: DrawMask | None = None, region: Region | None = None
+  ) -> Slice:
     return ldct.read_slice(volume, number, region=region)
 
   def verify(self, volume: ldct.Series, number: int) -> list[str]:
@@ -167,4 +179,3 @@ def recognised(root: str | Path, *, offset: float = 0.0) -> KSpace | CT:
       return CT(root, offset=offset) if 'low_dose' in file else KSpace(root)
   except (DataError, TypeError):
     return KSpace(root)
-

@@ -24,7 +24,11 @@ from jaxrec.types import Scan
 
 # Raw fastMRI k-space has magnitudes of this order.
 _SCALE = 1e-4
-_LESION_LABELS = ('Cartilage - Partial Thickness loss/defect', 'Bone- Subchondral edema', 'Ligament - ACL Low Grade sprain')
+_LESION_LABELS = (
+  'Cartilage - Partial Thickness loss/defect',
+  'Bone- Subchondral edema',
+  'Ligament - ACL Low Grade sprain',
+)
 
 
 class PhantomVolume(NamedTuple):
@@ -52,7 +56,14 @@ def entropy(seed: int, split: str, number: int) -> tuple[int, int, int]:
 
 
 def volume(
-  seed: int | Sequence[int], *, slices: int = 2, rows: int = 96, cols: int = 96, coils: int = 4, snr: float = 40.0, padding: float = 0.06
+  seed: int | Sequence[int],
+  *,
+  slices: int = 2,
+  rows: int = 96,
+  cols: int = 96,
+  coils: int = 4,
+  snr: float = 40.0,
+  padding: float = 0.06,
 ) -> PhantomVolume:
   """Draws a knee-like volume.
 
@@ -176,7 +187,9 @@ def write_dataset(
       drawn = volume(entropy(seed, split, i), slices=slices, rows=rows, cols=cols, coils=coils, snr=snr)
       name = f'phantom-{seed}-{split}-{i:04d}'
       _write_volume(folder / f'{name}.h5', drawn, name)
-      table += [(name, s, 'No', *_drawn(r, drawn.target.shape[1]), r.label) for s, rs in enumerate(drawn.regions) for r in rs]
+      table += [
+        (name, s, 'No', *_drawn(r, drawn.target.shape[1]), r.label) for s, rs in enumerate(drawn.regions) for r in rs
+      ]
   path = root / 'annotations.csv'
   stream = io.StringIO(newline='')
   writer = csv.writer(stream)
@@ -196,8 +209,13 @@ def _write_volume(path, drawn, name):
   slices, coils, rows, cols = drawn.kspace.shape
   out_rows, out_cols = drawn.target.shape[1:]
   header = _HEADER.format(
-    coils=coils, rows=rows, cols=cols, out_rows=out_rows, out_cols=out_cols,
-    maximum=drawn.acquired[1] - drawn.acquired[0] - 1, center=cols // 2 - drawn.acquired[0],
+    coils=coils,
+    rows=rows,
+    cols=cols,
+    out_rows=out_rows,
+    out_cols=out_cols,
+    maximum=drawn.acquired[1] - drawn.acquired[0] - 1,
+    center=cols // 2 - drawn.acquired[0],
   )
   with files.new_hdf5(path) as file:
     file['kspace'] = drawn.kspace
@@ -267,8 +285,10 @@ class _Anatomy:
     self.femur = dict(centre=(u(-0.36, -0.3), u(-0.04, 0.04)), axes=(u(0.27, 0.31), u(0.36, 0.42)))
     self.tibia = dict(centre=(u(0.34, 0.4), u(-0.04, 0.04)), axes=(u(0.26, 0.3), u(0.35, 0.4)))
     self.patella = dict(centre=(u(-0.34, -0.26), u(0.5, 0.54)), axes=(u(0.14, 0.17), u(0.06, 0.08)))
-    self.shade = {name: value * u(0.93, 1.07) for name, value in
-                  dict(fat=0.8, muscle=0.38, marrow=0.62, cartilage=0.95, dark=0.1, fluid=1.1).items()}
+    self.shade = {
+      name: value * u(0.93, 1.07)
+      for name, value in dict(fat=0.8, muscle=0.38, marrow=0.62, cartilage=0.95, dark=0.1, fluid=1.1).items()
+    }
     self.stripes = (u(14, 20), u(0, np.pi))
     self.textures = rng.integers(1 << 31)
 
@@ -302,7 +322,9 @@ class _Anatomy:
     for bone in (self.femur, self.tibia, self.patella):
       axes = [swell * a for a in bone['axes']]
       margin = 0.35 if bone is self.patella else 0.13
-      paint(ellipse(bone['centre'], [a + margin * min(axes) for a in axes], power=2.4), s['cartilage'] * (1 + 0.03 * fine))
+      paint(
+        ellipse(bone['centre'], [a + margin * min(axes) for a in axes], power=2.4), s['cartilage'] * (1 + 0.03 * fine)
+      )
       paint(ellipse(bone['centre'], axes, power=2.4), s['dark'])
       inner = [a - 0.02 for a in axes]
       paint(ellipse(bone['centre'], inner, power=2.4), s['marrow'] * (1 + 0.05 * coarse + 0.05 * fine))
@@ -318,8 +340,18 @@ class _Anatomy:
   def _lesions(self, rng, gap, crop, ellipse, paint, s):
     """One or two lesions, painted, with boxes a little larger than they are."""
     places = [
-      (_LESION_LABELS[0], (self.femur['centre'][0] + self.femur['axes'][0], rng.uniform(-0.2, 0.2)), (0.04, 0.06), s['muscle']),
-      (_LESION_LABELS[1], (self.tibia['centre'][0] + rng.uniform(-0.12, 0.05), rng.uniform(-0.2, 0.2)), (0.06, 0.08), s['fluid']),
+      (
+        _LESION_LABELS[0],
+        (self.femur['centre'][0] + self.femur['axes'][0], rng.uniform(-0.2, 0.2)),
+        (0.04, 0.06),
+        s['muscle'],
+      ),
+      (
+        _LESION_LABELS[1],
+        (self.tibia['centre'][0] + rng.uniform(-0.12, 0.05), rng.uniform(-0.2, 0.2)),
+        (0.06, 0.08),
+        s['fluid'],
+      ),
       (_LESION_LABELS[2], (gap - 0.02, rng.uniform(-0.06, 0.06)), (0.03, 0.07), s['muscle'] * 1.5),
     ]
     regions = []
@@ -327,7 +359,10 @@ class _Anatomy:
       label, centre, axes, value = places[which]
       axes = [a * rng.uniform(0.8, 1.2) for a in axes]
       paint(ellipse(centre, axes, rng.uniform(-0.4, 0.4)), value)
-      at = (centre[0] * np.cos(self.tilt) + centre[1] * np.sin(self.tilt), centre[1] * np.cos(self.tilt) - centre[0] * np.sin(self.tilt))
+      at = (
+        centre[0] * np.cos(self.tilt) + centre[1] * np.sin(self.tilt),
+        centre[1] * np.cos(self.tilt) - centre[0] * np.sin(self.tilt),
+      )
       half = [max(int(np.ceil(2.0 * max(axes) * crop[0] / 2)), 6)] * 2
       top, left = (int(round(a * crop[0] / 2)) + crop[0] // 2 - h for a, h in zip(at, half))
       top, left = (min(max(p, 0), crop[0] - 2 * h) for p, h in zip((top, left), half))

@@ -16,6 +16,11 @@ from jaxrec.invariances.analysis import deviations as deviations
 from jaxrec.invariances.analysis import excess_variation as excess_variation
 from jaxrec.invariances.analysis import family_threshold as family_threshold
 from jaxrec.invariances.analysis import rank_by_component as rank_by_component
+from jaxrec.invariances.observers import Detection as Detection
+from jaxrec.invariances.observers import Statistics as Statistics
+from jaxrec.invariances.observers import observe as observe
+from jaxrec.invariances.observers import site_statistics as site_statistics
+from jaxrec.invariances.observers import statistics_of as statistics_of
 from jaxrec.invariances.sampling import Consistency as Consistency
 from jaxrec.invariances.sampling import Invariances as Invariances
 from jaxrec.invariances.sampling import Moments as Moments
@@ -26,11 +31,6 @@ from jaxrec.invariances.sampling import diversity as diversity
 from jaxrec.invariances.sampling import noise_moments as noise_moments
 from jaxrec.invariances.sampling import rank as rank
 from jaxrec.invariances.sampling import sample as sample
-from jaxrec.invariances.observers import Detection as Detection
-from jaxrec.invariances.observers import Statistics as Statistics
-from jaxrec.invariances.observers import observe as observe
-from jaxrec.invariances.observers import site_statistics as site_statistics
-from jaxrec.invariances.observers import statistics_of as statistics_of
 from jaxrec.invariances.verdict import Verdict as Verdict
 from jaxrec.invariances.verdict import difference as difference
 from jaxrec.invariances.verdict import judge as judge

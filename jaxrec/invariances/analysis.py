@@ -42,8 +42,12 @@ def _smooth(image, sigma):
   kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
   kernel = jnp.asarray(kernel / kernel.sum(), image.dtype)
   padded = jnp.pad(image, reach, mode='symmetric')
-  rows = lax.conv_general_dilated(padded[None, None], kernel[None, None, :, None], (1, 1), 'VALID', precision=lax.Precision.HIGHEST)
-  return lax.conv_general_dilated(rows, kernel[None, None, None, :], (1, 1), 'VALID', precision=lax.Precision.HIGHEST)[0, 0]
+  rows = lax.conv_general_dilated(
+    padded[None, None], kernel[None, None, :, None], (1, 1), 'VALID', precision=lax.Precision.HIGHEST
+  )
+  return lax.conv_general_dilated(rows, kernel[None, None, None, :], (1, 1), 'VALID', precision=lax.Precision.HIGHEST)[
+    0, 0
+  ]
 
 
 def deviations(images: Array, reference: Array, *, scales: Sequence[float] = SCALES) -> Array:
@@ -107,7 +111,9 @@ def family_threshold(maxima: np.ndarray, *, alpha: float = 0.05) -> float:
   """
   maxima = np.asarray(maxima, float).ravel()
   if not 0 < alpha < 1 or maxima.size < 1 / alpha:
-    raise ValueError(f'alpha: {alpha} needs at least {int(np.ceil(1 / alpha)) if 0 < alpha < 1 else "a value in (0, 1)"} structure-free inputs, there are {maxima.size}')
+    raise ValueError(
+      f'alpha: {alpha} needs at least {int(np.ceil(1 / alpha)) if 0 < alpha < 1 else "a value in (0, 1)"} structure-free inputs, there are {maxima.size}'
+    )
   return float(np.quantile(maxima, 1 - alpha, method='higher'))
 
 
@@ -140,7 +146,9 @@ def components(deviation: np.ndarray, threshold: float) -> list[Component]:
   for k, (rows, cols) in enumerate(ndimage.find_objects(labels), 1):
     mask = labels == k
     peak = float(deviation[mask][np.abs(deviation[mask]).argmax()])
-    found.append(Component(mask, int(mask.sum()), peak, (rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)))
+    found.append(
+      Component(mask, int(mask.sum()), peak, (rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start))
+    )
   return sorted(found, key=lambda c: (-c.size, -abs(c.peak)))
 
 

@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxrec.geometry import soft_disc
 from jaxrec.invariances.observers import exact_detectability
-from jaxrec.types import Array, Image
+from jaxrec.types import Image
 
 
 class Texture(NamedTuple):

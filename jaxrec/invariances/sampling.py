@@ -110,7 +110,9 @@ def _drawer(sampler, corrections):
 
     image, seen = drawn, first
     if corrections:
-      (_, (image, seen, _)), _ = lax.scan(closer, ((drawn, first), (drawn, first, distance(output, first))), length=corrections)
+      (_, (image, seen, _)), _ = lax.scan(
+        closer, ((drawn, first), (drawn, first, distance(output, first))), length=corrections
+      )
     return image, seen, drawn, first
 
   return draw
@@ -219,7 +221,9 @@ def noise_moments(v: Array) -> Moments:
   unit = (v - mean) / jnp.where(std > 0, std, 1)
   correlations = unit.T @ unit / (count - 1)
   away = correlations - jnp.diag(jnp.diag(correlations))
-  return Moments(mean, std, jnp.sqrt(jnp.sum(away**2) / (latent * (latent - 1))), jnp.sqrt(1 / jnp.asarray(count - 1, v.dtype)))
+  return Moments(
+    mean, std, jnp.sqrt(jnp.sum(away**2) / (latent * (latent - 1))), jnp.sqrt(1 / jnp.asarray(count - 1, v.dtype))
+  )
 
 
 def rank(images: Array, reference: Image) -> Array:

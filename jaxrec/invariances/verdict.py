@@ -42,7 +42,9 @@ class Verdict(NamedTuple):
     return self.visible and self.retained.high < RETAINED and self.output.high < UNSEEN
 
 
-def judge(before: Detection, after: Detection, *, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> list[Verdict]:
+def judge(
+  before: Detection, after: Detection, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> list[Verdict]:
   """Verdicts of all classes, with intervals that hold together.
 
   Args:
@@ -63,11 +65,14 @@ def judge(before: Detection, after: Detection, *, level: float = 0.95, draws: in
   drawn = before.detectability(weights), after.detectability(weights)
   values, drawn = (*values, _ratio(*values)), (*drawn, _ratio(*drawn))
   return [
-    Verdict(*(Estimate(float(v[c]), *statistics.interval(d[:, c], one)) for v, d in zip(values, drawn))) for c in range(classes)
+    Verdict(*(Estimate(float(v[c]), *statistics.interval(d[:, c], one)) for v, d in zip(values, drawn)))
+    for c in range(classes)
   ]
 
 
-def difference(before: Detection, first: Detection, second: Detection, *, level: float = 0.95, draws: int = 10_000, seed: int = 0) -> list[Estimate]:
+def difference(
+  before: Detection, first: Detection, second: Detection, *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> list[Estimate]:
   """Retained detectability of one network minus that of another, paired over patients, by class.
 
   Args:
@@ -81,7 +86,8 @@ def difference(before: Detection, first: Detection, second: Detection, *, level:
   weights = statistics.resampled(len(before.squares), draws=draws, seed=seed)
   one = statistics.corrected(level, before.squares.shape[1])
   value, drawn = (
-    _ratio(before.detectability(w), first.detectability(w)) - _ratio(before.detectability(w), second.detectability(w)) for w in (None, weights)
+    _ratio(before.detectability(w), first.detectability(w)) - _ratio(before.detectability(w), second.detectability(w))
+    for w in (None, weights)
   )
   return [Estimate(float(value[c]), *statistics.interval(drawn[:, c], one)) for c in range(len(value))]
 

@@ -177,7 +177,11 @@ def limits(modes: np.ndarray, outputs: np.ndarray, rng: np.random.Generator) -> 
   """
   norms = np.sqrt(np.mean(modes**2, -1))
   count = outputs.shape[1]
-  pairs = [(outputs[i, a], outputs[i, b]) for i in range(len(outputs)) for a, b in rng.permutation(count)[: count // 2 * 2].reshape(-1, 2)]
+  pairs = [
+    (outputs[i, a], outputs[i, b])
+    for i in range(len(outputs))
+    for a, b in rng.permutation(count)[: count // 2 * 2].reshape(-1, 2)
+  ]
   return dict(
     norms=np.quantile(norms, (0.025, 0.975)),
     mode=np.quantile(np.abs(modes).max(-1), 0.95),

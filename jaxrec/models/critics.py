@@ -24,7 +24,9 @@ class SpectralNorm(nn.Module):
   def __call__(self, kernel: Array) -> Array:
     """`[..., in, out]` to the same."""
     matrix = kernel.reshape(-1, kernel.shape[-1])
-    kept = self.variable('spectral', 'u', lambda: _unit(jax.random.normal(self.make_rng('params'), matrix.shape[-1:], matrix.dtype)))
+    kept = self.variable(
+      'spectral', 'u', lambda: _unit(jax.random.normal(self.make_rng('params'), matrix.shape[-1:], matrix.dtype))
+    )
     fixed = lax.stop_gradient(matrix)
     v = _unit(_product(fixed, kept.value))
     u = _unit(_product(v, fixed))

@@ -79,7 +79,9 @@ class _ConditionalNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x, code):
-    scale, shift = (_SpectralDense(x.shape[-1], use_bias=False, name=n)(code)[:, None, None] for n in ('scale', 'shift'))
+    scale, shift = (
+      _SpectralDense(x.shape[-1], use_bias=False, name=n)(code)[:, None, None] for n in ('scale', 'shift')
+    )
     return _BatchNorm(epsilon=1e-4, affine=False)(x) * (1 + scale) + shift
 
 
@@ -116,7 +118,9 @@ class SelfAttention(nn.Module):
     value = SpectralConv(chans // 2, 1, use_bias=False, name='value')(x)
     key, value = (nn.max_pool(t, (2, 2), (2, 2)).reshape(batch, -1, t.shape[-1]) for t in (key, value))
     weights = jax.nn.softmax(jnp.einsum('brcd,bkd->brck', query, key, precision=layers.PRECISION), -1)
-    out = SpectralConv(chans, 1, use_bias=False, name='out')(jnp.einsum('brck,bkd->brcd', weights, value, precision=layers.PRECISION))
+    out = SpectralConv(chans, 1, use_bias=False, name='out')(
+      jnp.einsum('brck,bkd->brcd', weights, value, precision=layers.PRECISION)
+    )
     return x + self.param('gamma', nn.initializers.zeros, ()) * out
 
 
@@ -150,7 +154,9 @@ class Decoder(nn.Module):
     for i, part in enumerate(parts):
       if i == self.blocks - 1:
         x = SelfAttention(name='attention')(x)
-      x = GeneratorBlock(widths[-2 - i], name=f'block_{i}')(self._with(x, condition), jnp.concatenate([part, label], -1))
+      x = GeneratorBlock(widths[-2 - i], name=f'block_{i}')(
+        self._with(x, condition), jnp.concatenate([part, label], -1)
+      )
     x, _ = ActNorm(name='norm')(x)
     return layers.Conv(1, use_bias=True, name='out')(self._with(x, condition))[..., 0]
 
@@ -203,7 +209,9 @@ class TextureDecoder(nn.Module):
     seen = nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(x), 0.01)
     seen = jnp.concatenate([nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(seen), 0.01), x], -1)
     said = nn.Conv(1 + self.filters, (5, 5), kernel_init=nn.initializers.zeros, name='said')(seen)
-    textures = nn.Conv(self.filters, (self.size, self.size), use_bias=False, kernel_init=_impulse, name='filters')(code.reshape(x.shape))
+    textures = nn.Conv(self.filters, (self.size, self.size), use_bias=False, kernel_init=_impulse, name='filters')(
+      code.reshape(x.shape)
+    )
     return condition + said[..., 0] + jnp.sum((1 + said[..., 1:]) * textures, -1)
 
 

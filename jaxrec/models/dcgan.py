@@ -46,7 +46,9 @@ class DCGAN(nn.Module):
     start = [-(-n // 2**self.depth) for n in self.size]
     features = self.chans * 2 ** (self.depth - 1)
     kernel = self.param('kernel', layers.transposed_kernel_init, (latent.shape[-1], *start, features), latent.dtype)
-    x = layers.NormActivation('batch', 'prelu', self.batch_axis)(jnp.tensordot(latent, kernel, 1, precision=layers.PRECISION))
+    x = layers.NormActivation('batch', 'prelu', self.batch_axis)(
+      jnp.tensordot(latent, kernel, 1, precision=layers.PRECISION)
+    )
     for level in reversed(range(self.depth)):
       x = layers.FractionalConv(self.chans * 2 ** (level - 1) if level else 1)(x)
       if level:

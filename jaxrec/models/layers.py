@@ -362,7 +362,9 @@ class UpBlock(nn.Module):
   @nn.compact
   def __call__(self, x):
     kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features), x.dtype)
-    return NormActivation(self.norm, self.activation, self.batch_axis, self.activation_first)(upsample_conv2x2(x, kernel))
+    return NormActivation(self.norm, self.activation, self.batch_axis, self.activation_first)(
+      upsample_conv2x2(x, kernel)
+    )
 
 
 # Which tap of a 4x4 transposed kernel joins an input, one pixel off at most, with an output of either parity.
@@ -384,6 +386,8 @@ class FractionalConv(nn.Module):
     batch, rows, cols, n_in = x.shape
     kernel = self.param('kernel', transposed_kernel_init, (n_in, 4, 4, self.features), x.dtype)
     taps = _FRACTIONAL.astype(kernel.dtype)
-    phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps, precision=PRECISION).reshape(3, 3, n_in, 4 * self.features)
+    phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps, precision=PRECISION).reshape(
+      3, 3, n_in, 4 * self.features
+    )
     blocks = conv2d(x, phases).reshape(batch, rows, cols, 2, 2, self.features)
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * cols, self.features)

@@ -131,7 +131,9 @@ def observer(module: nn.Module, layer: int | None = None) -> Callable[[Variables
     ValueError: if the network takes no images or shows no layers.
   """
   if isinstance(module, (VarNet, UNetRecon)):
-    raise ValueError(f'model.name: {type(module).__name__} takes k-space; invariances need a network of images, such as unet_image')
+    raise ValueError(
+      f'model.name: {type(module).__name__} takes k-space; invariances need a network of images, such as unet_image'
+    )
   if layer is None:
     return module.apply
   if not isinstance(module, (CNN10, REDCNN, WGANVGG)):

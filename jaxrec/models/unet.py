@@ -56,7 +56,9 @@ class UNet(nn.Module):
     if self.upsample not in ('transposed', 'bilinear'):
       raise ValueError(f'upsample: {self.upsample!r} is unknown; choose transposed or bilinear')
     bilinear = self.upsample == 'bilinear'
-    style = dict(norm=self.norm, activation=self.activation, activation_first=self.activation_first, batch_axis=self.batch_axis)
+    style = dict(
+      norm=self.norm, activation=self.activation, activation_first=self.activation_first, batch_axis=self.batch_axis
+    )
     x = x.reshape(-1, *x.shape[-3:])
     skips = []
     for level in range(self.pools):
@@ -168,7 +170,9 @@ class ImageUNet(nn.Module):
     mean, std = moments(x, (-2, -1))
     x = jnp.clip((x - mean) / (std + 1e-11), -6, 6)
     style = dict(norm=self.norm, activation=self.activation, activation_first=self.activation_first)
-    x = UNet(self.chans, self.pools, **style, upsample=self.upsample, batch_axis=self.batch_axis, name='unet')(x[..., None])[..., 0]
+    x = UNet(self.chans, self.pools, **style, upsample=self.upsample, batch_axis=self.batch_axis, name='unet')(
+      x[..., None]
+    )[..., 0]
     return x * std + mean
 
 

@@ -37,7 +37,11 @@ def _by_coil(network, images):
 
   axis = images.ndim - 3
   coils = nn.scan(
-    nn.remat(one, prevent_cse=False), variable_broadcast='params', split_rngs={'params': False}, in_axes=axis, out_axes=axis
+    nn.remat(one, prevent_cse=False),
+    variable_broadcast='params',
+    split_rngs={'params': False},
+    in_axes=axis,
+    out_axes=axis,
   )
   return coils(network, None, images)[1]
 

@@ -115,7 +115,9 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
   except (ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
     raise WeightsError(f'{path}: not a PyTorch state dict ({error}); save model.state_dict()') from None
   except Exception as error:  # Damaged pickles raise whatever they stumble over.
-    raise WeightsError(f'{path}: not a PyTorch state dict (it is damaged: {type(error).__name__} {error}); download or copy it again') from None
+    raise WeightsError(
+      f'{path}: not a PyTorch state dict (it is damaged: {type(error).__name__} {error}); download or copy it again'
+    ) from None
 
 
 class _Truncated(Exception):

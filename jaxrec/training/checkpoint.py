@@ -128,7 +128,10 @@ class Checkpointer:
       if not fault:
         if damaged and path not in self._whole and jax.process_index() == 0:
           found = ', '.join(f'{step} ({why})' for step, why in damaged.items())
-          print(f'warning: {path.parent}: checkpoint {found} is damaged; goes on from {step}, {steps[0] - step} steps are lost', file=sys.stderr)
+          print(
+            f'warning: {path.parent}: checkpoint {found} is damaged; goes on from {step}, {steps[0] - step} steps are lost',
+            file=sys.stderr,
+          )
         self._whole.add(path)
         return step
       damaged[step] = fault
@@ -183,7 +186,9 @@ def _check_shapes(folder, saved, like):
   expected = by_path(like)
   for name in sorted(expected.keys() ^ saved.keys()):
     side = 'the checkpoint' if name in expected else 'this config'
-    raise CheckpointError(f'{folder}: {side} has no {name}; the checkpoint is of another architecture, set another workdir')
+    raise CheckpointError(
+      f'{folder}: {side} has no {name}; the checkpoint is of another architecture, set another workdir'
+    )
   for name, shape in expected.items():
     if saved[name] != shape:
       raise CheckpointError(

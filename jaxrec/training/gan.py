@@ -25,7 +25,9 @@ class GANState:
   critics: dict[str, TrainState]
 
 
-def wasserstein(score: Callable[..., Array], real: tuple, made: tuple, share: Array, penalty: float) -> tuple[Scalar, Scalar]:
+def wasserstein(
+  score: Callable[..., Array], real: tuple, made: tuple, share: Array, penalty: float
+) -> tuple[Scalar, Scalar]:
   """Loss of a Wasserstein critic with gradient penalty, and the distance it sees.
 
   `E D(made) - E D(real) + penalty E (||grad D|| - 1)^2` at mixtures of both.
@@ -107,7 +109,13 @@ def wgan_vgg(
     return GANState(generator, {'image': judge}), shown
 
   evaluate = scoring(module, loss)
-  return Task(_starter(module, optimizer, critic, critic_optimizer, ('image',)), step, lambda state, batch: evaluate(state.generator, batch), lambda state: state.generator.variables, (2, 1))
+  return Task(
+    _starter(module, optimizer, critic, critic_optimizer, ('image',)),
+    step,
+    lambda state, batch: evaluate(state.generator, batch),
+    lambda state: state.generator.variables,
+    (2, 1),
+  )
 
 
 def _starter(module, optimizer, critic, rule, names):
@@ -142,7 +150,10 @@ def sobel(images: Image) -> Image:
     low, _, high = along(x, axis)
     return high - low
 
-  gx, gy = slope(smooth(padded, -2 + images.ndim), -1 + images.ndim), slope(smooth(padded, -1 + images.ndim), -2 + images.ndim)
+  gx, gy = (
+    slope(smooth(padded, -2 + images.ndim), -1 + images.ndim),
+    slope(smooth(padded, -1 + images.ndim), -2 + images.ndim),
+  )
   return jnp.sqrt(gx**2 + gy**2 + 1e-4)
 
 
@@ -254,7 +265,9 @@ def du_gan(
 
     def cost(params):
       images, variables = forward({**state.generator.variables, 'params': params}, batch)
-      fooled = sum(square(critic.apply(critics[name].variables, view(images)), 1.0) for name, (view, _) in views.items())
+      fooled = sum(
+        square(critic.apply(critics[name].variables, view(images)), 1.0) for name, (view, _) in views.items()
+      )
       error = jnp.mean((images - batch.target) ** 2)
       edges = jnp.mean(jnp.abs(sobel(images) - sobel(batch.target)))
       return adversarial_weight * fooled + pixel_weight * error + gradient_weight * edges, (variables, error)
@@ -262,7 +275,18 @@ def du_gan(
     (value, (variables, error)), gradient = jax.value_and_grad(cost, has_aux=True)(state.generator.variables['params'])
     value, gradient, error = average((value, gradient, error))
     generator = update(state.generator, optimizer, gradient, statistics_of(variables, average))
-    return GANState(generator, critics), {'loss': value, 'gradient_norm': optax.tree.norm(gradient), 'mse': error, **shown}
+    return GANState(generator, critics), {
+      'loss': value,
+      'gradient_norm': optax.tree.norm(gradient),
+      'mse': error,
+      **shown,
+    }
 
   evaluate = scoring(module, loss)
-  return Task(_starter(module, optimizer, critic, critic_optimizer, tuple(views)), step, lambda state, batch: evaluate(state.generator, batch), lambda state: state.generator.variables, (2, 1))
+  return Task(
+    _starter(module, optimizer, critic, critic_optimizer, tuple(views)),
+    step,
+    lambda state, batch: evaluate(state.generator, batch),
+    lambda state: state.generator.variables,
+    (2, 1),
+  )

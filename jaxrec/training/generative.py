@@ -13,7 +13,16 @@ from jax import lax
 from jaxrec.attacks import Perturbation
 from jaxrec.fourier import abs_squared
 from jaxrec.models import bind, bind_training
-from jaxrec.training.tasks import Task, TrainState, first_state, hardware_key, image_loss, image_scores, statistics_of, update
+from jaxrec.training.tasks import (
+  Task,
+  TrainState,
+  first_state,
+  hardware_key,
+  image_loss,
+  image_scores,
+  statistics_of,
+  update,
+)
 from jaxrec.types import Delta, Key, Sample, Variables
 
 

@@ -38,7 +38,9 @@ def largest_that_fits(candidates: list[int], fits: Callable[[int], bool]) -> int
 def needed_memory(compiled: Any) -> int:
   """Bytes that a compiled program takes on a device, without what its libraries allocate (cuDNN's workspace)."""
   stats = compiled.memory_analysis()
-  return stats.temp_size_in_bytes + stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+  return (
+    stats.temp_size_in_bytes + stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+  )
 
 
 def takes_at_most(limit: int, compile: Callable[[], Any]) -> bool:

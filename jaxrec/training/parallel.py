@@ -214,7 +214,9 @@ def lower(devices: Sequence[Any], function: Callable, state: Any, batch: Any, ke
   def each(state, batch, keys):
     return function(state, batch, keys[0])
 
-  mapped = jax.shard_map(each, mesh=mesh, in_specs=(spec(), spec(_AXIS), spec(_AXIS)), out_specs=spec(), check_vma=False)
+  mapped = jax.shard_map(
+    each, mesh=mesh, in_specs=(spec(), spec(_AXIS), spec(_AXIS)), out_specs=spec(), check_vma=False
+  )
   keys = jax.tree.map(lambda x: jax.ShapeDtypeStruct((mesh.size, *x.shape), x.dtype), key)
   return jax.jit(mapped, donate_argnums=0 if donate else ()).lower(_at(whole, state), *_at(split, (batch, keys)))
 

@@ -144,7 +144,10 @@ def cvae(
     kl = 0.5 * jnp.sum(mean**2 + jnp.exp(logvar) - 1 - logvar, -1)
     l1 = jnp.sum(jnp.abs(x - made), (1, 2))
     seen = perceptual(x, made) if perceptual else jnp.zeros_like(l1)
-    return l1_weight * l1 + kl_weight * kl + perceptual_weight * seen, {'l1': jnp.mean(l1) / x[0].size, 'kl': jnp.mean(kl)}
+    return l1_weight * l1 + kl_weight * kl + perceptual_weight * seen, {
+      'l1': jnp.mean(l1) / x[0].size,
+      'kl': jnp.mean(kl),
+    }
 
   def step(state, batch, key):
     x = image(batch)
@@ -157,7 +160,9 @@ def cvae(
       score = jnp.mean(critic.apply(state.critic.variables, output[0], y))
       return jnp.mean(own) - adversarial_weight * score, (changed, output[0], shown)
 
-    (value, (changed, made, shown)), gradient = jax.value_and_grad(vae_loss, has_aux=True)(state.vae.variables['params'])
+    (value, (changed, made, shown)), gradient = jax.value_and_grad(vae_loss, has_aux=True)(
+      state.vae.variables['params']
+    )
     made = jax.lax.stop_gradient(made)
     share = jax.random.uniform(mix, (x.shape[0], 1, 1), x.dtype)
 
@@ -166,7 +171,9 @@ def cvae(
 
     (_, apart), slope = jax.value_and_grad(critic_loss, has_aux=True)(state.critic.variables['params'])
     value, gradient, slope, shown, apart = average((value, gradient, slope, shown, apart))
-    vae = update(state.vae, optimizer, gradient, {**statistics_of(state.vae.variables, lambda t: t), **average(changed)})
+    vae = update(
+      state.vae, optimizer, gradient, {**statistics_of(state.vae.variables, lambda t: t), **average(changed)}
+    )
     state = VAEState(vae, update(state.critic, critic_optimizer, slope, {}))
     return state, {'loss': value, 'gradient_norm': optax.tree.norm(gradient), 'wasserstein': apart, **shown}
 
@@ -174,7 +181,9 @@ def cvae(
     x = image(batch)
     y = observe(batch.low_dose)
     # Every example meets the same noise, whatever its place in a batch.
-    output = jax.vmap(lambda x, y: jax.tree.map(lambda t: t[0], module.apply(state.vae.variables, x[None], y[None], jax.random.key(0))))(x, y)
+    output = jax.vmap(
+      lambda x, y: jax.tree.map(lambda t: t[0], module.apply(state.vae.variables, x[None], y[None], jax.random.key(0)))
+    )(x, y)
     own, _ = terms(x, y, output)
     return {'loss': own, 'l1': jnp.mean(jnp.abs(output[0] - x), (1, 2))}
 

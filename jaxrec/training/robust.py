@@ -75,7 +75,9 @@ def worst_case(
     clean, robust = (jnp.mean(jax.vmap(loss_of)(x, batch)) for x in (images, attacked))
     return clean_weight * clean + robust_weight * robust, (variables, {'loss_clean': clean, 'loss_perturbed': robust})
 
-  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=_calls(search, 2))
+  return descent(
+    module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=_calls(search, 2)
+  )
 
 
 def _calls(search, trained):
@@ -137,7 +139,9 @@ def consistency(
     clean, apart = jnp.mean(jax.vmap(loss_of)(images, batch)), jnp.mean(jax.vmap(distance)(attacked, own))
     return clean + robust_weight * apart, (variables, {'loss_clean': clean, 'distance': apart})
 
-  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=_calls(search, 2))
+  return descent(
+    module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=_calls(search, 2)
+  )
 
 
 def free(
@@ -188,7 +192,9 @@ def free(
         images, variables = forward({**state.variables, 'params': params}, jax.vmap(perturbation.apply)(delta, batch))
         return jnp.mean(jax.vmap(loss_of)(images, batch)), variables
 
-      (value, variables), (gradient, ascent) = jax.value_and_grad(cost, (0, 1), has_aux=True)(state.variables['params'], delta)
+      (value, variables), (gradient, ascent) = jax.value_and_grad(cost, (0, 1), has_aux=True)(
+        state.variables['params'], delta
+      )
       value, gradient = average((value, gradient))
       move = jax.vmap(lambda g, sample: farthest(jnp.conj(g), lambda d: perturbation.project(d, sample)))(ascent, batch)
       delta = project(delta + step_size * move, batch)

@@ -94,9 +94,7 @@ def _error(image, sample):
 
 def image_scores(image: Image, sample: Sample) -> dict[str, Scalar]:
   """SSIM, PSNR, NMSE of one example, over the whole image."""
-  return {
-    name: getattr(metrics, name)(image, sample.target, sample.scale) for name in ('ssim', 'psnr', 'nmse')
-  }
+  return {name: getattr(metrics, name)(image, sample.target, sample.scale) for name in ('ssim', 'psnr', 'nmse')}
 
 
 def supervised(

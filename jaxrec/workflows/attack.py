@@ -36,7 +36,9 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     config.attack.lipschitz_iterations, config.attack.strict,
   )  # fmt: skip
   if parallel.part == 0:
-    results.write_text(run_folder.folder / 'sweeps.json', json.dumps({n: s.description() for n, s in sweeps.items()}, indent=2) + '\n')
+    results.write_text(
+      run_folder.folder / 'sweeps.json', json.dumps({n: s.description() for n, s in sweeps.items()}, indent=2) + '\n'
+    )
     _announce(sweeps, cases, settings)
     if not datasets.is_ct(config):
       _save_sampling(config, run_folder, examples[0])
@@ -91,7 +93,9 @@ def _cases(config, examples: list[Example], data) -> list[Case]:
   ]  # fmt: skip
 
 
-def _at_once(config, parallel: Parallel, network: Network, sweeps: dict[str, Sweep], cases: list[Case]) -> tuple[int, int]:
+def _at_once(
+  config, parallel: Parallel, network: Network, sweeps: dict[str, Sweep], cases: list[Case]
+) -> tuple[int, int]:
   """Slices per device and strengths computed together: the config's or, for 0, the largest that fit into memory."""
   batch, chunk = config.attack.batch_size, config.attack.chunk
   if batch and chunk:
@@ -118,7 +122,9 @@ def _at_once(config, parallel: Parallel, network: Network, sweeps: dict[str, Swe
   if batch and not chunk:
     chunk = memory.largest_that_fits(list(AT_ONCE), lambda n: fits(batch, n))
   if not (batch and chunk):
-    raise ValueError(f'attack.batch_size: not even one slice fits into {parallel.memory / 1e9:.1f} GB of a device; use a larger one')
+    raise ValueError(
+      f'attack.batch_size: not even one slice fits into {parallel.memory / 1e9:.1f} GB of a device; use a larger one'
+    )
   return batch, chunk
 
 
@@ -126,7 +132,9 @@ def _announce(sweeps: dict[str, Sweep], cases: list[Case], settings: Settings) -
   places = sum(len(case.targets(settings.aims, bool(case.boxed))) for case in cases)
   for name, sweep in sweeps.items():
     forward, backward = sweep.calls
-    on = f'{len(cases)} slices, for all of their {places} boxes and aims' if sweep.is_grid else f'{places} boxes and aims'
+    on = (
+      f'{len(cases)} slices, for all of their {places} boxes and aims' if sweep.is_grid else f'{places} boxes and aims'
+    )
     print(f'attack: {name} on {on}: {forward} forward and {backward} backward network calls each')
 
 

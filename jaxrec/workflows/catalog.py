@@ -34,7 +34,9 @@ def described() -> dict[str, tuple[str, list[str]]]:
 
 def listing() -> str:
   """The configs with what each costs, for `--help`."""
-  lines = ['configs, each also as NAME:demo (minutes on the built-in phantom, if nothing else is said) and NAME:smoke (seconds):']
+  lines = [
+    'configs, each also as NAME:demo (minutes on the built-in phantom, if nothing else is said) and NAME:smoke (seconds):'
+  ]
   for name, (title, costs) in described().items():
     lines += [f'  {name:22}{title}', *(f'  {"":22}  {cost}' for cost in costs)]
   return '\n'.join(lines)
@@ -63,7 +65,9 @@ def prepare(argv: list[str]) -> list[str]:
 def provide() -> None:
   """Makes the package's configs importable as `configs`."""
   if 'configs' not in sys.modules:
-    spec = importlib.util.spec_from_file_location('configs', folder() / '__init__.py', submodule_search_locations=[str(folder())])
+    spec = importlib.util.spec_from_file_location(
+      'configs', folder() / '__init__.py', submodule_search_locations=[str(folder())]
+    )
     sys.modules['configs'] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules['configs'])
 
@@ -88,7 +92,9 @@ def _located(value):
     if path.stem in described():
       path = own
     elif not name.endswith('.py'):
-      raise ValueError(f'--config: {name!r} is neither a file nor a config of jaxrec; choose one of {", ".join(described())}')
+      raise ValueError(
+        f'--config: {name!r} is neither a file nor a config of jaxrec; choose one of {", ".join(described())}'
+      )
   if path.is_file():
     for place in (path.resolve().parent, Path.cwd()):
       # At the end, where they hide nothing that is installed.

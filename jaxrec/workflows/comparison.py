@@ -7,7 +7,14 @@ import numpy as np
 from jaxrec import figures, results, statistics
 from jaxrec.attacks import strength_text
 
-METRICS = ('nmse_image_adv', 'psnr_image_adv', 'ssim_image_adv', 'nmse_region_adv', 'psnr_region_adv', 'ssim_region_adv')
+METRICS = (
+  'nmse_image_adv',
+  'psnr_image_adv',
+  'ssim_image_adv',
+  'nmse_region_adv',
+  'psnr_region_adv',
+  'ssim_region_adv',
+)
 _GROUP = ('network', 'split', 'perturbation', 'attacked', 'strength', 'unit')
 
 
@@ -21,7 +28,12 @@ def summary(rows: Sequence[dict], draws: int) -> tuple[list[str], list[list]]:
   Returns:
     Head and lines of `summary.csv`.
   """
-  head = [*_GROUP, *(f'{m.removesuffix("_adv")}_{part}' for m in METRICS for part in ('mean', 'low', 'high')), 'budget_used', 'n']
+  head = [
+    *_GROUP,
+    *(f'{m.removesuffix("_adv")}_{part}' for m in METRICS for part in ('mean', 'low', 'high')),
+    'budget_used',
+    'n',
+  ]
   groups: dict[tuple, list[dict]] = {}
   for row in rows:
     key = (figures.name_of(row), row.get('split', 'val'), *(row[name] for name in _GROUP[2:]))
@@ -48,7 +60,18 @@ def table(rows: Sequence[dict], draws: int) -> tuple[list[str], list[list[str]]]
     for _, name, form in shown:
       mean, low, high = (line[column[f'{name}_{part}']] for part in ('mean', 'low', 'high'))
       cells.append(f'{mean:{form}} ({low:{form}} to {high:{form}})')
-    out.append([network, split, perturbation, attacked, strength_text(strength, unit), *cells, f'{100 * line[-2]:.0f}%', str(line[-1])])
+    out.append(
+      [
+        network,
+        split,
+        perturbation,
+        attacked,
+        strength_text(strength, unit),
+        *cells,
+        f'{100 * line[-2]:.0f}%',
+        str(line[-1]),
+      ]
+    )
   titles = ['network', 'split', 'perturbation', 'aimed at', 'strength', *(t for t, _, _ in shown), 'budget used', 'n']
   return titles, out
 
@@ -70,11 +93,20 @@ def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[li
     return [], []
   # Attacks on the box where there are some, else on the whole image.
   aim = 'region' if any(r['attacked'] == 'region' for run in runs for r in run.rows) else 'image'
-  attacks = sorted({
-    (r['perturbation'], r['strength'], r['unit']) for run in runs for r in run.rows if r['strength'] > 0 and r['attacked'] == aim
-  })
+  attacks = sorted(
+    {
+      (r['perturbation'], r['strength'], r['unit'])
+      for run in runs
+      for r in run.rows
+      if r['strength'] > 0 and r['attacked'] == aim
+    }
+  )
   if strongest:
-    attacks = [(name, strength, unit) for name, strength, unit in attacks if strength == max(s for n, s, _ in attacks if n == name)]
+    attacks = [
+      (name, strength, unit)
+      for name, strength, unit in attacks
+      if strength == max(s for n, s, _ in attacks if n == name)
+    ]
   head = ['network', 'attack sees', 'clean SSIM box', 'clean NMSE box']
   for name, strength, unit in attacks:
     at = f'{name} {strength_text(strength, unit)}'
@@ -94,7 +126,10 @@ def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[li
       return f'{mean:{form}} ({low:{form}} to {high:{form}})'
 
     line = [run.label, run.config.get('attack', {}).get('sees', '')]
-    line += [cell([r['ssim_region_adv'] for r in clean], clean), cell([r['nmse_region_adv'] for r in clean], clean, '.4f')]
+    line += [
+      cell([r['ssim_region_adv'] for r in clean], clean),
+      cell([r['nmse_region_adv'] for r in clean], clean, '.4f'),
+    ]
     for name, strength, _ in attacks:
       at = [r for r in rows if (r['perturbation'], r['strength']) == (name, strength)]
       line.append(cell([r['ssim_region_clean'] - r['ssim_region_adv'] for r in at], at))
@@ -110,7 +145,15 @@ def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[li
 
 def training_scores(runs: Sequence) -> tuple[list[str], list[list[str]]]:
   """How the two players did at the end of training, one line per adversarial run."""
-  names = ['loss_clean', 'loss_perturbed', 'loss_generator', 'budget_used', 'diversity', 'gradient_norm', 'gradient_norm_generator']
+  names = [
+    'loss_clean',
+    'loss_perturbed',
+    'loss_generator',
+    'budget_used',
+    'diversity',
+    'gradient_norm',
+    'gradient_norm_generator',
+  ]
   lines = []
   for run in runs:
     last = [r for r in run.metrics if 'loss_generator' in r][-1:]

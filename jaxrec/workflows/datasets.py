@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import sites, chest, fastmri, ldct, loader, singlecoil, synthetic
+from jaxrec.data import chest, fastmri, ldct, loader, singlecoil, sites, synthetic
 from jaxrec.data.annotations import Region
 from jaxrec.data.chest import Structure
 from jaxrec.data.errors import DataError
@@ -34,9 +34,27 @@ class Data(NamedTuple):
 class _Read:
   """Reads an example; picklable for worker processes."""
 
-  def __init__(self, source, options, redraw, *, form='kspace', emulate_single_coil=False, relative=False, inserted=None, added_noise=0.0, data_range='volume'):
+  def __init__(
+    self,
+    source,
+    options,
+    redraw,
+    *,
+    form='kspace',
+    emulate_single_coil=False,
+    relative=False,
+    inserted=None,
+    added_noise=0.0,
+    data_range='volume',
+  ):
     self.data_range = data_range
-    self.source, self.options, self.redraw, self.inserted, self.added_noise = source, options, redraw, inserted, added_noise
+    self.source, self.options, self.redraw, self.inserted, self.added_noise = (
+      source,
+      options,
+      redraw,
+      inserted,
+      added_noise,
+    )
     self.form, self.emulate_single_coil, self.relative = form, emulate_single_coil, relative
 
   def __call__(self, example: fastmri.Example, epoch: int) -> Sample:
@@ -59,7 +77,10 @@ class _Read:
     return singlecoil.zero_filled(scan, relative=self.relative) if self.form == 'image' else scan
 
   def _insert(self, scan, rng):
-    drawn = [Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts'])) for _ in range(self.inserted['count'])]
+    drawn = [
+      Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts']))
+      for _ in range(self.inserted['count'])
+    ]
     return sites.insert_mr(scan, [s for s in (sites.place_mr(rng, scan, s) for s in drawn) if s is not None])
 
 
@@ -143,7 +164,10 @@ def _mask_options(config, attacked=False):
   c = config.data
   own = config.get('attack', {}).get('center_fractions', ()) if attacked else ()
   return dict(
-    kind=c.mask, center_fractions=tuple(own or c.center_fractions), accelerations=accelerations(config, attacked=attacked), seed=config.seed
+    kind=c.mask,
+    center_fractions=tuple(own or c.center_fractions),
+    accelerations=accelerations(config, attacked=attacked),
+    seed=config.seed,
   )
 
 
@@ -164,7 +188,9 @@ def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | 
   root, annotations = c.root, c.annotations
   if not root and ':' not in c.get('layout', ''):
     if c.challenge != 'multicoil':
-      raise DataError(f'data.root: is missing; the phantom has several coils, and data.challenge asks for {c.challenge}; use the profile demo')
+      raise DataError(
+        f'data.root: is missing; the phantom has several coils, and data.challenge asks for {c.challenge}; use the profile demo'
+      )
     root, annotations = _phantom(dict(c.phantom), workdir, parallel)
   indices, made = [], source(config, root)
   for split in ('train', 'val'):
@@ -212,7 +238,9 @@ def training_examples(config: ml_collections.ConfigDict, volumes) -> list[Exampl
 def phantom_folder(options: dict[str, Any], workdir: Path) -> Path:
   """Folder of the phantom, beside the run folder and shared by runs of the same phantom."""
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-  size = f'{options["rows"]}x{options["cols"]}x{options["coils"]}' if 'rows' in options else f'chest-{options["pixels"]}'
+  size = (
+    f'{options["rows"]}x{options["cols"]}x{options["coils"]}' if 'rows' in options else f'chest-{options["pixels"]}'
+  )
   return workdir.parent / f'phantom-{size}-{digest}'
 
 
@@ -236,7 +264,9 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
   chosen, skipped = [], {}
   annotations = found.annotations
   # Boxes of the other split are not left out; files that cannot be read are listed by themselves.
-  others = {v.name for index in (found.train, found.val) for v in index.volumes} | {Path(p).stem for p in (*found.train.bad, *found.val.bad)}
+  others = {v.name for index in (found.train, found.val) for v in index.volumes} | {
+    Path(p).stem for p in (*found.train.bad, *found.val.bad)
+  }
   for split in config.attack.splits:
     every = getattr(found, split).volumes
     # Prospective data have no target: they are attacked where there is nothing else.
@@ -249,9 +279,13 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
       mine, reasons = loader.annotated(volumes, annotations, policy=config.data.boxes, seed=config.seed, others=others)
       skipped |= {k: skipped.get(k, 0) + n for k, n in reasons.items()}
       # What belongs to no volume is counted once.
-      annotations = annotations_lib.Annotations({name: boxes for name, boxes in annotations.boxes.items() if name in others}, {})
+      annotations = annotations_lib.Annotations(
+        {name: boxes for name, boxes in annotations.boxes.items() if name in others}, {}
+      )
     if len(every) > len(volumes):
-      skipped['volume without full sampling'] = skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
+      skipped['volume without full sampling'] = (
+        skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
+      )
     chosen += loader.spread(mine, config.attack.max_examples)
   if not chosen:
     raise DataError('data.annotations: no box belongs to a usable volume; check data.root and data.annotations')
@@ -267,7 +301,9 @@ def _ct_examples(volumes):
       listed, _ = ldct.read_structures(v, s)
       for i, structure in enumerate(listed):
         half = max(int(np.ceil(structure.diameter / v.pixel)), 6)
-        row, col = (int(np.clip(round(at) - half, 0, n - 2 * half)) for at, n in zip((structure.row, structure.col), v.shape[1:]))
+        row, col = (
+          int(np.clip(round(at) - half, 0, n - 2 * half)) for at, n in zip((structure.row, structure.col), v.shape[1:])
+        )
         label = f'nodule {structure.diameter:g} mm, {structure.contrast:g} HU'
         found.append(Example(v, s, Region(row, col, 2 * half, 2 * half, label, i + 1)))
       if not listed:

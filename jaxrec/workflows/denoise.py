@@ -44,7 +44,11 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
   """
   source, target = Path(source), Path(target)
   root = source if source.is_dir() else source.parent
-  files = sorted(p for p in source.rglob('*') if p.suffix.lower() in ct_images.SUFFIXES and not p.is_dir()) if source.is_dir() else [source]
+  files = (
+    sorted(p for p in source.rglob('*') if p.suffix.lower() in ct_images.SUFFIXES and not p.is_dir())
+    if source.is_dir()
+    else [source]
+  )
   if not files or not os.path.lexists(files[0]):
     raise DataError(f'{source}: holds no {", ".join(ct_images.SUFFIXES)} image')
   if target.resolve() == root.resolve() or source.is_dir() and target.resolve().is_relative_to(root.resolve()):
@@ -69,7 +73,9 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
       except DataError as error:
         bad[str(path)] = str(error)
   if there:
-    print(f'denoise: {there} of {len(files)} were in {target} already and are left as they are; empty it to make them again')
+    print(
+      f'denoise: {there} of {len(files)} were in {target} already and are left as they are; empty it to make them again'
+    )
   return bad
 
 
@@ -84,7 +90,9 @@ def _denoised(path, network, variables, offset):
   try:
     cleaned = ldct.hounsfield(np.asarray(network(variables, ldct.normalise(image))))
   except (ValueError, TypeError) as error:
-    raise DataError(f'{path}: {image.shape[0]} x {image.shape[1]} pixels do not pass the network ({results.reason(error)})') from None
+    raise DataError(
+      f'{path}: {image.shape[0]} x {image.shape[1]} pixels do not pass the network ({results.reason(error)})'
+    ) from None
   if cleaned.shape != image.shape or not np.isfinite(cleaned).all():
     raise DataError(f'{path}: the network makes no finite image of its size from it')
   return cleaned.astype(np.float32)

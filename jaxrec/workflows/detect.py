@@ -47,7 +47,13 @@ class Result(NamedTuple):
 
 
 def measure(
-  folder: results.Run, networks: Mapping[str, Callable[[Image], Image]], asked: Question, *, chunk: int = 256, part: int = 0, parts: int = 1
+  folder: results.Run,
+  networks: Mapping[str, Callable[[Image], Image]],
+  asked: Question,
+  *,
+  chunk: int = 256,
+  part: int = 0,
+  parts: int = 1,
 ) -> None:
   """Shows all scans of all patients to all networks; finished patients are not shown again.
 
@@ -146,7 +152,9 @@ def judged(
     after = gathered(folder, list(asked.patients), name)
     detection = observers.observe(after.statistics, folds=folds)
     verdicts = verdict.judge(seen, detection, level=level, draws=draws)
-    witnesses = _hunt(f, Bench(before, after, seen, detection), sites, searched, asked.side, num_steps) if sites else None
+    witnesses = (
+      _hunt(f, Bench(before, after, seen, detection), sites, searched, asked.side, num_steps) if sites else None
+    )
     found[name] = Result(seen, detection, verdicts, witnesses)
   return found
 
@@ -267,7 +275,19 @@ def hunted(row: Mapping[str, str]) -> list[str]:
 def columns() -> list[str]:
   """Columns of `detectability.csv`."""
   ends = [f'{name}{end}' for name in ('input', 'output', 'retained') for end in ('', '_low', '_high')]
-  return ['network', 'size', 'contrast', 'aim', *ends, 'visible', 'ignored', 'witnesses', 'fell', 'searched', 'patients']
+  return [
+    'network',
+    'size',
+    'contrast',
+    'aim',
+    *ends,
+    'visible',
+    'ignored',
+    'witnesses',
+    'fell',
+    'searched',
+    'patients',
+  ]
 
 
 def lines(label: str, kinds: Sequence[Kind], result: Result, searched: Sequence[int]) -> list[list]:
@@ -276,6 +296,8 @@ def lines(label: str, kinds: Sequence[Kind], result: Result, searched: Sequence[
   for i, (kind, v) in enumerate(zip(kinds, result.verdicts)):
     numbers = [x for estimate in (v.input, v.output, v.retained) for x in estimate]
     mine = result.found[searched.index(i)] if result.found is not None and i in searched else None
-    search = ['', '', 0] if mine is None else [float(np.mean(mine.witness)), float(np.median(mine.fell)), len(mine.witness)]
+    search = (
+      ['', '', 0] if mine is None else [float(np.mean(mine.witness)), float(np.median(mine.fell)), len(mine.witness)]
+    )
     found.append([label, *kind, *numbers, word(v.visible), word(v.ignored), *search, len(result.detection.fold)])
   return found

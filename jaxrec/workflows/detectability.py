@@ -13,7 +13,6 @@ from jaxrec.workflows.page import Page
 from jaxrec.workflows.train import loader_of
 
 
-
 def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Measures, judges and searches; finished patients are not measured again.
 
@@ -35,26 +34,48 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
       print(f'detect: left out {len(asked.left_out)} patients with too few places: {", ".join(asked.left_out)}')
     sites = sum(1 for _ in next(iter(asked.patients.values()))())
     shown = sites * len(asked.patients) * (options.repeats + len(asked.kinds) * options.few)
-    print(f'detect: {len(networks)} networks, {len(asked.kinds)} classes, {len(asked.patients)} patients with {sites} sites: {shown} images each')
+    print(
+      f'detect: {len(networks)} networks, {len(asked.kinds)} classes, {len(asked.patients)} patients with {sites} sites: {shown} images each'
+    )
   detect.measure(run_folder, networks, asked, part=parallel.part, parts=parallel.parts)
   parallel.barrier('detect')
   if parallel.part:
     return
   searched = [i for i, k in enumerate(asked.kinds) if k.aim in options.searched_aims]
   found = detect.judged(
-    run_folder, networks, asked, level=options.level, draws=options.draws, num_steps=options.num_steps, searched=searched, folds=options.folds
+    run_folder,
+    networks,
+    asked,
+    level=options.level,
+    draws=options.draws,
+    num_steps=options.num_steps,
+    searched=searched,
+    folds=options.folds,
   )
   labels = places.labels(config)
   unit = 'mm' if datasets.is_ct(config) else 'pixels'
-  table = [[*line, unit] for name, result in found.items() for line in detect.lines(labels[name], asked.kinds, result, searched)]
+  table = [
+    [*line, unit]
+    for name, result in found.items()
+    for line in detect.lines(labels[name], asked.kinds, result, searched)
+  ]
   results.write_csv(run_folder.folder / 'detectability.csv', [*detect.columns(), 'unit'], table)
   pairs = [(a, b) for i, a in enumerate(networks) for b in list(networks)[i + 1 :]]
   apart = [
     [labels[a], labels[b], *kind, *estimate]
     for a, b in pairs
-    for kind, estimate in zip(asked.kinds, verdict.difference(found[a].before, found[a].detection, found[b].detection, level=options.level, draws=options.draws))
+    for kind, estimate in zip(
+      asked.kinds,
+      verdict.difference(
+        found[a].before, found[a].detection, found[b].detection, level=options.level, draws=options.draws
+      ),
+    )
   ]
-  results.write_csv(run_folder.folder / 'differences.csv', ['network', 'other', *places.Kind._fields, 'difference', 'low', 'high'], apart)
+  results.write_csv(
+    run_folder.folder / 'differences.csv',
+    ['network', 'other', *places.Kind._fields, 'difference', 'low', 'high'],
+    apart,
+  )
   first = {name: next(iter(read())) for name, read in asked.patients.items()}
   moved = [
     [labels[name], patient, *row]
@@ -73,15 +94,22 @@ def section(page: Page, folder, draws: int = 1000) -> None:
   unit = rows[0]['unit']
 
   def of(r):
-    return [f'{float(r["size"]):g} {unit}', f'{float(r["contrast"]):.0f} HU' if unit == 'mm' else f'{100 * float(r["contrast"]):.1f}%']
+    return [
+      f'{float(r["size"]):g} {unit}',
+      f'{float(r["contrast"]):.0f} HU' if unit == 'mm' else f'{100 * float(r["contrast"]):.1f}%',
+    ]
 
   ignored = [f'{r["network"]}: {" at ".join(of(r))}' for r in rows if r['ignored'] == 'yes']
-  page.text([f'Ignored: {"; ".join(ignored) or "no class, by any network"}. {rows[0]["patients"]} patients, each judged by the others.'])
+  page.text(
+    [
+      f'Ignored: {"; ".join(ignored) or "no class, by any network"}. {rows[0]["patients"]} patients, each judged by the others.'
+    ]
+  )
   page.figure(
     'retained', figures.retained_curves(rows, unit),
     'Retained detectability r = d\'_out / d\'_in of the best linear observer against the detectability in the input, by size; bands: 95% intervals over patients that hold together for all classes of a network.',
   )  # fmt: skip
-  head = ['network', 'size', 'contrast', 'd\' in input', 'd\' in output', 'r', 'ignored', 'witnesses', 'fell']
+  head = ['network', 'size', 'contrast', "d' in input", "d' in output", 'r', 'ignored', 'witnesses', 'fell']
   lines = []
   for r in rows:
     cells = [detect.cell(r, k) for k in ('input', 'output', 'retained')]
@@ -104,10 +132,17 @@ def section(page: Page, folder, draws: int = 1000) -> None:
 
 def noise_table(rows, draws: int) -> tuple[list[str], list[list[str]]]:
   """Head and lines of the table on noise, from `moved_by_noise.csv`: means over patients with 95% intervals."""
-  head = ['network', 'realisation', *(f'dose x {dose:g}, {view}' for dose in detect.DOSES for view in ('input', 'output'))]
+  head = [
+    'network',
+    'realisation',
+    *(f'dose x {dose:g}, {view}' for dose in detect.DOSES for view in ('input', 'output')),
+  ]
   lines = []
   for network in dict.fromkeys(r['network'] for r in rows):
     mine = [r for r in rows if r['network'] == network]
-    stats = [statistics.bootstrap([float(r[c]) for r in mine], [r['patient'] for r in mine], draws=draws) for c in detect.noise_columns()]
+    stats = [
+      statistics.bootstrap([float(r[c]) for r in mine], [r['patient'] for r in mine], draws=draws)
+      for c in detect.noise_columns()
+    ]
     lines.append([network, *(f'{m:.3f} ({low:.3f} to {high:.3f})' for m, low, high in stats)])
   return head, lines

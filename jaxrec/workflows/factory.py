@@ -22,7 +22,6 @@ from jaxrec.networks import Network
 from jaxrec.training import Parallel, Task
 from jaxrec.types import Objective, Reconstructor, Sample, Variables
 
-
 PERTURBATIONS = {
   'coil_noise': attacks.coil_noise,
   'image_noise': attacks.image_noise,
@@ -57,7 +56,9 @@ def _pick(table, section, name):
   if ':' in name:
     return imported(section, name)
   if name not in table:
-    raise ValueError(f"{section}: {name!r} is unknown; choose one of {', '.join(table)}, or give your own as 'package.module:factory'")
+    raise ValueError(
+      f"{section}: {name!r} is unknown; choose one of {', '.join(table)}, or give your own as 'package.module:factory'"
+    )
   return table[name]
 
 
@@ -75,7 +76,9 @@ def imported(section: str, name: str) -> Callable:
   try:
     found = importlib.import_module(module)
   except ImportError as error:
-    raise ValueError(f'{section}: {name!r} cannot be imported ({error}); its folder is to be that of the config, the current one, or on PYTHONPATH') from None
+    raise ValueError(
+      f'{section}: {name!r} cannot be imported ({error}); its folder is to be that of the config, the current one, or on PYTHONPATH'
+    ) from None
   if not callable(getattr(found, attribute, None)):
     raise ValueError(f'{section}: {name!r} cannot be used; {found.__name__} has no function {attribute!r}')
   return getattr(found, attribute)
@@ -139,7 +142,9 @@ def sweep(config: ml_collections.ConfigDict, name: str, start: Start | None = No
   else:
     found = search(kind, chosen)
   try:
-    return Sweep(family, values, found, objective(config.objective), config.attack.get('titles', {}).get(name, ''), start)
+    return Sweep(
+      family, values, found, objective(config.objective), config.attack.get('titles', {}).get(name, ''), start
+    )
   except ValueError as error:
     raise ValueError(f'{section}.{error}') from None
 
@@ -187,7 +192,9 @@ def network(config: ml_collections.ConfigDict):
       # The sizes are in the file, the field of view is not.
       return (module.clone(crop=options['crop']) if options.get('crop') else module), variables
     if options['name'] not in ('cnn10', 'redcnn', 'wganvgg', 'dugan'):
-      raise ValueError(f'model.weights: there is no import for {options["name"]}; use varnet, unet_recon, cnn10, redcnn, wganvgg or dugan')
+      raise ValueError(
+        f'model.weights: there is no import for {options["name"]}; use varnet, unet_recon, cnn10, redcnn, wganvgg or dugan'
+      )
     return models.load_ldct(weights, options['name'], sha256=digest)
   name = options.pop('name')
   if ':' not in name:
@@ -196,7 +203,9 @@ def network(config: ml_collections.ConfigDict):
   if isinstance(made, Network):
     return made, made.variables
   if not isinstance(made, nn.Module):
-    raise ValueError(f'model.name: {name} makes a {type(made).__name__}; it is to make a Flax linen module or a jaxrec.Network')
+    raise ValueError(
+      f'model.name: {name} makes a {type(made).__name__}; it is to make a Flax linen module or a jaxrec.Network'
+    )
   return made, None
 
 
@@ -217,7 +226,9 @@ def defended(config: ml_collections.ConfigDict, module) -> tuple[Reconstructor, 
   name = options.pop('name')
   reconstruct = plain
   if name == 'cyclic':
-    reconstruct = _call(attacks.cyclic, 'defence', dict(reconstruct=plain, complete=models.bind_complete(module), **options))
+    reconstruct = _call(
+      attacks.cyclic, 'defence', dict(reconstruct=plain, complete=models.bind_complete(module), **options)
+    )
   if config.attack.sees == 'network':
     return reconstruct, models.bind(module.clone(smoothing_samples=0)) if randomised else plain
   if not randomised:
@@ -291,9 +302,14 @@ def task(
     generator = dict(options.pop('generator'))
     parts['adversary'] = adversary(generator, sample, radius, axis=parallel.axis)
     rate = options.pop('generator_learning_rate')
-    parts['generator_optimizer'] = training.optimizer(config.train.optimizer, rate, weight_decay=config.train.weight_decay)
+    parts['generator_optimizer'] = training.optimizer(
+      config.train.optimizer, rate, weight_decay=config.train.weight_decay
+    )
     frozen = options.pop('frozen', '')
-    parts |= dict(frozen=load(frozen)[1] if frozen else None, epsilon=float(radius**2 * (sample.target.size if generator['name'] == 'dcgan' else 1)))
+    parts |= dict(
+      frozen=load(frozen)[1] if frozen else None,
+      epsilon=float(radius**2 * (sample.target.size if generator['name'] == 'dcgan' else 1)),
+    )
   if name in CRITICS:
     chosen = dict(options.pop('critic', {}))
     parts['critic'] = models.build(chosen.pop('name', CRITICS[name]), **chosen)

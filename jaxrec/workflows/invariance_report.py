@@ -35,7 +35,11 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   for source in shown:
     stored = results.read_json(source / 'config.json')
     if not stored.get('data', {}).get('root', ''):
-      page.text(['<b>These numbers come from the built-in phantom</b>, not from patients: small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'])
+      page.text(
+        [
+          '<b>These numbers come from the built-in phantom</b>, not from patients: small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'
+        ]
+      )
     unit = results.read_csv(source / 'detectability.csv')[0]['unit']
     detectability.section(page, source, config.report.draws)
     section(page, source, unit, config.report.draws)
@@ -44,8 +48,20 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   for source in shown:
     p = results.read_json(source / 'provenance.json')
     versions = ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items())
-    lines.append([str(source), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), versions, str(p.get('seed', '')), p.get('data_fingerprint', ''), _features(results.read_json(source / 'config.json'))])
-  page.table('', ['folder', 'revision', 'devices', 'versions', 'seed', 'data', 'perceptual term of the autoencoders'], lines)
+    lines.append(
+      [
+        str(source),
+        p.get('git_revision', 'unknown'),
+        ', '.join(p.get('devices', [])),
+        versions,
+        str(p.get('seed', '')),
+        p.get('data_fingerprint', ''),
+        _features(results.read_json(source / 'config.json')),
+      ]
+    )
+  page.table(
+    '', ['folder', 'revision', 'devices', 'versions', 'seed', 'data', 'perceptual term of the autoencoders'], lines
+  )
   return page.write('jaxrec: what networks ignore')
 
 
@@ -66,7 +82,11 @@ def section(page: Page, folder: Path, unit: str, draws: int) -> None:
   if not rows:
     return
   page.heading('What the samples show')
-  page.text(['Samples x\' are drawn by a conditional autoencoder and a conditional flow so that f(x\') is f(x), each with its own noise; the observer judges them. One training of each network, autoencoder and flow.'])
+  page.text(
+    [
+      "Samples x' are drawn by a conditional autoencoder and a conditional flow so that f(x') is f(x), each with its own noise; the observer judges them. One training of each network, autoencoder and flow."
+    ]
+  )
   page.table(
     'Share of samples that are witnesses (method B: the evidence for the structure in the input fell by 2 deviations or more, moved by at most half a deviation in the output, and the output stayed as close as those of two '
     'scans), of those whose noise is one that scans have as well, and the median fall; without corrections, as in the papers; and of anatomies scanned anew. Method A: share of inputs whose samples vary more than '
@@ -115,7 +135,20 @@ def _taps(rows):
 
 def classes(rows: Rows, unit: str, draws: int) -> tuple[list[str], list[list[str]]]:
   """What samples do to structures, by network, layer, size and contrast."""
-  head = ['network', 'layer', 'size', 'd\' aimed at', 'n', 'witnesses', 'with likely noise', 'fell', 'uncorrected', 'rescanned', 'A', 'A, no structure']
+  head = [
+    'network',
+    'layer',
+    'size',
+    "d' aimed at",
+    'n',
+    'witnesses',
+    'with likely noise',
+    'fell',
+    'uncorrected',
+    'rescanned',
+    'A',
+    'A, no structure',
+  ]
   lines = []
   for (network, layer), mine in _taps(rows).items():
     nothing = [r for r in mine if int(r['kind']) == sampling.NONE]
@@ -133,13 +166,31 @@ def consistency(rows: Rows, draws: int) -> tuple[list[str], list[list[str]]]:
   lines = []
   for (network, layer), mine in _taps(rows).items():
     gaps = [
-      {'patient': r['patient'], **{k: str(float(r[f'distance_{k}']) / max(float(r['distance_fresh']), 1e-12)) for k in ('samples', 'drawn', 'mismatched')}} for r in mine
+      {
+        'patient': r['patient'],
+        **{
+          k: str(float(r[f'distance_{k}']) / max(float(r['distance_fresh']), 1e-12))
+          for k in ('samples', 'drawn', 'mismatched')
+        },
+      }
+      for r in mine
     ]
     cells = [_stat(gaps, k, draws, '.3f') for k in ('samples', 'drawn', 'mismatched')]
     lines.append([
       network, layer, *cells, *(_stat(mine, k, draws, '.3f') for k in ('distance_samples', 'distance_fresh', 'distance_reconstruction', 'gap_rescanned', 'gap_rescanned_target'))
     ])  # fmt: skip
-  return ['network', 'layer', 'gap', 'uncorrected', 'mismatched', 'samples', 'new scans', 'autoencoder', 'rescanned', 'true anatomy rescanned'], lines
+  return [
+    'network',
+    'layer',
+    'gap',
+    'uncorrected',
+    'mismatched',
+    'samples',
+    'new scans',
+    'autoencoder',
+    'rescanned',
+    'true anatomy rescanned',
+  ], lines
 
 
 def diversity(rows: Rows, anatomy: float, draws: int) -> tuple[list[str], list[list[str]]]:
@@ -153,7 +204,14 @@ def diversity(rows: Rows, anatomy: float, draws: int) -> tuple[list[str], list[l
       }
       for r in mine
     ]  # fmt: skip
-    lines.append([network, layer, *(_stat(over, k, draws) for k in ('noise', 'anatomy', 'drawn')), _stat(mine, 'represented', draws)])
+    lines.append(
+      [
+        network,
+        layer,
+        *(_stat(over, k, draws) for k in ('noise', 'anatomy', 'drawn')),
+        _stat(mine, 'represented', draws),
+      ]
+    )
   return ['network', 'layer', 'over noise', 'over anatomy', 'uncorrected over noise', 'represented'], lines
 
 
@@ -171,7 +229,10 @@ def _pictures(page, folder, unit):
     taps = [(n.rsplit('.', 1)[1], arrays) for n, arrays in sorted(pictures.items()) if n.rsplit('.', 1)[0] == name]
     first = taps[0][1]
     what = f'{name}: {float(first["size"]):g} {unit}'
-    for kind, prefix, words in (('samples', '', 'samples with corrections'), ('seed', 'drawn', 'samples without corrections, as in the papers')):
+    for kind, prefix, words in (
+      ('samples', '', 'samples with corrections'),
+      ('seed', 'drawn', 'samples without corrections, as in the papers'),
+    ):
       rows = [(layer, _view(arrays, prefix)) for layer, arrays in taps]
       page.figure(
         f'{kind}-{results.safe_name(name)}', figures.sample_panel(rows, unit == 'mm'),
@@ -182,8 +243,21 @@ def _pictures(page, folder, unit):
       f'{what}: above, samples with the largest change (box) where they vary beyond those of structure-free inputs, and the map of excess variation; below, samples that differ most by mean absolute difference.',
     )  # fmt: skip
     if 'anatomies' in first:
-      page.figure(f'anatomies-{results.safe_name(name)}', figures.anatomy_panel(first, unit == 'mm'), f'{what}: samples in the high-dose domain given f(x), beside the target.')
+      page.figure(
+        f'anatomies-{results.safe_name(name)}',
+        figures.anatomy_panel(first, unit == 'mm'),
+        f'{what}: samples in the high-dose domain given f(x), beside the target.',
+      )
 
 
 def _view(arrays, prefix):
-  return {**arrays, 'samples': arrays[prefix], 'outputs': arrays[f'{prefix}_outputs'], 'deviation': arrays[f'{prefix}_deviation']} if prefix else arrays
+  return (
+    {
+      **arrays,
+      'samples': arrays[prefix],
+      'outputs': arrays[f'{prefix}_outputs'],
+      'deviation': arrays[f'{prefix}_deviation'],
+    }
+    if prefix
+    else arrays
+  )

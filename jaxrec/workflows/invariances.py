@@ -27,17 +27,32 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
   load = loader_of(run_folder.folder / 'stage', data, parallel)
   for s in options.samplers.values():
     if tuple(load(s.autoencoder)[0].size) != shown:
-      raise ValueError(f'invariances.samplers: {s.autoencoder} draws images of {tuple(load(s.autoencoder)[0].size)} and sites are {shown}; set detect.side, or model.size of that run')
+      raise ValueError(
+        f'invariances.samplers: {s.autoencoder} draws images of {tuple(load(s.autoencoder)[0].size)} and sites are {shown}; set detect.side, or model.size of that run'
+      )
   searched = [i for i, k in enumerate(asked.kinds) if k.aim in config.detect.searched_aims]
   taps = _taps(options, load, config)
-  finish(run_folder, taps, asked, searched, options, folds=config.detect.folds, seed=config.seed, labels=places.labels(config), parallel=parallel)
+  finish(
+    run_folder,
+    taps,
+    asked,
+    searched,
+    options,
+    folds=config.detect.folds,
+    seed=config.seed,
+    labels=places.labels(config),
+    parallel=parallel,
+  )
 
 
 def _taps(options, load, config):
   found = []
   for s in options.samplers.values():
     module, variables = load(s.network)
-    output = lambda image, m=observer(module), v=variables: m(v, image)
+
+    def output(image, m=observer(module), v=variables):
+      return m(v, image)
+
     vae = load(s.autoencoder)
     for name in s.flows:
       # What the flow was trained for, not what an option repeats.
@@ -45,7 +60,11 @@ def _taps(options, load, config):
       layer = int(task.layer) or None
       tap = (lambda image, m=observer(module, layer), v=variables: m(v, image)) if layer else output
       made, own = sampling.sampler(output, tap, vae, load(name))
-      high = sampling.sampler(output, output, load(s.anatomies[0]), load(s.anatomies[1])) if s.anatomies and not layer else None
+      high = (
+        sampling.sampler(output, output, load(s.anatomies[0]), load(s.anatomies[1]))
+        if s.anatomies and not layer
+        else None
+      )
       found.append(sampling.Tap(s.network, f'layer {layer}' if layer else 'output', made, own, high))
   return found
 
@@ -75,7 +94,9 @@ def finish(
   """
   if parallel.part == 0:
     inputs = len(asked.patients) * (options.sites + len(searched)) * len(taps)
-    print(f'invariances: {options.num_samples} samples for each of {inputs} inputs: {inputs * options.num_samples} images')
+    print(
+      f'invariances: {options.num_samples} samples for each of {inputs} inputs: {inputs * options.num_samples} images'
+    )
   work = sampling.Sampling(run_folder, taps, asked, searched, options, folds=folds, seed=seed)
   work.measure(part=parallel.part, parts=parallel.parts)
   parallel.barrier('invariances')
@@ -88,21 +109,32 @@ def finish(
     rows.append({**named, **{k: v for k, v in r.items() if k not in sampling.KEY}, 'seed': seed})
   head = list(dict.fromkeys(k for r in rows for k in r))
   results.write_csv(run_folder.folder / 'invariances.csv', head, [[r.get(c) for c in head] for r in rows])
-  moments = {f'{labels[t.network]}, {t.layer}': sampling.moments(t, asked, scans=options.scans, seed=seed) for t in taps}
-  results.write_text(run_folder.folder / 'sampling.json', json.dumps({'alpha': options.alpha, 'anatomy': _anatomy(asked), 'moments': moments}, indent=2))
+  moments = {
+    f'{labels[t.network]}, {t.layer}': sampling.moments(t, asked, scans=options.scans, seed=seed) for t in taps
+  }
+  results.write_text(
+    run_folder.folder / 'sampling.json',
+    json.dumps({'alpha': options.alpha, 'anatomy': _anatomy(asked), 'moments': moments}, indent=2),
+  )
   _pictures(run_folder, work, rows, options, labels)
   return rows
 
 
 def _anatomy(asked):
   """Standard deviation of noise-free images near the structures, over patients."""
-  cut = lambda site: site.target[site.corner[0] : site.corner[0] + asked.side, site.corner[1] : site.corner[1] + asked.side]
+
+  def cut(site):
+    return site.target[site.corner[0] : site.corner[0] + asked.side, site.corner[1] : site.corner[1] + asked.side]
+
   return float(np.std([cut(next(iter(read()))) for read in asked.patients.values()], 0, ddof=1).mean())
 
 
 def _pictures(run_folder, work, rows, options, labels):
   """Pictures of the inputs with most witnesses among their samples, by network; all layers share v."""
-  ranked = sorted((r for r in rows if r['kind'] != sampling.NONE), key=lambda r: (-r['witnesses'], -r['fell'], r['patient'], r['kind']))
+  ranked = sorted(
+    (r for r in rows if r['kind'] != sampling.NONE),
+    key=lambda r: (-r['witnesses'], -r['fell'], r['patient'], r['kind']),
+  )
   table, shown, asked = [], options.shown, work.asked
   for network in dict.fromkeys(t.network for t in work.taps):
     mine = [r for r in ranked if r['network'] == labels[network]]
@@ -116,9 +148,16 @@ def _pictures(run_folder, work, rows, options, labels):
         _, found = work.ask(t, patient, site, kind)
         limit = next(r['limit'] for r in mine if (r['patient'], r['kind'], r['layer']) == (patient, kind, tap.layer))
         order = np.asarray(invariances.rank(jnp.asarray(found['drawn']), jnp.asarray(own[2])))[:shown]
-        run_folder.save_arrays(f'{name}.{results.safe_name(tap.layer)}', _arrays(found, own, site, asked, limit, shown, order))
-        table += [[name, tap.layer, i + 1, int(n), float(np.abs(found['drawn'][n] - own[2]).mean())] for i, n in enumerate(order)]
-  results.write_csv(run_folder.folder / 'mean_differences.csv', ['input', 'layer', 'rank', 'sample', 'mean_absolute_difference'], table)
+        run_folder.save_arrays(
+          f'{name}.{results.safe_name(tap.layer)}', _arrays(found, own, site, asked, limit, shown, order)
+        )
+        table += [
+          [name, tap.layer, i + 1, int(n), float(np.abs(found['drawn'][n] - own[2]).mean())]
+          for i, n in enumerate(order)
+        ]
+  results.write_csv(
+    run_folder.folder / 'mean_differences.csv', ['input', 'layer', 'rank', 'sample', 'mean_absolute_difference'], table
+  )
   run_folder.compact_arrays()
 
 
@@ -135,5 +174,3 @@ def _arrays(found, own, site, asked, limit, shown, order):
     'different': found['drawn'][order], 'centre': np.array(site.corner, np.float32) + asked.side // 2,
     'diameter': np.float32(kind.size / asked.pixel), 'size': np.float32(kind.size), 'contrast': np.float32(kind.contrast),
   }  # fmt: skip
-
-

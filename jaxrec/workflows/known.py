@@ -10,9 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxrec import figures, invariances, models, results, statistics, training
+from jaxrec.data.sites import Site
 from jaxrec.invariances import known
 from jaxrec.training import Parallel
-from jaxrec.data.sites import Site
 from jaxrec.types import Slice
 from jaxrec.workflows import detect, invariance_report, sampling
 from jaxrec.workflows import invariances as stage
@@ -53,7 +53,14 @@ def sites(made: Setting, seed: int, patient: int) -> Iterator[Site]:
   for _ in range(made.sites):
     anatomy = known.background(rng, made.noise.side)
     absent = anatomy + known.draw(rng, made.noise, made.scans)
-    yield Site(absent, absent[None, : made.few] + made.signals[:, None], (0, 0), anatomy, made.signals, partial(_rescan, made.noise))
+    yield Site(
+      absent,
+      absent[None, : made.few] + made.signals[:, None],
+      (0, 0),
+      anatomy,
+      made.signals,
+      partial(_rescan, made.noise),
+    )
 
 
 def _rescan(noise, rng, anatomies):
@@ -74,13 +81,23 @@ def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None
   functions = {name: n.network for name, n in networks.items()}
   if parallel.part == 0:
     images = options.patients * options.sites * (options.scans + len(made.kinds) * options.few)
-    print(f'known: {len(networks)} networks, {len(made.kinds)} classes, {images} images each, and as many for the reference of those that are not linear')
+    print(
+      f'known: {len(networks)} networks, {len(made.kinds)} classes, {images} images each, and as many for the reference of those that are not linear'
+    )
   detect.measure(run_folder, functions, asked, part=parallel.part, parts=parallel.parts)
   taps = [_tap(name, networks[name].network, config, made, run_folder, parallel) for name in options.sampled]
   parallel.barrier('known')
   if parallel.part == 0:
     searched = [i for i, k in enumerate(made.kinds) if k.aim in options.searched_aims]
-    found = detect.judged(run_folder, functions, asked, level=options.level, draws=options.draws, num_steps=options.num_steps, searched=searched)
+    found = detect.judged(
+      run_folder,
+      functions,
+      asked,
+      level=options.level,
+      draws=options.draws,
+      num_steps=options.num_steps,
+      searched=searched,
+    )
     truth = {name: _truth(n, made, config.seed, options.reference) for name, n in networks.items()}
     head = [*detect.columns(), 'exact', 'truth', 'keeps', 'linear']
     table = []
@@ -91,12 +108,18 @@ def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None
   if taps:
     sampled = [i for i, k in enumerate(made.kinds) if k.aim in options.sampled_aims]
     labels = {name: n.label for name, n in networks.items()}
-    stage.finish(run_folder, taps, asked, sampled, config.invariances, folds=4, seed=config.seed, labels=labels, parallel=parallel)
+    stage.finish(
+      run_folder, taps, asked, sampled, config.invariances, folds=4, seed=config.seed, labels=labels, parallel=parallel
+    )
 
 
 def ignored(before: float, after: float) -> bool:
   """The verdict's definition, of detectabilities that are known."""
-  return before > invariances.verdict.VISIBLE and after < invariances.verdict.RETAINED * before and after < invariances.verdict.UNSEEN
+  return (
+    before > invariances.verdict.VISIBLE
+    and after < invariances.verdict.RETAINED * before
+    and after < invariances.verdict.UNSEEN
+  )
 
 
 def _truth(network, made, seed, reference):
@@ -119,7 +142,9 @@ def _bottleneck(config, made, run_folder, parallel) -> Callable:
   """A denoiser of these scans that pools by 8."""
   options = config.known
   module = models.build('bottleneck', **options.bottleneck)
-  task = training.supervised(module, training.optimizer('adam', options.learning_rate), loss='mse', average=parallel.average)
+  task = training.supervised(
+    module, training.optimizer('adam', options.learning_rate), loss='mse', average=parallel.average
+  )
   variables = _fit('bottleneck', task, options.train_steps, options.batch_size, config, made, run_folder, parallel)
   return lambda images: module.apply(variables, images)
 
@@ -128,7 +153,9 @@ def _tap(name, network, config, made, run_folder, parallel) -> sampling.Tap:
   """Autoencoder and flow of a network's inputs."""
   options = config.known
   vae = models.build('cvae', size=(options.side,) * 2, **options.vae)
-  rule, rival = (training.optimizer('adam', rate, b1=0.5) for rate in (options.vae_learning_rate, options.vae_learning_rate / 2))
+  rule, rival = (
+    training.optimizer('adam', rate, b1=0.5) for rate in (options.vae_learning_rate, options.vae_learning_rate / 2)
+  )
   critic = models.build('cvae_critic', **options.critic)
   weights = dict(perceptual_weight=0.0, **options.weights)
   task = training.cvae(vae, rule, critic, rival, network, average=parallel.average, **weights)
@@ -141,7 +168,10 @@ def _tap(name, network, config, made, run_folder, parallel) -> sampling.Tap:
 
   flow = models.build('cinn', **options.flow)
   task = training.flow(flow, training.optimizer('adam', options.flow_learning_rate), codes, average=parallel.average)
-  transform = flow, _fit(f'{name}_flow', task, options.flow_steps, 2 * options.batch_size, config, made, run_folder, parallel)
+  transform = (
+    flow,
+    _fit(f'{name}_flow', task, options.flow_steps, 2 * options.batch_size, config, made, run_folder, parallel),
+  )
   made_by, variables = sampling.sampler(network, network, coder, transform)
   return sampling.Tap(name, 'output', made_by, variables)
 
@@ -205,13 +235,17 @@ def report(folder: Path, *, draws: int = 1000) -> Path:
   invariance_report.section(page, folder, 'pixels', draws)
   page.heading('Where the numbers come from')
   p = results.read_json(folder / 'provenance.json')
-  page.table('', ['folder', 'revision', 'devices', 'seed'], [[str(folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), str(p.get('seed', ''))]])
+  page.table(
+    '',
+    ['folder', 'revision', 'devices', 'seed'],
+    [[str(folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), str(p.get('seed', ''))]],
+  )
   return page.write('jaxrec: the verdict on networks whose answer is known')
 
 
 def verdict_table(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
   """Head and lines of the report's table."""
-  head = ['network', 'size', 'd\' in input', 'd\' in output', 'known', 'r', 'ignored', 'known ', 'witnesses', 'fell']
+  head = ['network', 'size', "d' in input", "d' in output", 'known', 'r', 'ignored', 'known ', 'witnesses', 'fell']
   lines = []
   for r in rows:
     lines.append([
@@ -225,14 +259,27 @@ def _summary(rows):
   wrong = [r for r in rows if r['ignored'] != r['truth']]
   lines = [
     f'{len(rows)} classes of {len({r["network"] for r in rows})} networks: {sum(r["ignored"] == "yes" for r in rows)} are judged as ignored, {sum(r["truth"] == "yes" for r in rows)} are; '
-    f'{len(wrong)} verdicts differ from the known answer' + (': ' + ', '.join(f'{r["network"]} at {float(r["size"]):g} pixels and d\' {float(r["aim"]):g}' for r in wrong) if wrong else '') + '.'
+    f'{len(wrong)} verdicts differ from the known answer'
+    + (
+      ': ' + ', '.join(f"{r['network']} at {float(r['size']):g} pixels and d' {float(r['aim']):g}" for r in wrong)
+      if wrong
+      else ''
+    )
+    + '.'
   ]
   keeps = [r for r in rows if r['keeps'] == '1']
-  lines.append(f'Networks that lose nothing: r from {min(float(r["retained"]) for r in keeps):.4f} to {max(float(r["retained"]) for r in keeps):.4f}.')
-  for flag, words in (('1', 'its exact value (linear networks)'), ('0', 'what a larger set of scans says (other networks)')):
-    away = [abs(float(r['output']) / float(r['exact']) - 1) for r in rows if r['linear'] == flag and float(r['exact']) > 0.5]
+  lines.append(
+    f'Networks that lose nothing: r from {min(float(r["retained"]) for r in keeps):.4f} to {max(float(r["retained"]) for r in keeps):.4f}.'
+  )
+  for flag, words in (
+    ('1', 'its exact value (linear networks)'),
+    ('0', 'what a larger set of scans says (other networks)'),
+  ):
+    away = [
+      abs(float(r['output']) / float(r['exact']) - 1) for r in rows if r['linear'] == flag and float(r['exact']) > 0.5
+    ]
     if away:
-      lines.append(f'd\' in the output differs from {words} by at most {100 * max(away):.1f}% where that is above .5.')
+      lines.append(f"d' in the output differs from {words} by at most {100 * max(away):.1f}% where that is above .5.")
   hunted = [r for r in rows if r['witnesses']]
   if hunted:
     share = max(float(r['witnesses']) for r in hunted if r['keeps'] == '1')
@@ -240,7 +287,9 @@ def _summary(rows):
     truths = [r['truth'] == 'yes' for r in hunted]
     if len(set(truths)) == 2:
       areas = {k: statistics.roc_area([float(r[k]) for r in hunted], truths) for k in ('witnesses', 'fell')}
-      lines.append(f'Area under the ROC curve of the search against the known answer: {areas["witnesses"]:.3f} by the share of witnesses, {areas["fell"]:.3f} by the median fall.')
+      lines.append(
+        f'Area under the ROC curve of the search against the known answer: {areas["witnesses"]:.3f} by the share of witnesses, {areas["fell"]:.3f} by the median fall.'
+      )
   return lines
 
 
@@ -254,12 +303,17 @@ def _sampled(rows, sampled):
       at.setdefault((r['network'], r['size'], r['aim']), []).append(r)
   if not at:
     return []
-  mean = {key: {k: float(np.mean([float(r[k]) for r in mine])) for k in ('witnesses', 'altered', 'excess')} for key, mine in at.items()}
+  mean = {
+    key: {k: float(np.mean([float(r[k]) for r in mine])) for k in ('witnesses', 'altered', 'excess')}
+    for key, mine in at.items()
+  }
   lossless = [m['witnesses'] for key, m in mean.items() if key[0] in keeps]
   lines = [f'Sampling: at most {max(lossless, default=0):.3f} witnesses for a network that loses nothing.']
   known_answers = [truths[key] for key in mean]
   if len(set(known_answers)) == 2:
-    areas = {k: statistics.roc_area([m[k] for m in mean.values()], known_answers) for k in ('witnesses', 'altered', 'excess')}
+    areas = {
+      k: statistics.roc_area([m[k] for m in mean.values()], known_answers) for k in ('witnesses', 'altered', 'excess')
+    }
     lines.append(
       f'Area under the ROC curve of the samples against the known answer, over {len(mean)} classes of {len({key[0] for key in mean})} networks: B (share of witnesses) {areas["witnesses"]:.3f}, '
       f'A (share of inputs with excess variation) {areas["altered"]:.3f}, A (mean excess) {areas["excess"]:.3f}.'

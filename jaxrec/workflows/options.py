@@ -34,7 +34,10 @@ class Rule(NamedTuple):
 
 
 def _whole(least: int, most: int = 10**9) -> Rule:
-  return Rule(lambda x: isinstance(x, int) and not isinstance(x, bool) and least <= x <= most, f'a whole number from {least} to {most}')
+  return Rule(
+    lambda x: isinstance(x, int) and not isinstance(x, bool) and least <= x <= most,
+    f'a whole number from {least} to {most}',
+  )
 
 
 def _real(least: float, most: float, *, above: bool = False, below: bool = False) -> Rule:
@@ -57,7 +60,9 @@ def _part(table: Iterable[str]) -> Rule:
 
 def _several(rule: Rule, *, least: int = 1, most: int = 10_000) -> Rule:
   count = f'{least}' if least == most else f'{least} or more'
-  return Rule(lambda x: isinstance(x, (tuple, list)) and least <= len(x) <= most, f'a tuple of {count}, each {rule.words}', rule)
+  return Rule(
+    lambda x: isinstance(x, (tuple, list)) and least <= len(x) <= most, f'a tuple of {count}, each {rule.words}', rule
+  )
 
 
 def _strengths(most: float) -> Rule:
@@ -79,7 +84,9 @@ _FLAG = Rule(lambda x: isinstance(x, bool), 'True or False')
 _TEXT = Rule(lambda x: isinstance(x, str), 'a text')
 _FILE = Rule(lambda x: isinstance(x, str) and (not x or os.path.isfile(x)), 'a file that exists')
 _FOLDER = Rule(lambda x: isinstance(x, str) and (not x or os.path.isdir(x)), 'a folder that exists')
-_DIGEST = Rule(lambda x: isinstance(x, str) and bool(re.fullmatch('(?i:[0-9a-f]{64})?', x)), 'a SHA-256 of 64 hexadecimal digits')
+_DIGEST = Rule(
+  lambda x: isinstance(x, str) and bool(re.fullmatch('(?i:[0-9a-f]{64})?', x)), 'a SHA-256 of 64 hexadecimal digits'
+)
 # Runs of this config or of other run folders; `_check_runs` looks for them.
 _RUN = Rule(_TEXT.allows, 'the name of a run')
 _RUNS = _several(_RUN, least=0)
@@ -89,7 +96,9 @@ _RATE = _real(0, 1, above=True)
 _WEIGHT = _real(0, 1e9)
 _RADIUS = _real(0, 10)
 # Lower and upper, or nothing.
-_RANGE = _several(_real(-1e5, 1e5))._replace(allows=lambda x: isinstance(x, (tuple, list)) and len(x) in (0, 2), words='a tuple of two numbers, or ()')
+_RANGE = _several(_real(-1e5, 1e5))._replace(
+  allows=lambda x: isinstance(x, (tuple, list)) and len(x) in (0, 2), words='a tuple of two numbers, or ()'
+)
 _POSITIVE = _several(_real(0, 1e4, above=True))
 # Masks and shuffles add to it and are to stay below 2^32.
 _SEED = _whole(0, 2**31 - 1)
@@ -207,7 +216,11 @@ def rule_of(name: str) -> Rule | None:
     return OPTIONS[name]
   parts = name.split('.')
   for pattern, rule in OPTIONS.items():
-    if '*' in pattern and pattern.count('.') == len(parts) - 1 and all(map(fnmatch.fnmatchcase, parts, pattern.split('.'))):
+    if (
+      '*' in pattern
+      and pattern.count('.') == len(parts) - 1
+      and all(map(fnmatch.fnmatchcase, parts, pattern.split('.')))
+    ):
       return rule
   return None
 
@@ -260,7 +273,9 @@ def _check_runs(name, value, base, planned):
   for run in (value,) if isinstance(value, str) else value:
     if run and not (base / run in planned or os.path.isdir(base / run) or os.path.isdir(run)):
       known = ', '.join(sorted(str(p.relative_to(base)) for p in planned if p.is_relative_to(base)))
-      raise ValueError(f'{name}: {run!r} is no run folder and none that is trained before; {f"choose among {known}" if known else "train it first"}')
+      raise ValueError(
+        f'{name}: {run!r} is no run folder and none that is trained before; {f"choose among {known}" if known else "train it first"}'
+      )
 
 
 def _arguments(table, **more):
@@ -334,7 +349,9 @@ def _check_together(config, prefix):
   for stage, section in _NEEDS.items():
     # A comparison leaves training and attacks to its experiments.
     if stage in config.stages and section not in config and not (section == 'model' and 'experiments' in config):
-      raise ValueError(f'{prefix}stages: {stage} needs {"the experiments that train its networks" if stage in _AFTER else section}; use a config that has them')
+      raise ValueError(
+        f'{prefix}stages: {stage} needs {"the experiments that train its networks" if stage in _AFTER else section}; use a config that has them'
+      )
   if 'attack' in config.stages and 'model' in config and not config.get('perturbation'):
     raise ValueError(f'{prefix}perturbation: is empty; give at least one, or leave out the stage attack')
   for name in config.get('perturbation', {}):
@@ -343,7 +360,9 @@ def _check_together(config, prefix):
   for section in ('data', 'attack'):
     fractions, factors = (config.get(section, {}).get(name, ()) for name in ('center_fractions', 'accelerations'))
     if len(fractions) != len(factors):
-      raise ValueError(f'{prefix}{section}.center_fractions: {fractions} does not fit accelerations={factors}; give as many of each')
+      raise ValueError(
+        f'{prefix}{section}.center_fractions: {fractions} does not fit accelerations={factors}; give as many of each'
+      )
   if 'train' in config.stages and 'model' in config and not (config.model.weights or config.model.checkpoint):
     factory.check_perceptual(config, f'{prefix}train.task')
   for section, name, most in (('detect', 'few', 'repeats'), ('known', 'few', 'scans')):
@@ -351,11 +370,15 @@ def _check_together(config, prefix):
     if own and own[name] > own[most]:
       raise ValueError(f'{prefix}{section}.{name}: {own[name]} is more than {section}.{most}={own[most]}; lower it')
   if 'detect' in config and 2 * config.detect.reach + 1 > config.detect.side:
-    raise ValueError(f'{prefix}detect.reach: 2 * {config.detect.reach} + 1 pixels do not fit into detect.side={config.detect.side}; lower it')
+    raise ValueError(
+      f'{prefix}detect.reach: 2 * {config.detect.reach} + 1 pixels do not fit into detect.side={config.detect.side}; lower it'
+    )
   judged = config.get('detect', {}).get('networks', ())
   for name, sampler in config.get('invariances', {}).get('samplers', {}).items():
     if sampler.network not in judged:
-      raise ValueError(f'{prefix}invariances.samplers.{name}.network: {sampler.network!r} is not among detect.networks, whose observers judge its samples; add it')
+      raise ValueError(
+        f'{prefix}invariances.samplers.{name}.network: {sampler.network!r} is not among detect.networks, whose observers judge its samples; add it'
+      )
   if 'known' in config and config.known.side % 2:
     raise ValueError(f'{prefix}known.side: {config.known.side} is odd; give an even number')
   train = config.get('train', {})

@@ -29,7 +29,9 @@ class Page:
       raise results.RunError(f'{path}: cannot be written ({error.strerror}); free the disk and run again') from None
     data = base64.b64encode(buffer.getvalue()).decode()
     caption = html.escape(caption)
-    self.parts.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')
+    self.parts.append(
+      f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    )
 
   def table(self, caption, head, lines, *, name=''):
     if not lines:
@@ -38,7 +40,9 @@ class Page:
       results.write_csv(self.folder / f'{name}.csv', head, lines)
     cells = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
     body = ''.join('<tr>' + ''.join(f'<td>{html.escape(c)}</td>' for c in line) + '</tr>' for line in lines)
-    self.parts.append(f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div></figure>')
+    self.parts.append(
+      f'<figure><figcaption>{html.escape(caption)}</figcaption><div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div></figure>'
+    )
 
   def write(self, title):
     path = self.folder / 'report.html'

@@ -56,7 +56,9 @@ def question(config: ConfigDict, data: datasets.Data) -> Question:
   count = int(np.median([n for n, _ in patients.values()])) if patients else 0
   enough = {name: read for name, (n, read) in patients.items() if n >= count > 0}
   if len(enough) < options.folds:
-    raise DataError(f'detect: {len(enough)} patients have {count} places for structures; detect.folds={options.folds} need as many')
+    raise DataError(
+      f'detect: {len(enough)} patients have {count} places for structures; detect.folds={options.folds} need as many'
+    )
   readers = {name: partial(_first, read, count) for name, read in enough.items()}
   return Question(kinds, readers, 2 * options.reach + 1, pixel, [name for name in patients if name not in enough])
 
@@ -86,12 +88,16 @@ def _ct(config, data):
   places: dict[str, list] = {v.patient_id: [] for v in volumes}
   for v in volumes:
     for s in _slices(v, options.slices):
-      found = sites.places_ct(v, s, count=options.sites, side=options.side, centre_hu=config.data.centre_hu, seed=config.seed)
+      found = sites.places_ct(
+        v, s, count=options.sites, side=options.side, centre_hu=config.data.centre_hu, seed=config.seed
+      )
       places[v.patient_id] += [(v, s, p) for p in found]
   kinds = _contrasts_ct(config, data)
   phantom = config.data.phantom
   scanner = None if config.data.root else dict(photons=phantom.photons, dose=phantom.dose)
-  patients = {name: (len(mine), partial(_sites_ct, options, kinds, mine, config.seed, scanner)) for name, mine in places.items()}
+  patients = {
+    name: (len(mine), partial(_sites_ct, options, kinds, mine, config.seed, scanner)) for name, mine in places.items()
+  }
   return kinds, patients, volumes[0].pixel if volumes else 1.0
 
 
@@ -99,7 +105,15 @@ def _sites_ct(options, kinds, places, seed, scanner):
   for (v, s), group in itertools.groupby(places, lambda place: place[:2]):
     added = np.stack([k.contrast / ldct.STD * disc(options.side, k.size / v.pixel) for k in kinds]).astype(np.float32)
     yield from sites.sites_ct(
-      v, s, [at for *_, at in group], added=added, repeats=options.repeats, few=options.few, reach=options.reach, seed=seed, scanner=scanner
+      v,
+      s,
+      [at for *_, at in group],
+      added=added,
+      repeats=options.repeats,
+      few=options.few,
+      reach=options.reach,
+      seed=seed,
+      scanner=scanner,
     )
 
 
@@ -112,7 +126,9 @@ def _contrasts_ct(config, data):
     series[v.patient_id] = v
     for s in _slices(v, options.slices):
       low, full = ldct.read_hu(v, s)
-      for r, c in sites.places_ct(v, s, count=options.calibration, side=options.side, centre_hu=config.data.centre_hu, seed=config.seed, apart=1.0):
+      for r, c in sites.places_ct(
+        v, s, count=options.calibration, side=options.side, centre_hu=config.data.centre_hu, seed=config.seed, apart=1.0
+      ):
         corner = r - options.side // 2, c - options.side // 2
         patch = (low - full)[corner[0] : corner[0] + options.side, corner[1] : corner[1] + options.side]
         samples.append((patch - patch.mean())[region].ravel())
@@ -135,10 +151,14 @@ def _aimed(options, signals, samples, digits):
   """
   n, p = len(samples), (2 * options.reach + 1) ** 2
   if n < 2 * p:
-    raise DataError(f'detect: {n} places in training patients are too few for {p} pixels; raise detect.calibration or lower detect.reach')
+    raise DataError(
+      f'detect: {n} places in training patients are too few for {p} pixels; raise detect.calibration or lower detect.reach'
+    )
   covariance = np.cov(samples.T)
   units = observers.exact_detectability(np.stack(list(signals.values())), covariance) * np.sqrt((n - p - 1) / n)
-  return [Kind(size, float(np.round(aim / unit, digits)), aim) for size, unit in zip(signals, units) for aim in options.aims]
+  return [
+    Kind(size, float(np.round(aim / unit, digits)), aim) for size, unit in zip(signals, units) for aim in options.aims
+  ]
 
 
 def _mr(config, data):

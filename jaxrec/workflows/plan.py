@@ -17,7 +17,20 @@ from jaxrec.types import Sample, Scan, Slice
 from jaxrec.workflows import attack, datasets, factory
 from jaxrec.workflows.targets import Target, target
 
-COLUMNS = ('config', 'program', 'target', 'devices', 'batch', 'at_once', 'gbytes', 'limit_gbytes', 'gflop', 'xla_gflop', 'xla_gbytes', 'seconds')
+COLUMNS = (
+  'config',
+  'program',
+  'target',
+  'devices',
+  'batch',
+  'at_once',
+  'gbytes',
+  'limit_gbytes',
+  'gflop',
+  'xla_gflop',
+  'xla_gbytes',
+  'seconds',
+)
 
 # Tasks that load the networks of other runs, or VGG.
 _BUILT_ON_OTHERS = ('cvae', 'flow', 'wgan_vgg')
@@ -62,7 +75,9 @@ def run(config, folder: Path, here: Parallel) -> list[dict[str, Any]]:
   targets = [target(name, here.memory, jax.local_devices()[: here.devices]) for name in config.plan.targets]
   rows = []
   folder.mkdir(parents=True, exist_ok=True)
-  print(f'{"program":16} {"target":12} {"devices":>7} {"batch":>6} {"at once":>7} {"GB":>7} {"of":>7} {"TFLOP":>8} {"compiled in":>11}')
+  print(
+    f'{"program":16} {"target":12} {"devices":>7} {"batch":>6} {"at once":>7} {"GB":>7} {"of":>7} {"TFLOP":>8} {"compiled in":>11}'
+  )
   for chosen in targets:
     for work in programs(config, here):
       row = planned(work, chosen)
@@ -127,6 +142,7 @@ def programs(config, here: Parallel) -> Iterator[Work]:
 
 def example(config) -> Sample:
   """Shapes of one example of the size `plan.shape`."""
+
   def of(shape, kind='float32'):
     return jax.ShapeDtypeStruct(tuple(shape), kind)
 

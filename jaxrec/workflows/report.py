@@ -31,7 +31,12 @@ def report(folder: str | Path, *, draws: int = 1000) -> Path:
 
 
 def run(
-  folder: Path, sources: Sequence[Path], *, others: Sequence[str | Path] = (), draws: int = 1000, generators: Sequence[str] = ()
+  folder: Path,
+  sources: Sequence[Path],
+  *,
+  others: Sequence[str | Path] = (),
+  draws: int = 1000,
+  generators: Sequence[str] = (),
 ) -> Path:
   """Writes `figures/*.png` and `report.html` in a run folder.
 
@@ -82,7 +87,9 @@ def run(
       groups = []
       for label in sorted({figures.name_of(r) for r in mine}):
         for aim, words in (('region', 'box attacked'), ('image', 'whole image attacked')):
-          groups.append((f'{label}, {words}', [r for r in mine if figures.name_of(r) == label and r['attacked'] == aim]))
+          groups.append(
+            (f'{label}, {words}', [r for r in mine if figures.name_of(r) == label and r['attacked'] == aim])
+          )
       groups = [group for group in groups if group[1]]
       page.figure(
         f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, axis=axis, draws=draws, look=look),
@@ -101,7 +108,9 @@ def _check(folder):
   if not folder.is_dir():
     raise results.RunError(f'report.runs: {folder} is no folder; name run folders')
   if not results.read_rows(folder):
-    raise results.RunError(f'report.runs: {folder} holds no rows of an attack; name the folder of a run with the stage attack')
+    raise results.RunError(
+      f'report.runs: {folder} holds no rows of an attack; name the folder of a run with the stage attack'
+    )
 
 
 class _Source:
@@ -141,7 +150,9 @@ class _Source:
 
 def _summary(runs, rows):
   examples = {(r['file'], r['slice'], r['annotation']) for r in rows}
-  lines = [f'{len(examples)} {"annotated regions" if any(r["attacked"] == "region" for r in rows) else "slices"}, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.']
+  lines = [
+    f'{len(examples)} {"annotated regions" if any(r["attacked"] == "region" for r in rows) else "slices"}, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.'
+  ]
   demo = [r for r in runs if r.config.get('data', {}).get('root') == '']
   if demo:
     lines.append(
@@ -151,7 +162,7 @@ def _summary(runs, rows):
   prospective = sum('reference' in r for r in rows)
   if prospective:
     lines.append(
-      f'<b>{prospective} rows have no fully sampled image to compare with</b>: they compare with the network\'s own output without attack. '
+      f"<b>{prospective} rows have no fully sampled image to compare with</b>: they compare with the network's own output without attack. "
       'There, clean scores are perfect by definition, and the others say how far an attack moves the output.'
     )
   eta = sorted(r['thermal_eta'] for r in rows if 'thermal_eta' in r)
@@ -165,7 +176,9 @@ def _summary(runs, rows):
 
 def _training(page, runs, generators, look):
   other = [page.folder / s for s in generators]
-  trained = [r for r in runs if (r.folder / 'metrics.jsonl').exists() and r.folder not in other] + [_Source(f) for f in other]
+  trained = [r for r in runs if (r.folder / 'metrics.jsonl').exists() and r.folder not in other] + [
+    _Source(f) for f in other
+  ]
   # A network that several runs attack was trained once.
   curves = {}
   for r in runs:
@@ -185,7 +198,11 @@ def _training(page, runs, generators, look):
   page.table('The players at the end of training', *comparison.training_scores(trained))
   sampling = next((a for a in (r.sampling() for r in runs) if a), None)
   if sampling:
-    page.figure('sampling', figures.sampling_panel(sampling), 'Full and undersampled k-space of one slice (first coil), and their images.')
+    page.figure(
+      'sampling',
+      figures.sampling_panel(sampling),
+      'Full and undersampled k-space of one slice (first coil), and their images.',
+    )
 
 
 def _pictures(page, runs, name, title, unit, look):
@@ -238,4 +255,6 @@ def _origin(page, runs):
       ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items()), str(p.get('seed', '')), p.get('data_fingerprint', ''),
     ])  # fmt: skip
   page.table('', ['network', 'folder', 'revision', 'devices', 'processor', 'versions', 'seed', 'data'], lines)
-  page.text(['Every number above is a mean over rows of results.csv and stands in summary.csv; config.json repeats the run.'])
+  page.text(
+    ['Every number above is a mean over rows of results.csv and stands in summary.csv; config.json repeats the run.']
+  )

@@ -7,7 +7,18 @@ import ml_collections
 
 from jaxrec import results
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, datasets, detectability, invariance_report, invariances, known, options, plan, report, train
+from jaxrec.workflows import (
+  attack,
+  datasets,
+  detectability,
+  invariance_report,
+  invariances,
+  known,
+  options,
+  plan,
+  report,
+  train,
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -82,7 +93,9 @@ def _run_stages(config, workdir):
   if 'train' in config.stages or 'attack' in config.stages:
     data = datasets.data(config, workdir, parallel)
     volumes = [*data.train.volumes, *data.val.volumes]
-    folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(volumes), data=str(data.val.volumes[0].path))
+    folder.write_provenance(
+      seed=config.seed, data_fingerprint=results.fingerprint(volumes), data=str(data.val.volumes[0].path)
+    )
     if 'train' in config.stages:
       train.run(config, folder, data, parallel)
     if 'attack' in config.stages:
@@ -97,7 +110,9 @@ def _sample(config, workdir):
   folder.check_config(config.to_dict())
   # Beside the networks' runs, so that all share one phantom.
   data = datasets.data(config, workdir / 'stage', parallel)
-  folder.write_provenance(seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path))
+  folder.write_provenance(
+    seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path)
+  )
   if 'detect' in config.stages:
     detectability.run(config, folder, data, parallel)
   if 'invariances' in config.stages:
@@ -118,7 +133,9 @@ def _known(config, workdir):
 
 def _report(config, workdir, folders):
   options = config.report
-  _announce(report.run(workdir, folders, others=options.runs, draws=options.draws, generators=options.get('generators', ())))
+  _announce(
+    report.run(workdir, folders, others=options.runs, draws=options.draws, generators=options.get('generators', ()))
+  )
 
 
 def _announce(page: Path) -> None:

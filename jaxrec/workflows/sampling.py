@@ -52,7 +52,9 @@ class Tap(NamedTuple):
   anatomies: tuple[invariances.Sampler, Variables] | None = None
 
 
-def sampler(output: Callable[[Image], Image], tap: Callable[[Image], Any], vae: Model, flow: Model) -> tuple[invariances.Sampler, Variables]:
+def sampler(
+  output: Callable[[Image], Image], tap: Callable[[Image], Any], vae: Model, flow: Model
+) -> tuple[invariances.Sampler, Variables]:
   """Sampler of a network's inputs, with its variables.
 
   Args:
@@ -95,7 +97,17 @@ class Sampling:
     seed: of the samples; the same noise v at every layer and network.
   """
 
-  def __init__(self, folder: results.Run, taps: Sequence[Tap], asked: Question, searched: Sequence[int], options: ConfigDict, *, folds: int, seed: int):
+  def __init__(
+    self,
+    folder: results.Run,
+    taps: Sequence[Tap],
+    asked: Question,
+    searched: Sequence[int],
+    options: ConfigDict,
+    *,
+    folds: int,
+    seed: int,
+  ):
     self.folder, self.taps, self.asked, self.searched, self.seed = folder, taps, asked, searched, seed
     names = list(asked.patients)
     self.benches = _benches(folder, names, {tap.network for tap in taps}, folds)
@@ -119,7 +131,9 @@ class Sampling:
               found, _ = self.ask(t, name, site, kind, number=number)
               results.append_jsonl(path, [{**key, **found, 'seconds': time.perf_counter() - start}])
 
-  def ask(self, t: int, patient: str, site: Site, kind: int, *, number: int = 0) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+  def ask(
+    self, t: int, patient: str, site: Site, kind: int, *, number: int = 0
+  ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Samples for one input of a site and judges them.
 
     Args:
@@ -142,19 +156,33 @@ class Sampling:
     entropy = zlib.crc32(f'{patient}-{number}-{kind}'.encode())
     key = jax.random.fold_in(jax.random.key(self.seed), entropy)
     corner = jnp.asarray(site.corner)
-    found, pictures = jax.device_get(programs.everything(tap.variables, key, x, fresh, self._mismatched(patient), tests, corner))
+    found, pictures = jax.device_get(
+      programs.everything(tap.variables, key, x, fresh, self._mismatched(patient), tests, corner)
+    )
     away = found.pop('away')
     fresh_away = max(float(np.median(away.fresh)), 1e-12)
-    row = {**_summary(found.pop('ours')), **_summary(found.pop('seeds'), '_drawn'), **{k: float(v) for k, v in found.items()}}
-    row |= {f'distance_{k}': float(np.median(getattr(away, k))) for k in ('samples', 'drawn', 'fresh', 'mismatched', 'reconstruction')}
+    row = {
+      **_summary(found.pop('ours')),
+      **_summary(found.pop('seeds'), '_drawn'),
+      **{k: float(v) for k, v in found.items()},
+    }
+    row |= {
+      f'distance_{k}': float(np.median(getattr(away, k)))
+      for k in ('samples', 'drawn', 'fresh', 'mismatched', 'reconstruction')
+    }
     if tap.anatomies and site.rescan:
       rng = np.random.default_rng([entropy, self.seed])
       made = np.asarray(programs.anatomies(tap.anatomies[1], key, x))
       own = site.target + (0 if kind == NONE else site.added[kind])
       judged, distances = jax.device_get(programs.judge(tests, x, site.rescan(rng, made), corner))
-      _, yardstick = jax.device_get(programs.judge(tests, x, site.rescan(rng, np.broadcast_to(own, made.shape)), corner))
+      _, yardstick = jax.device_get(
+        programs.judge(tests, x, site.rescan(rng, np.broadcast_to(own, made.shape)), corner)
+      )
       row |= _summary(judged, '_rescanned')
-      row |= {'gap_rescanned': float(np.median(distances)) / fresh_away, 'gap_rescanned_target': float(np.median(yardstick)) / fresh_away}
+      row |= {
+        'gap_rescanned': float(np.median(distances)) / fresh_away,
+        'gap_rescanned_target': float(np.median(yardstick)) / fresh_away,
+      }
       pictures['anatomies'] = made
     return row, pictures
 
@@ -193,7 +221,9 @@ class Programs(NamedTuple):
 
 
 def _programs(tap, options, side):
-  draw = invariances.sample(tap.sampler, num_samples=options.num_samples, chunk=options.chunk, corrections=options.corrections)
+  draw = invariances.sample(
+    tap.sampler, num_samples=options.num_samples, chunk=options.chunk, corrections=options.corrections
+  )
   check = invariances.consistency(tap.sampler, chunk=options.chunk, corrections=options.corrections)
   scales = tuple(options.scales)
 
@@ -245,12 +275,18 @@ def _summary(findings, end=''):
   # Whether the noise of a sample is one that scans have is asked apart: the model need not draw it well.
   shares['witnesses'] = (findings.fell >= witness.FELL) & (findings.moved <= witness.MOVED) & (findings.away <= 1)
   medians = {k: getattr(findings, k) for k in ('fell', 'moved', 'norm', 'away')}
-  return {f'{k}{end}': float(np.mean(v)) for k, v in shares.items()} | {f'{k}{end}': float(np.median(v)) for k, v in medians.items()}
+  return {f'{k}{end}': float(np.mean(v)) for k, v in shares.items()} | {
+    f'{k}{end}': float(np.median(v)) for k, v in medians.items()
+  }
 
 
 def moments(tap: Tap, asked: Question, *, scans: int, seed: int) -> dict[str, float]:
   """Whether the flow's noise is standard normal over scans of all patients without structures."""
-  forward = jax.jit(lambda key, x: tap.sampler.forward(tap.variables, tap.sampler.encode(tap.variables, key, x, y := tap.sampler.observe({}, x)), y))
+  forward = jax.jit(
+    lambda key, x: tap.sampler.forward(
+      tap.variables, tap.sampler.encode(tap.variables, key, x, y := tap.sampler.observe({}, x)), y
+    )
+  )
   v = []
   for read in asked.patients.values():
     for x in next(iter(read())).absent[:scans]:
@@ -280,7 +316,9 @@ def judged(rows: Iterable[Mapping[str, Any]], alpha: float) -> list[dict[str, An
   for tap in sorted({(r['network'], r['layer']) for r in rows}):
     nothing = [r for r in rows if (r['network'], r['layer']) == tap and r['kind'] == NONE]
     for patient in sorted({r['patient'] for r in rows}):
-      limits[(*tap, patient)] = invariances.family_threshold(np.array([r['excess'] for r in nothing if r['patient'] != patient]), alpha=alpha)
+      limits[(*tap, patient)] = invariances.family_threshold(
+        np.array([r['excess'] for r in nothing if r['patient'] != patient]), alpha=alpha
+      )
   found = []
   for r in rows:
     limit = limits[r['network'], r['layer'], r['patient']]

@@ -90,7 +90,9 @@ def target(name: str, memory: int, devices: list[Any]) -> Target:
     _needs(name, 'cuda', 'jax_cuda12_plugin', 'jax_cuda13_plugin')
     card = CARDS[name]
     share = 0.9 * float(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', 0.75))
-    found = topologies.get_topology_desc(platform='cuda', topology_name='', target_config=_described(card), topology='1x1x1')
+    found = topologies.get_topology_desc(
+      platform='cuda', topology_name='', target_config=_described(card), topology='1x1x1'
+    )
     # There is no card on which convolutions could be timed.
     return Target(name, found.devices, int(share * card.memory), {'xla_gpu_autotune_level': 0})
   kind, colon, _ = name.partition(':')
@@ -109,7 +111,13 @@ def target(name: str, memory: int, devices: list[Any]) -> Target:
   return Target(name, found.devices, int(0.9 * CHIPS[kind]), {})
 
 
-_NO_TPU = {'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}
+_NO_TPU = {
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_WORKER_ID': '0',
+}
 
 
 def _needs(name, extra, *packages):

@@ -28,7 +28,9 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     print(f'train: nothing to do, the network comes from {source}')
     return
   if isinstance(module, Network):
-    raise ValueError(f"stages: {config.model.name} makes a jaxrec.Network, which has its weights; training takes a Flax linen module, so leave 'train' out")
+    raise ValueError(
+      f"stages: {config.model.name} makes a jaxrec.Network, which has its weights; training takes a Flax linen module, so leave 'train' out"
+    )
   examples = datasets.training_examples(config, data.train.volumes)
   steps_per_epoch = loader.steps_per_epoch(examples, config.train.batch_size)
   num_steps = factory.num_steps(config, steps_per_epoch)
@@ -98,7 +100,9 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     )  # fmt: skip
   if parallel.part == 0 and waited:
     total = time.perf_counter() - start
-    print(f'train: {total:.0f} s, of which the devices waited at most {waited:.0f} s for data (more data.workers read faster)')
+    print(
+      f'train: {total:.0f} s, of which the devices waited at most {waited:.0f} s for data (more data.workers read faster)'
+    )
   if parallel.part == 0 and (checkpointer.latest_step() > done or results.read_json(cost).get('steps') != done):
     write_cost(checkpointer.latest_step())
   checkpointer.close()
@@ -122,7 +126,9 @@ def started(task: Task, config) -> Task:
     state = task.init(key, batch)
     own, given = (jax.tree.map(np.shape, tree) for tree in (state.variables, variables))
     if own != given:
-      raise ValueError(f'train.start_from: {path} is of a network of another size; set model.chans and the like to its own')
+      raise ValueError(
+        f'train.start_from: {path} is of a network of another size; set model.chans and the like to its own'
+      )
     return state.replace(variables=variables)
 
   return task._replace(init=init)
@@ -320,4 +326,6 @@ def generator_of(config, folder: Path, data: datasets.Data, parallel: Parallel):
     raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={own.train.task.name}')
   module, _ = factory.network(own)
   state, _ = restored(own, module, folder, data, parallel)
-  return factory.adversary(own.train.task.generator, _training_sample(own, data), own.train.task.perturbation.relative_radius), state.generator.variables
+  return factory.adversary(
+    own.train.task.generator, _training_sample(own, data), own.train.task.perturbation.relative_radius
+  ), state.generator.variables

@@ -66,14 +66,20 @@ def _by(shape):
 
 def main(arguments: list[str]) -> int:
   """Command line; returns the exit code, and leaves with 2 for wrong arguments."""
-  parser = argparse.ArgumentParser(prog='python -m jaxrec.workflows.verify_data', description='Names every bad file of a data set.')
+  parser = argparse.ArgumentParser(
+    prog='python -m jaxrec.workflows.verify_data', description='Names every bad file of a data set.'
+  )
   parser.add_argument('root', help='folder of the data set')
   parser.add_argument('annotations', nargs='?', help='fastMRI+ boxes (MR)')
   parser.add_argument('--offset', type=float, default=0.0, help='what TIFF and NumPy images add to HU (CT)')
-  parser.add_argument('--layout', default='', help='a source of your own, package.module:factory, as data.layout of a run')
+  parser.add_argument(
+    '--layout', default='', help='a source of your own, package.module:factory, as data.layout of a run'
+  )
   given = parser.parse_args(arguments)
   try:
-    source = datasets.own_source(given.layout, given.root) if given.layout else recognised(given.root, offset=given.offset)
+    source = (
+      datasets.own_source(given.layout, given.root) if given.layout else recognised(given.root, offset=given.offset)
+    )
     if isinstance(source, CT) and given.annotations:
       parser.error('annotations: are boxes of MR, and this is CT')
     if not isinstance(source, CT) and given.offset:

@@ -96,7 +96,9 @@ class _Clock:
   def wait_for(self, whom):
     now = time.monotonic()
     if now > self.end:
-      raise Missing(f'{whom}: did not come; start all processes of the run with the same --coordinator and --num_processes')
+      raise Missing(
+        f'{whom}: did not come; start all processes of the run with the same --coordinator and --num_processes'
+      )
     if now > self.next:
       _say(f'waiting for {whom}')
       self.next = now + 30
@@ -107,7 +109,9 @@ def _gather(port, count, clock):
     dual = socket.has_dualstack_ipv6()
     server = socket.create_server(('', port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual)
   except OSError as error:
-    raise OSError(f'--coordinator: port {port} cannot be used ({error.strerror}); choose another, or end the run that has it') from None
+    raise OSError(
+      f'--coordinator: port {port} cannot be used ({error.strerror}); choose another, or end the run that has it'
+    ) from None
   with server, contextlib.ExitStack() as stack:
     server.settimeout(0.2)
     here = {}
@@ -163,7 +167,11 @@ def _follow_launcher(every: float = 0.5) -> None:
     # nobody has waited for still has its number, but no children any more.
     while os.getppid() == parent and _exists(int(launcher)):
       time.sleep(every)
-    print(f'error: the launcher (process {launcher}) is gone; this process ends too, the same command goes on', file=sys.stderr, flush=True)
+    print(
+      f'error: the launcher (process {launcher}) is gone; this process ends too, the same command goes on',
+      file=sys.stderr,
+      flush=True,
+    )
     os._exit(2)
 
   threading.Thread(target=watch, name='launcher', daemon=True).start()

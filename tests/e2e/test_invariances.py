@@ -7,8 +7,19 @@ import json
 import numpy as np
 import pytest
 
-from configs import adversarial_unet, cnn10, defences, dugan, quickstart, redcnn, wganvgg
-from configs import invariances_cnn10, invariances_mr_unet, invariances_networks, invariances_wganvgg
+from configs import (
+  adversarial_unet,
+  cnn10,
+  defences,
+  dugan,
+  invariances_cnn10,
+  invariances_mr_unet,
+  invariances_networks,
+  invariances_wganvgg,
+  quickstart,
+  redcnn,
+  wganvgg,
+)
 from jaxrec import geometry, models, training
 from jaxrec.data import ldct, singlecoil, sites, synthetic
 from jaxrec.workflows import denoise, factory, verify_data
@@ -45,7 +56,15 @@ def test_samples_are_judged_and_reported(analysed):
   for name in {r['input'] for r in ranks}:
     mine = [float(r['mean_absolute_difference']) for r in ranks if r['input'] == name]
     assert mine == sorted(mine, reverse=True)
-  assert {'detectability.csv', 'noise.csv', 'moved_by_noise.csv', 'differences.csv', 'classes.csv', 'consistency.csv', 'diversity.csv'} <= {p.name for p in workdir.iterdir()}
+  assert {
+    'detectability.csv',
+    'noise.csv',
+    'moved_by_noise.csv',
+    'differences.csv',
+    'classes.csv',
+    'consistency.csv',
+    'diversity.csv',
+  } <= {p.name for p in workdir.iterdir()}
   for r in read(workdir, 'moved_by_noise.csv'):
     assert float(r['dose_0.25_input']) == pytest.approx(1 / np.sqrt(2), rel=0.3) and float(r['realisation']) > 0
 
@@ -77,7 +96,10 @@ def test_ct_data_are_verified(tmp_path, capsys):
   np.save(tmp_path / 'val/full/b.npy', np.full((16, 16), 500.0))
   np.save(tmp_path / 'val/low/b.npy', np.full((16, 16), 500.0))
   assert verify_data.main([str(tmp_path)]) == 2
-  assert 'a.npy' not in (out := capsys.readouterr().out) and 'b.npy: has values from 500 to 500; these are no HU, give --offset' in out
+  assert (
+    'a.npy' not in (out := capsys.readouterr().out)
+    and 'b.npy: has values from 500 to 500; these are no HU, give --offset' in out
+  )
   for dose in ('low', 'full'):
     np.save(tmp_path / f'val/{dose}/a.npy', np.full((16, 16), 24.0))
     np.save(tmp_path / f'val/{dose}/b.npy', np.full((16, 16), 100.0))
@@ -102,10 +124,21 @@ def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
     runs = part.experiments if 'experiments' in part else {'': part}
     for name, run in runs.items():
       module, _ = factory.network(run)
-      load = lambda other: (factory.network(runs[other])[0], {})
+
+      def load(other):
+        return (factory.network(runs[other])[0], {})
+
       if name == 'vae' and profile == '':
         assert run.model.size[0] in (128, 320)
-      build = functools.partial(factory.task, run, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, None, load)
+      build = functools.partial(
+        factory.task,
+        run,
+        module,
+        training.data_parallel(1)._replace(average=lambda tree: tree, axis=None),
+        10,
+        None,
+        load,
+      )
       compared = run.train.task.get('perceptual')
       if compared and profile == '':
         kind, weight = ('vgg19', 0.6893) if run.model.name == 'wganvgg' else ('vgg16', None)
@@ -123,7 +156,10 @@ def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
         assert {sampler.network, sampler.autoencoder, *sampler.flows, *sampler.anatomies} <= set(runs)
 
 
-@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_mr_unet, invariances_networks, wganvgg, adversarial_unet, defences, quickstart])
+@pytest.mark.parametrize(
+  'experiments',
+  [invariances_cnn10, invariances_mr_unet, invariances_networks, wganvgg, adversarial_unet, defences, quickstart],
+)
 def test_one_root_serves_all_runs(experiments):
   config = experiments.get_config('smoke')
   config.data.root = '/data'
@@ -149,7 +185,9 @@ def test_vgg_features_are_asked_for_before_any_training(experiments, where, tmp_
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('experiments', [invariances_cnn10, invariances_wganvgg, invariances_networks, invariances_mr_unet])
+@pytest.mark.parametrize(
+  'experiments', [invariances_cnn10, invariances_wganvgg, invariances_networks, invariances_mr_unet]
+)
 @pytest.mark.parametrize('profile', ['', 'demo'])
 def test_one_seed_serves_all_runs_and_their_phantom(experiments, profile):
   config = experiments.get_config(profile)
@@ -170,7 +208,10 @@ def test_one_vgg_file_serves_all_runs_of_its_kind(tmp_path):
   parts.wganvgg.experiments.vae.train.task.perceptual.vgg = 'vgg16.pth'
   assert {part.experiments.vae.train.task.perceptual.vgg for part in parts.values()} == {'vgg16.pth'}
   assert parts.wganvgg.experiments.denoiser.train.task.perceptual.vgg == ''
-  with pytest.raises(ValueError, match='experiments.cnn10.experiments.vae.train.task.perceptual.vgg: .vgg16.pth. is not allowed; give a file that exists'):
+  with pytest.raises(
+    ValueError,
+    match='experiments.cnn10.experiments.vae.train.task.perceptual.vgg: .vgg16.pth. is not allowed; give a file that exists',
+  ):
     run(config, tmp_path / 'run')
 
 
@@ -180,7 +221,9 @@ def test_weights_of_two_kinds_of_features_are_not_mixed_up(tmp_path):
 
   config = wganvgg.get_config('smoke')
   config.experiments.wganvgg.train.task.perceptual.vgg = __file__
-  with pytest.raises(ValueError, match='has both vgg=.* and network=independent; give one of them, and the perceptual_weight'):
+  with pytest.raises(
+    ValueError, match='has both vgg=.* and network=independent; give one of them, and the perceptual_weight'
+  ):
     run(config, tmp_path / 'run')
 
 
@@ -207,7 +250,9 @@ def test_structures_are_put_where_the_target_shows_them():
   top, left = (128 - rows) // 2, (72 - cols) // 2
   gained = (after - before)[top : top + rows, left : left + cols] / scan.scale
   np.testing.assert_allclose(gained, (changed.target - scan.target) / scan.scale, atol=1e-4)
-  np.testing.assert_allclose(gained, 0.3 * geometry.soft_disc(scan.target.shape, (structure.row, structure.col), 5.0), atol=1e-4)
+  np.testing.assert_allclose(
+    gained, 0.3 * geometry.soft_disc(scan.target.shape, (structure.row, structure.col), 5.0), atol=1e-4
+  )
   dark = scan.replace(target=np.eye(rows, cols, dtype=np.float32))
   assert sites.place_mr(np.random.default_rng(0), dark, structure) is None
 
@@ -216,7 +261,11 @@ SCAN = synthetic.scan(0, rows=48, cols=48, coils=3, acceleration=2, center_fract
 
 
 def mr_sites(**options):
-  return list(sites.sites_mr('a-000', SCAN, **(dict(structures=[(4.0, 0.4)], count=2, repeats=12, few=3, reach=5, seed=0) | options)))
+  return list(
+    sites.sites_mr(
+      'a-000', SCAN, **(dict(structures=[(4.0, 0.4)], count=2, repeats=12, few=3, reach=5, seed=0) | options)
+    )
+  )
 
 
 def test_mr_sites_put_a_structure_into_the_measurement():
@@ -227,7 +276,11 @@ def test_mr_sites_put_a_structure_into_the_measurement():
     # What the sampling lets through of it, under the same noise.
     gained = (site.present[0] - site.absent[:3]).mean(0)
     assert gained[row, col] > 0.1 and np.unravel_index(np.argmax(gained), gained.shape) == (row, col)
-    np.testing.assert_allclose(site.rescan(np.random.default_rng(0), (site.target + site.added)[[0] * 12]).mean(0), site.present[0].mean(0), atol=0.15)
+    np.testing.assert_allclose(
+      site.rescan(np.random.default_rng(0), (site.target + site.added)[[0] * 12]).mean(0),
+      site.present[0].mean(0),
+      atol=0.15,
+    )
 
 
 def test_added_noise_is_that_of_a_worse_scan():

@@ -30,14 +30,19 @@ def test_rows_hold_what_is_known(finished):
     assert float(r['retained']) == pytest.approx(float(r['output']) / float(r['input']), rel=1e-9)
     assert float(r['input_low']) <= float(r['input']) <= float(r['input_high'])
   removed = [r for r in rows if r['network'].startswith('removes')]
-  assert [r['truth'] for r in removed] == ['yes' if float(r['size']) <= 3 and float(r['aim']) > 2 else 'no' for r in removed]
+  assert [r['truth'] for r in removed] == [
+    'yes' if float(r['size']) <= 3 and float(r['aim']) > 2 else 'no' for r in removed
+  ]
 
 
 def test_report_counts_what_the_rows_say(finished):
   _, folder = finished
   page = (folder / 'report.html').read_text()
   rows = results.read_csv(folder / 'detectability.csv')
-  assert f'{sum(r["ignored"] == "yes" for r in rows)} are judged as ignored, {sum(r["truth"] == "yes" for r in rows)} are' in page
+  assert (
+    f'{sum(r["ignored"] == "yes" for r in rows)} are judged as ignored, {sum(r["truth"] == "yes" for r in rows)} are'
+    in page
+  )
   assert (folder / 'figures' / 'retained.png').exists()
   with pytest.raises(results.RunError, match='has no rows to report'):
     known.report(folder / 'figures')
@@ -71,5 +76,7 @@ def test_samples_are_beside_the_search(tmp_path):
   config = invariances_known.get_config('smoke')
   folder = run(config, tmp_path / 'run')
   rows = results.read_csv(folder / 'invariances.csv')
-  assert {r['network'] for r in rows} == {'bottleneck'} and len(rows) == config.known.patients * (1 + len(config.known.diameters))
+  assert {r['network'] for r in rows} == {'bottleneck'} and len(rows) == config.known.patients * (
+    1 + len(config.known.diameters)
+  )
   assert 'Sampling: at most' in (folder / 'report.html').read_text()

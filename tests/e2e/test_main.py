@@ -79,7 +79,10 @@ def test_rows_are_complete_and_consistent(finished):
 
 def test_pictures_belong_to_their_rows(finished):
   workdir, _ = finished
-  rows = {(r['file'], r['slice'].zfill(3), r['annotation'], r['perturbation'], r['attacked'], float(r['strength'])): r for r in results(workdir)}
+  rows = {
+    (r['file'], r['slice'].zfill(3), r['annotation'], r['perturbation'], r['attacked'], float(r['strength'])): r
+    for r in results(workdir)
+  }
   with h5py.File(workdir / 'images.h5') as file:
     assert len(file) == 2 * 4 + 1
     sampled = file['sampling/sampled'][()]
@@ -125,7 +128,9 @@ def test_kills_leave_no_gap_and_no_duplicate(finished, tmp_path):
   whole = progress(workdir)
   moments = sorted(random.Random(0).uniform(0, 0.95 * whole) for _ in range(5))
   for moment in moments:
-    process = subprocess.Popen(command(killed), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+      command(killed), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while progress(killed) <= moment and process.poll() is None:
       time.sleep(0.01)
     assert process.poll() is None
@@ -160,7 +165,11 @@ LISTENING = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL
 def test_ctrl_c_says_how_to_go_on(tmp_path):
   process = subprocess.Popen(
     [sys.executable, '-c', LISTENING, *command(tmp_path / 'run')],
-    cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    cwd=ROOT,
+    env=environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
   for line in process.stdout:
     if line.startswith('train:'):
@@ -177,7 +186,11 @@ MISTAKES = {
   'profile': ([], "'fast' is unknown; choose one of paper, demo, smoke", 'configs/unet_8x.py:fast'),
   'option': (['--config.model.depth=3'], 'depth', None),
   'model': (['--config.model.name=transformer'], "model.name: 'transformer' is unknown", None),
-  'eta': (['--config.perturbation.coil_noise.relative_radius=(-0.1,)'], 'perturbation.coil_noise.relative_radius: -0.1', None),
+  'eta': (
+    ['--config.perturbation.coil_noise.relative_radius=(-0.1,)'],
+    'perturbation.coil_noise.relative_radius: -0.1',
+    None,
+  ),
   'no eta': (['--config.perturbation.coil_noise.relative_radius=(0.0,)'], 'at least one strength above 0', None),
   'norm': (['--config.perturbation.coil_noise.norm=l1'], "perturbation.coil_noise.norm: 'l1' is unknown", None),
   'search': (['--config.search.coil_noise.name=newton'], "search.coil_noise.name: 'newton' is unknown", None),
@@ -186,8 +199,16 @@ MISTAKES = {
   'optimizer': (['--config.train.optimizer=sgd'], "train.optimizer: 'sgd' is unknown", None),
   'root': (['--config.data.root=/nowhere'], "data.root: '/nowhere' is not allowed; give a folder that exists", None),
   'mask': (['--config.data.mask=spiral'], "data.mask: 'spiral' is unknown", None),
-  'weights': (['--config.model.weights=/nowhere.pt'], "model.weights: '/nowhere.pt' is not allowed; give a file that exists", None),
-  'annotations': (['--config.data.root={data}', '--config.data.annotations=/none.csv'], "data.annotations: '/none.csv'", None),
+  'weights': (
+    ['--config.model.weights=/nowhere.pt'],
+    "model.weights: '/nowhere.pt' is not allowed; give a file that exists",
+    None,
+  ),
+  'annotations': (
+    ['--config.data.root={data}', '--config.data.annotations=/none.csv'],
+    "data.annotations: '/none.csv'",
+    None,
+  ),
   'section': (['--config.perturbation.translation.max_pixels=(1.0,)'], "has no section or option 'translation'", None),
   'boxes': (['--config.data.boxes=largest'], "data.boxes: 'largest' is unknown", None),
   'flag': (['--wrkdir=x'], 'wrkdir', None),
@@ -239,7 +260,13 @@ def test_a_mistake_gives_one_line_and_exit_code_2(kind, tmp_path, dataset, capsy
   arguments, words, config = MISTAKES[kind]
   arguments = [a.format(data=dataset) for a in arguments]
   if kind != 'no config':
-    stages = [] if kind == 'stage' else ['--config.stages=("attack",)'] if kind not in ('optimizer', 'no such config', 'profile') else []
+    stages = (
+      []
+      if kind == 'stage'
+      else ['--config.stages=("attack",)']
+      if kind not in ('optimizer', 'no such config', 'profile')
+      else []
+    )
     arguments = [f'--config={config or "configs/unet_8x.py:smoke"}', f'--workdir={tmp_path}/run', *stages, *arguments]
   code, captured = run_main(capsys, monkeypatch, arguments)
   assert code == 2
@@ -251,13 +278,21 @@ def test_a_study_of_ones_own_needs_no_file_of_the_repository(tmp_path, capsys, m
   """Perturbation, search, objective and network come from a module beside a config in another folder."""
   shutil.copytree(ROOT / 'examples' / 'own', tmp_path / 'study')
   monkeypatch.setattr(sys, 'path', [*sys.path])
-  arguments = [f'--config={tmp_path}/study/study.py:smoke', f'--workdir={tmp_path}/run', '--config.attack.max_examples=1']
+  arguments = [
+    f'--config={tmp_path}/study/study.py:smoke',
+    f'--workdir={tmp_path}/run',
+    '--config.attack.max_examples=1',
+  ]
   code, captured = run_main(capsys, monkeypatch, arguments)
   assert code == 0, captured.err
   text = (tmp_path / 'run' / 'report.html').read_text()
   assert 'Worst-case ghosting' in text and '>0.3 radians<' in text
   for row in results(tmp_path / 'run'):
-    assert row['unit'] == 'radians' and row['model'] == 'parts:smoothed' and row['steps'] == ('3' if float(row['strength']) else '0')
+    assert (
+      row['unit'] == 'radians'
+      and row['model'] == 'parts:smoothed'
+      and row['steps'] == ('3' if float(row['strength']) else '0')
+    )
     assert abs(float(row['delta'])) <= float(row['strength']) + 1e-6
     assert (float(row['objective_adv']) > float(row['objective_clean'])) == (float(row['strength']) > 0)
   for n, (words, option) in enumerate((
@@ -299,7 +334,12 @@ def test_bad_files_are_skipped_counted_and_listed(finished, dataset, tmp_path):
   first.write_bytes(first.read_bytes()[:2000])
   with h5py.File(second, 'r+') as file:
     file['kspace'][1] = np.nan
-  arguments = (f'--config.data.root={data}', f'--config.data.annotations={data}/annotations.csv', '--config.attack.max_examples=0', '--config.train.max_validation=1')
+  arguments = (
+    f'--config.data.root={data}',
+    f'--config.data.annotations={data}/annotations.csv',
+    '--config.attack.max_examples=0',
+    '--config.train.max_validation=1',
+  )
   done = launch(tmp_path / 'run', *arguments)
   assert done.returncode == 0, done.stderr
   assert 'skipped 2 bad files' in done.stdout
@@ -315,7 +355,9 @@ def test_verify_data_names_bad_files(dataset, tmp_path):
   bad = sorted((data / 'multicoil_val').glob('*.h5'))[0]
   bad.write_bytes(bad.read_bytes()[:2000])
   run = [sys.executable, '-m', 'jaxrec.workflows.verify_data']
-  done = subprocess.run([*run, str(data), str(data / 'annotations.csv')], cwd=ROOT, env=environment(), capture_output=True, text=True)
+  done = subprocess.run(
+    [*run, str(data), str(data / 'annotations.csv')], cwd=ROOT, env=environment(), capture_output=True, text=True
+  )
   assert done.returncode == 2 and f'bad: {bad}' in done.stdout and 'usable boxes' in done.stdout
   good = subprocess.run([*run, str(dataset)], cwd=ROOT, env=environment(), capture_output=True, text=True)
   assert good.returncode == 0, good.stdout + good.stderr
@@ -323,7 +365,9 @@ def test_verify_data_names_bad_files(dataset, tmp_path):
 
 @pytest.mark.fault
 def test_a_run_folder_of_another_config_is_refused(finished, capsys, monkeypatch):
-  code, captured = run_main(capsys, monkeypatch, ['--config=configs/unet_8x.py:smoke', f'--workdir={finished[0]}', '--config.seed=7'])
+  code, captured = run_main(
+    capsys, monkeypatch, ['--config=configs/unet_8x.py:smoke', f'--workdir={finished[0]}', '--config.seed=7']
+  )
   assert code == 2 and 'seed=0, now it is 7' in captured.err
 
 

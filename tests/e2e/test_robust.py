@@ -31,7 +31,9 @@ def test_both_players_are_trained_attacked_and_reported(compared):
     rows = list(csv.DictReader(stream))
   found = {(r['perturbation'], r['split'], round(float(r['strength']), 3)) for r in rows}
   etas = [0.0, *(round(e, 3) for e in adversarial_unet.ETAS.values())]
-  assert found == {(p, s, e) for p in ('generator', 'shared_generator', 'image_noise') for s in ('train', 'val') for e in etas}
+  assert found == {
+    (p, s, e) for p in ('generator', 'shared_generator', 'image_noise') for s in ('train', 'val') for e in etas
+  }
   clean = {r['ssim_image_mean'] for r in rows if r['strength'] == '0.0' and r['split'] == 'val'}
   assert len(clean) == 1
   assert all(0 <= float(r['budget_used']) <= 1 for r in rows)
@@ -43,12 +45,15 @@ def test_both_players_are_trained_attacked_and_reported(compared):
 
 def test_a_frozen_network_is_the_trained_one(compared):
   workdir, _ = compared
-  frozen, standard = (training.Checkpointer(workdir / name / 'checkpoints') for name in ('generator_standard', 'standard'))
+  frozen, standard = (
+    training.Checkpointer(workdir / name / 'checkpoints') for name in ('generator_standard', 'standard')
+  )
   config = adversarial_unet.get_config('smoke').experiments.standard
   data = datasets.data(config, workdir / 'standard')
   module, _ = factory.network(config)
   variables = [
-    train.restored(config, module, workdir / name, data, training.data_parallel(1))[1] for name in ('generator_standard', 'standard')
+    train.restored(config, module, workdir / name, data, training.data_parallel(1))[1]
+    for name in ('generator_standard', 'standard')
   ]
   jax.tree.map(np.testing.assert_array_equal, *variables)
   frozen.close()

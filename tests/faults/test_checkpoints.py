@@ -71,7 +71,9 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(kind, folder, capsys):
     assert checkpointer.latest_step() == 3
     np.testing.assert_equal(checkpointer.restore(STATE), state(3))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and re.search(rf'^warning: {folder}/last: checkpoint 6 \(.*\) is damaged.* from 3, 3 steps are lost', lines[0])
+    assert len(lines) == 1 and re.search(
+      rf'^warning: {folder}/last: checkpoint 6 \(.*\) is damaged.* from 3, 3 steps are lost', lines[0]
+    )
     checkpointer.save_last(6, state(6))
   with opened(folder) as checkpointer:
     np.testing.assert_equal(checkpointer.restore(STATE), state(6))
@@ -83,8 +85,14 @@ def test_nothing_is_taken_where_all_are_damaged(which, steps, folder):
   for step in steps:
     flip(largest(folder / f'{which}/{step}'))
   with opened(folder) as checkpointer:
-    for read in (lambda: checkpointer.restore(STATE, which=which), checkpointer.latest_step if which == 'last' else checkpointer.best_score):
-      with pytest.raises(CheckpointError, match=f'^{folder}/{which}: every checkpoint is damaged .* has changed.*; delete {folder} to train') as caught:
+    for read in (
+      lambda: checkpointer.restore(STATE, which=which),
+      checkpointer.latest_step if which == 'last' else checkpointer.best_score,
+    ):
+      with pytest.raises(
+        CheckpointError,
+        match=f'^{folder}/{which}: every checkpoint is damaged .* has changed.*; delete {folder} to train',
+      ) as caught:
         read()
       assert '\n' not in str(caught.value)
   # What the message advises.
@@ -99,7 +107,10 @@ def test_a_checkpoint_without_digests_is_read_or_named(folder):
   with opened(folder) as checkpointer:
     np.testing.assert_equal(checkpointer.restore(STATE), state(6))
   largest(folder / 'last/6').unlink()
-  with opened(folder) as checkpointer, pytest.raises(CheckpointError, match=f'^{folder}/last/6: is damaged .*; delete it') as caught:
+  with (
+    opened(folder) as checkpointer,
+    pytest.raises(CheckpointError, match=f'^{folder}/last/6: is damaged .*; delete it') as caught,
+  ):
     checkpointer.restore(STATE)
   assert '\n' not in str(caught.value)
 
@@ -122,7 +133,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(which, folder, capfd):
 
   kept = sorted(folder.glob('*/*'))
   with opened(folder) as checkpointer, full_disk():
-    with pytest.raises(CheckpointError, match=f'^{folder}/{which}/9: cannot be written .*; free the disk, then') as caught:
+    with pytest.raises(
+      CheckpointError, match=f'^{folder}/{which}/9: cannot be written .*; free the disk, then'
+    ) as caught:
       save(checkpointer)
   assert '\n' not in str(caught.value) and not capfd.readouterr().err
   assert sorted(folder.glob('*/*')) == kept

@@ -49,4 +49,3 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   before = cost.read_bytes()
   go()
   assert cost.read_bytes() == before
-

@@ -49,10 +49,16 @@ def pipe(path):
 
 
 HOSTILE = {
-  '10^12 elements of k-space': (claim('kspace', (2, 2, 10**6, 10**6), chunks=(1, 1, 48, 48)), 'kspace claims slices of .* MiB each'),
+  '10^12 elements of k-space': (
+    claim('kspace', (2, 2, 10**6, 10**6), chunks=(1, 1, 48, 48)),
+    'kspace claims slices of .* MiB each',
+  ),
   '10^8 slices': (claim('kspace', (10**8, 2, 48, 48), chunks=(1, 1, 48, 48)), 'kspace claims 100000000 slices'),
   'a chunk of 2 GiB': (claim('kspace', (2, 2, 8000, 8000), chunks=(2, 2, 8000, 8000)), 'kspace claims chunks of'),
-  'a target of 10^12': (claim('reconstruction_rss', (2, 10**6, 10**6), chunks=(1, 48, 48)), 'reconstruction_rss claims slices'),
+  'a target of 10^12': (
+    claim('reconstruction_rss', (2, 10**6, 10**6), chunks=(1, 48, 48)),
+    'reconstruction_rss claims slices',
+  ),
   'one row': (few_rows, r'kspace has shape \(2, 2, 1, 48\); SSIM needs 7 rows'),
   'a pipe': (pipe, 'is no regular file'),
   'a folder': (lambda p: (p.unlink(), p.mkdir()), 'is no regular file'),
@@ -126,13 +132,19 @@ def test_a_full_disk_and_a_kill_leave_no_part_of_a_phantom(kind, tmp_path, monke
   # Its bar would meet the full disk too.
   monkeypatch.setenv('TQDM_DISABLE', '1')
   write = PHANTOMS[kind]
-  with full_disk(1000), pytest.raises(DataError, match=f'^{tmp_path}/.*h5: cannot be written .*; free the disk, then') as caught:
+  with (
+    full_disk(1000),
+    pytest.raises(DataError, match=f'^{tmp_path}/.*h5: cannot be written .*; free the disk, then') as caught,
+  ):
     write(tmp_path)
   assert '\n' not in str(caught.value) and not [p for p in tmp_path.rglob('*') if p.is_file()]
   path = Path(str(caught.value).split(':')[0])
   gone = subprocess.Popen(['true'])
   gone.wait()
-  left, alive, other = (path.with_name(f'{path.name}.{end}.tmp') for end in (f'{socket.gethostname()}.{gone.pid}', f'{socket.gethostname()}.{os.getppid()}', 'elsewhere.1'))
+  left, alive, other = (
+    path.with_name(f'{path.name}.{end}.tmp')
+    for end in (f'{socket.gethostname()}.{gone.pid}', f'{socket.gethostname()}.{os.getppid()}', 'elsewhere.1')
+  )
   for part in (left, alive, other):
     part.write_bytes(b'x')
   write(tmp_path)
@@ -156,8 +168,16 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
       raise ValueError('UNet: an image of (8, 8) is too small for pools=4\nsecond line')
     for (name, found), case, sample in itertools.product(engine.sweeps.items(), cases, samples):
       strengths = np.zeros(len(found.strengths))
-      outcome = Outcome(dict.fromkeys(('objective_clean', 'objective_adv', 'delta'), strengths), sample.target, sample.target, strengths)
-      yield name, sample.target[None], {}, [(0, place, outcome) for place in case.places(sample, engine.settings.aims)], 1.0
+      outcome = Outcome(
+        dict.fromkeys(('objective_clean', 'objective_adv', 'delta'), strengths), sample.target, sample.target, strengths
+      )
+      yield (
+        name,
+        sample.target[None],
+        {},
+        [(0, place, outcome) for place in case.places(sample, engine.settings.aims)],
+        1.0,
+      )
 
   monkeypatch.setattr(Engine, '_outcomes', outcomes)
   monkeypatch.setattr(attack, 'trained', lambda *_: (attack.factory.network(config)[0], None))
@@ -180,14 +200,19 @@ def test_a_sweep_goes_on_without_bad_files_and_names_them(sweep, volumes):
   assert 'attack: skipped 3 bad files' in said and f'{volumes[0]}: slice 1 of kspace holds NaN' in said
   run = volumes[0].parents[1] / 'run'
   listed = results.read_json(run / 'skipped-00000.json')['files']
-  assert listed[f'{volumes[1]} slice 0'] == f'{volumes[1]}: cannot be attacked (UNet: an image of (8, 8) is too small for pools=4)'
+  assert (
+    listed[f'{volumes[1]} slice 0']
+    == f'{volumes[1]}: cannot be attacked (UNet: an image of (8, 8) is too small for pools=4)'
+  )
   # What was skipped is tried again.
   found, said = sweep()
   assert found == everything - {(volumes[0].stem, 1)} and 'skipped 1 bad files' in said
 
 
 def test_a_sweep_of_nothing_is_an_error(sweep, volumes):
-  with pytest.raises(DataError, match=f'attack: no example could be attacked; the first: {volumes[0]}: cannot be attacked'):
+  with pytest.raises(
+    DataError, match=f'attack: no example could be attacked; the first: {volumes[0]}: cannot be attacked'
+  ):
     sweep(refused=[str(v) for v in volumes])
 
 

@@ -162,19 +162,34 @@ def test_dicom_becomes_a_derived_series(command, tmp_path):
   assert command()[0] == 0
   sources, made = ([pydicom.dcmread(tmp_path / folder / f'{i}.dcm') for i in range(2)] for folder in ('in', 'out'))
   for i, (source, result) in enumerate(zip(sources, made)):
-    for name in ('PatientID', 'PatientName', 'StudyInstanceUID', 'ImagePositionPatient', 'PixelSpacing', 'SliceThickness', 'SOPClassUID'):
+    for name in (
+      'PatientID',
+      'PatientName',
+      'StudyInstanceUID',
+      'ImagePositionPatient',
+      'PixelSpacing',
+      'SliceThickness',
+      'SOPClassUID',
+    ):
       assert result[name] == source[name]
     assert list(result.ImageType) == ['DERIVED', 'SECONDARY', 'AXIAL']
-    assert result.SOPInstanceUID != source.SOPInstanceUID and result.file_meta.MediaStorageSOPInstanceUID == result.SOPInstanceUID
+    assert (
+      result.SOPInstanceUID != source.SOPInstanceUID
+      and result.file_meta.MediaStorageSOPInstanceUID == result.SOPInstanceUID
+    )
     assert result.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
     assert result.SeriesDescription == 'Thorax B30f denoised' and 'of run run, weights ' in result.DerivationDescription
     assert 'PixelPaddingValue' not in result
-    np.testing.assert_allclose(result.pixel_array * float(result.RescaleSlope) + float(result.RescaleIntercept), image(i) + 100, atol=0.5)
+    np.testing.assert_allclose(
+      result.pixel_array * float(result.RescaleSlope) + float(result.RescaleIntercept), image(i) + 100, atol=0.5
+    )
   assert made[0].SeriesInstanceUID == made[1].SeriesInstanceUID != '1.2.3.4'
   assert made[0].SOPInstanceUID != made[1].SOPInstanceUID
   # The same weights make the same image again, others never do.
   again = tmp_path / 'again.dcm'
-  ct_images.write_dicom(tmp_path / 'in/0.dcm', again, image(), network='n', digest=made[0].DerivationDescription.split()[-1])
+  ct_images.write_dicom(
+    tmp_path / 'in/0.dcm', again, image(), network='n', digest=made[0].DerivationDescription.split()[-1]
+  )
   assert pydicom.dcmread(again).SOPInstanceUID == made[0].SOPInstanceUID
   ct_images.write_dicom(tmp_path / 'in/0.dcm', again, 20 * image(), network='n', digest='other')
   other = pydicom.dcmread(again)

@@ -148,7 +148,6 @@ TOGETHER = {
 }  # fmt: skip
 
 
-
 @pytest.mark.parametrize('name, option, value, words', [
   ('invariances_cnn10', 'invariances.scans', 1, 'a whole number from 2'),
   ('invariances_cnn10', 'invariances.samplers.denoiser.network', 'vae', 'is not among detect.networks'),
@@ -203,7 +202,9 @@ def test_runs_that_are_named_are_trained_before_or_exist(name, option, run, tmp_
   with section.unlocked():
     section[leaf] = run
   wrong = run if isinstance(run, str) else run[-1]
-  with pytest.raises(ValueError, match=f"^{option}: '{wrong}' is no run folder and none that is trained before; choose among "):
+  with pytest.raises(
+    ValueError, match=f"^{option}: '{wrong}' is no run folder and none that is trained before; choose among "
+  ):
     options.check(config, tmp_path / 'all')
   (tmp_path / 'all' / wrong).mkdir(parents=True)
   options.check(config, tmp_path / 'all')

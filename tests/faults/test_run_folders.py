@@ -28,7 +28,9 @@ with results.exclusive(sys.argv[1]):
 @pytest.fixture
 def holder(tmp_path):
   """Another process that writes to the folder `run`."""
-  process = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path / 'run')], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLDER, str(tmp_path / 'run')], cwd=ROOT, stdout=subprocess.PIPE, text=True
+  )
   assert process.stdout.readline() == 'held\n'
   yield process
   process.kill()
@@ -41,7 +43,9 @@ def test_a_second_run_is_refused_until_the_first_is_gone(holder, tmp_path, capsy
   code, captured = run_main(capsys, monkeypatch, ['--config=configs/unet_8x.py:smoke', f'--workdir={folder}'])
   lines = [line for line in captured.err.splitlines() if line.startswith('error: ')]
   assert code == 2 and len(lines) == 1
-  assert re.search(rf'{folder}: is in use by process {holder.pid} on .*, started 20.*another workdir.*delete {folder}/.lock', lines[0])
+  assert re.search(
+    rf'{folder}: is in use by process {holder.pid} on .*, started 20.*another workdir.*delete {folder}/.lock', lines[0]
+  )
   assert sorted(folder.rglob('*')) == before
   # Other processes of the same run leave the lock to process 0.
   with results.exclusive(folder, part=1):
@@ -82,7 +86,15 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 
 def row(slice_index):
-  return {'file': 'a', 'slice': slice_index, 'annotation': 0, 'perturbation': 'noise', 'attacked': 'image', 'strength': 0.1, 'network': 'n'}
+  return {
+    'file': 'a',
+    'slice': slice_index,
+    'annotation': 0,
+    'perturbation': 'noise',
+    'attacked': 'image',
+    'strength': 0.1,
+    'network': 'n',
+  }
 
 
 def full_folder(folder):
@@ -200,5 +212,7 @@ def test_the_launcher_gives_one_line_and_exit_code_2(name, tmp_path, capsys, mon
   (folder / name).write_text('[1]\n')
   code, captured = run_main(capsys, monkeypatch, arguments)
   lines = captured.err.splitlines()
-  assert code == 2 and len(lines) == 1 and lines[0].startswith(f'error: {folder / name}: ') and 'holds a list' in lines[0]
+  assert (
+    code == 2 and len(lines) == 1 and lines[0].startswith(f'error: {folder / name}: ') and 'holds a list' in lines[0]
+  )
   assert (folder / name).read_text() == '[1]\n'

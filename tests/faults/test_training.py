@@ -19,9 +19,13 @@ def walk():
   """A task whose loss tells its step, its batch and its key."""
 
   def step(state, batch, key):
-    return {'step': state['step'] + 1, 'sum': state['sum'] + batch.sum()}, {'loss': state['sum'] + batch.sum() + jax.random.uniform(key)}
+    return {'step': state['step'] + 1, 'sum': state['sum'] + batch.sum()}, {
+      'loss': state['sum'] + batch.sum() + jax.random.uniform(key)
+    }
 
-  return training.Task(lambda key, batch: {'step': jnp.int32(0), 'sum': jnp.float32(0)}, step, lambda *_: {}, lambda state: state)
+  return training.Task(
+    lambda key, batch: {'step': jnp.int32(0), 'sum': jnp.float32(0)}, step, lambda *_: {}, lambda state: state
+  )
 
 
 def fit(folder, steps=8, *, batch=lambda i: float(i), **options):

@@ -67,9 +67,22 @@ def test_no_worker_outlives_the_others(case, tmp_path):
   stand_in = tmp_path / 'python'
   stand_in.write_text(STAND_IN)
   stand_in.chmod(0o755)
-  env = {**os.environ, 'PYTHON': str(stand_in), 'PORT': '1', 'PROCESSES': '2', 'GRACE': '1', 'NOTES': str(tmp_path), 'B0': first, 'B1': second}
+  env = {
+    **os.environ,
+    'PYTHON': str(stand_in),
+    'PORT': '1',
+    'PROCESSES': '2',
+    'GRACE': '1',
+    'NOTES': str(tmp_path),
+    'B0': first,
+    'B1': second,
+  }
   launcher = subprocess.Popen(
-    [sys.executable, '-c', LISTENING, 'bash', 'launch/local_processes.sh', '--config=x'], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True
+    [sys.executable, '-c', LISTENING, 'bash', 'launch/local_processes.sh', '--config=x'],
+    cwd=ROOT,
+    env=env,
+    stderr=subprocess.PIPE,
+    text=True,
   )
   until(lambda: (tmp_path / '0').exists() and (tmp_path / '1').exists())
   pids = [int((tmp_path / n).read_text()) for n in '01']
@@ -84,13 +97,17 @@ def test_no_worker_outlives_the_others(case, tmp_path):
   assert not any(map(alive, pids))
 
 
-WORKER = 'import time; from jaxrec.workflows import workers; workers.join(None); print("ready", flush=True); time.sleep(60)'
+WORKER = (
+  'import time; from jaxrec.workflows import workers; workers.join(None); print("ready", flush=True); time.sleep(60)'
+)
 
 
 @pytest.mark.parametrize('start', ['{} &', 'bash -c "{}; true" &'], ids=['direct', 'through a wrapper'])
 def test_a_worker_without_launcher_ends_itself(start, tmp_path):
   """After `kill -9` of the launcher, which nobody can trap."""
-  (tmp_path / 'worker.py').write_text(f'import os\nopen({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))\n{WORKER}')
+  (tmp_path / 'worker.py').write_text(
+    f'import os\nopen({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))\n{WORKER}'
+  )
   line = start.format(f'{sys.executable} {tmp_path}/worker.py')
   launcher = subprocess.Popen(
     ['bash', '-c', f'export JAXREC_LAUNCHER=$$; {line} wait'], cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)},
@@ -108,7 +125,12 @@ def test_a_worker_that_starts_too_late_ends_itself():
   gone = subprocess.Popen(['true'])
   gone.wait()
   done = subprocess.run(
-    [sys.executable, '-c', WORKER], cwd=ROOT, env={**os.environ, 'JAXREC_LAUNCHER': str(gone.pid)}, capture_output=True, text=True, timeout=60
+    [sys.executable, '-c', WORKER],
+    cwd=ROOT,
+    env={**os.environ, 'JAXREC_LAUNCHER': str(gone.pid)},
+    capture_output=True,
+    text=True,
+    timeout=60,
   )
   assert done.returncode == 2 and 'is gone' in done.stderr
 
@@ -148,7 +170,9 @@ def test_processes_meet_and_leave_the_port_free(address, capsys):
 ])  # fmt: skip
 def test_a_missing_process_is_named(numbers, said, ends, address, capsys):
   found = met(address, 3, numbers, limit=1.0)
-  assert all(isinstance(error, workers.Missing) and re.match(words, str(error)) for error, words in zip(found, ends)), found
+  assert all(isinstance(error, workers.Missing) and re.match(words, str(error)) for error, words in zip(found, ends)), (
+    found
+  )
   err = capsys.readouterr().err
   assert all(err.count(line) == 1 for line in said), err
 
@@ -174,7 +198,10 @@ def test_strangers_at_the_port_are_ignored(address):
 
 def test_a_port_in_use_and_wrong_numbers_are_named(address):
   port = int(address.split(':')[1])
-  with socket.create_server(('', port)), pytest.raises(OSError, match=f'--coordinator: port {port} cannot be used .*; choose another'):
+  with (
+    socket.create_server(('', port)),
+    pytest.raises(OSError, match=f'--coordinator: port {port} cannot be used .*; choose another'),
+  ):
     workers._meet(address, 2, 0)
   with pytest.raises(ValueError, match='--coordinator: .* is no address'):
     workers._meet('localhost', 2, 0)

@@ -54,7 +54,9 @@ def torch_dcgan(latent, start, widths):
 
   layers, n_in = [], latent
   for i, n in enumerate(widths):
-    layers.append(nn.ConvTranspose2d(n_in, n, start if i == 0 else 4, 1 if i == 0 else 2, 0 if i == 0 else 1, bias=False))
+    layers.append(
+      nn.ConvTranspose2d(n_in, n, start if i == 0 else 4, 1 if i == 0 else 2, 0 if i == 0 else 1, bias=False)
+    )
     if i < len(widths) - 1:
       layers += [nn.BatchNorm2d(n), nn.PReLU()]
     n_in = n
@@ -107,7 +109,9 @@ def test_sizes_of_the_paper():
 
   net = torch_unet(64, 5, nn.InstanceNorm2d)
   ours = jax.eval_shape(
-    models.build('unet_image', chans=64, pools=5, activation='prelu', upsample='bilinear').init, jax.random.key(0), jnp.ones((320, 320))
+    models.build('unet_image', chans=64, pools=5, activation='prelu', upsample='bilinear').init,
+    jax.random.key(0),
+    jnp.ones((320, 320)),
   )
   assert sum(p.numel() for p in net.parameters()) == sum(int(np.prod(x.shape)) for x in jax.tree.leaves(ours))
   net = torch_dcgan(100, 5, (2048, 1024, 512, 256, 128, 64, 1))

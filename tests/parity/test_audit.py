@@ -36,7 +36,9 @@ def test_the_example_is_short():
 
 
 def double(tree):
-  return jax.tree.map(lambda x: x if x.dtype == bool else np.asarray(x, np.complex128 if x.dtype.kind == 'c' else np.float64), tree)
+  return jax.tree.map(
+    lambda x: x if x.dtype == bool else np.asarray(x, np.complex128 if x.dtype.kind == 'c' else np.float64), tree
+  )
 
 
 @pytest.mark.slow

@@ -75,7 +75,9 @@ def test_varnet_output(tmp_path, sizes, shape):
   assert relative(got, want) < 1e-4
 
 
-@pytest.mark.parametrize('sizes, shape', [pytest.param((8, 9, 6), (4, 150, 131), marks=pytest.mark.slow), ((2, 4, 3), (4, 70, 61))])
+@pytest.mark.parametrize(
+  'sizes, shape', [pytest.param((8, 9, 6), (4, 150, 131), marks=pytest.mark.slow), ((2, 4, 3), (4, 70, 61))]
+)
 def test_varnet_gradient_with_respect_to_kspace(tmp_path, x64, sizes, shape):
   import torch
 
@@ -102,7 +104,15 @@ def test_varnet_gradient_with_respect_to_kspace(tmp_path, x64, sizes, shape):
   assert relative(ours_single, exact) < 2 * relative(single, exact)
 
 
-@pytest.mark.parametrize('chans, shape', [(128, (4, 96, 80)), pytest.param(256, (4, 96, 80), marks=pytest.mark.slow), pytest.param(128, (15, 640, 368), marks=pytest.mark.slow), (128, (4, 150, 131))])
+@pytest.mark.parametrize(
+  'chans, shape',
+  [
+    (128, (4, 96, 80)),
+    pytest.param(256, (4, 96, 80), marks=pytest.mark.slow),
+    pytest.param(128, (15, 640, 368), marks=pytest.mark.slow),
+    (128, (4, 150, 131)),
+  ],
+)
 def test_unet_output(tmp_path, chans, shape):
   import torch
   from fastmri.models import Unet
@@ -118,7 +128,10 @@ def test_unet_output(tmp_path, chans, shape):
   image = np.sqrt((np.abs(np.fft.fftshift(shifted, (-2, -1))) ** 2).sum(0))
   mean, std = image.mean(), image.std(ddof=1)
   with torch.no_grad():
-    want = net(torch.tensor(np.clip((image - mean) / std, -6, 6), dtype=torch.float32)[None, None])[0, 0].numpy() * std + mean
+    want = (
+      net(torch.tensor(np.clip((image - mean) / std, -6, 6), dtype=torch.float32)[None, None])[0, 0].numpy() * std
+      + mean
+    )
   got = jax.jit(module.apply)(variables, k.astype(np.complex64), line.mask, line.acs)
   assert relative(got, want) < 1e-4
 
@@ -172,7 +185,9 @@ def test_masks_are_identical():
     seed = tuple(map(ord, f'file{rng.integers(1e7):07d}.h5')) if rng.uniform() < 0.5 else int(rng.integers(1 << 31))
     offset = int(rng.integers(0, min(accelerations))) if rng.uniform() < 0.3 else None
     try:
-      ours = masks.line_mask(kind, cols, center_fractions=fractions, accelerations=accelerations, seed=seed, offset=offset)
+      ours = masks.line_mask(
+        kind, cols, center_fractions=fractions, accelerations=accelerations, seed=seed, offset=offset
+      )
     except ValueError:
       continue
     drawn, low = create_mask_for_mask_type(kind, fractions, accelerations)((1, cols, 2), offset=offset, seed=seed)

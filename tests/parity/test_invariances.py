@@ -112,7 +112,16 @@ def as_float64(tree):
 
 def test_conditional_vae(x64):
   options = dict(
-    size=(16, 16), latent=16, width=8, blocks=2, chunk=3, classes=5, class_hidden=6, embedding=4, encoder_width=4, stages=(1, 1)
+    size=(16, 16),
+    latent=16,
+    width=8,
+    blocks=2,
+    chunk=3,
+    classes=5,
+    class_hidden=6,
+    embedding=4,
+    encoder_width=4,
+    stages=(1, 1),
   )
   module = models.build('cvae', **options)
   rng = np.random.default_rng(0)

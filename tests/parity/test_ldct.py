@@ -108,7 +108,11 @@ def test_dugan_discriminator():
   variables = jax.jit(module.init)(jax.random.key(0), image)
   params, vectors, names = {}, {}, {}
   for level, block in enumerate(net.down_blocks):
-    names |= {f'down_{level}_residual': block.conv_res, f'down_{level}_1': block.net[0], f'down_{level}_2': block.net[2]}
+    names |= {
+      f'down_{level}_residual': block.conv_res,
+      f'down_{level}_1': block.net[0],
+      f'down_{level}_2': block.net[2],
+    }
     if block.down is not None:
       names[f'down_{level}_stride'] = block.down
   for level, block in zip(reversed(range(2)), net.up_blocks):

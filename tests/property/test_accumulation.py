@@ -34,7 +34,10 @@ def curve(network, devices, micro_batch, folder, *, steps=STEPS):
   parallel = training.data_parallel(devices)
   options = dict(NETWORKS[network])
   task = training.supervised(
-    models.build(options.pop('name'), **options), training.optimizer('adam', 3e-4), micro_batch=micro_batch, average=parallel.average
+    models.build(options.pop('name'), **options),
+    training.optimizer('adam', 3e-4),
+    micro_batch=micro_batch,
+    average=parallel.average,
   )
 
   def batches(start):
@@ -44,16 +47,28 @@ def curve(network, devices, micro_batch, folder, *, steps=STEPS):
 
   tape, checkpointer = [], training.Checkpointer(folder)
   training.fit(
-    task, batches, steps, key=jax.random.key(0), parallel=parallel, writer=tape.append, checkpointer=checkpointer, report_every=1
+    task,
+    batches,
+    steps,
+    key=jax.random.key(0),
+    parallel=parallel,
+    writer=tape.append,
+    checkpointer=checkpointer,
+    report_every=1,
   )
   checkpointer.close()
   return [record['loss'] for record in tape]
 
 
 def spawn(code, devices):
-  env = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'}
+  env = {
+    **os.environ,
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
+  }
   code = f'import json, sys, jax\nfrom tests.property.test_accumulation import curve\n{code}'
-  return subprocess.Popen([sys.executable, '-c', code], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(
+    [sys.executable, '-c', code], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
 
 
 def answers(*processes):
@@ -118,7 +133,9 @@ def test_a_smaller_micro_batch_takes_less_memory():
 
   def needed(micro_batch, remat):
     options = {k: v for k, v in NETWORKS['varnet'].items() if k != 'name'} | {'remat': remat}
-    task = training.supervised(models.build('varnet', **options), training.optimizer('adam', 1e-3), micro_batch=micro_batch)
+    task = training.supervised(
+      models.build('varnet', **options), training.optimizer('adam', 1e-3), micro_batch=micro_batch
+    )
     data = batch_number(0)
     state = jax.eval_shape(task.init, jax.random.key(0), data)
     return memory.needed_memory(jax.jit(task.step, donate_argnums=0).lower(state, data, jax.random.key(0)).compile())

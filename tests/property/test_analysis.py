@@ -81,7 +81,9 @@ def test_a_correction_that_leads_away_is_not_taken():
     observe=lambda v, image: 2.5 * image, encode=None, forward=None, latent=4, decode=lambda v, z, y: z[None],
     inverse=lambda v, noise, y: noise, correct=lambda v, image, seen, y: image + y - seen,
   )  # fmt: skip
-  found = jax.jit(invariances.sample(sampler, num_samples=4, chunk=2, corrections=3))((), jax.random.key(0), jnp.arange(4.0)[None])
+  found = jax.jit(invariances.sample(sampler, num_samples=4, chunk=2, corrections=3))(
+    (), jax.random.key(0), jnp.arange(4.0)[None]
+  )
   np.testing.assert_array_equal(found.images, found.drawn)
   np.testing.assert_array_equal(found.outputs, found.drawn_outputs)
 
@@ -99,10 +101,13 @@ def test_corrections_bring_outputs_closer_and_leave_the_rest():
   )  # fmt: skip
   x = jnp.arange(8.0)[None]
   plain, closer = (
-    jax.jit(invariances.sample(sampler, num_samples=5, chunk=2, corrections=c))((), jax.random.key(0), x) for c in (0, 6)
+    jax.jit(invariances.sample(sampler, num_samples=5, chunk=2, corrections=c))((), jax.random.key(0), x)
+    for c in (0, 6)
   )
   np.testing.assert_array_equal(plain.drawn_outputs, closer.drawn_outputs)
-  before, after = (jax.vmap(lambda y: invariances.distance(closer.output, y))(x) for x in (closer.drawn_outputs, closer.outputs))
+  before, after = (
+    jax.vmap(lambda y: invariances.distance(closer.output, y))(x) for x in (closer.drawn_outputs, closer.outputs)
+  )
   np.testing.assert_allclose(after, before * 0.5**6, rtol=1e-3)
   np.testing.assert_array_equal(plain.images[..., 4:], closer.images[..., 4:])
   with pytest.raises(ValueError, match='corrections: 1 is negative, or the sampler has no correct'):

@@ -42,7 +42,11 @@ def test_power_iteration_finds_the_largest_singular_value(small):
   assert np.all(np.diff(found.trace) >= -1e-4 * found.trace[-1])
   # The direction is feasible, and the change of the image is the Jacobian's.
   np.testing.assert_array_equal(noise.project(found.delta, small), found.delta)
-  moved = np.einsum('rcpijk,pijk->rc', dense.reshape(*small.kspace.shape[1:], *dense.shape[1:]), np.stack([found.delta.real, found.delta.imag]))
+  moved = np.einsum(
+    'rcpijk,pijk->rc',
+    dense.reshape(*small.kspace.shape[1:], *dense.shape[1:]),
+    np.stack([found.delta.real, found.delta.imag]),
+  )
   np.testing.assert_allclose(moved, found.change, atol=1e-3 * np.abs(moved).max())
 
 
@@ -117,7 +121,9 @@ def test_smoothing_is_the_network_where_there_is_no_noise():
   reference = image()
   np.testing.assert_allclose(image(smoothing_samples=2, smoothing_std=0.0), reference, rtol=1e-4, atol=1e-9)
   # More samples come closer to the expectation.
-  few, many, other = (image(smoothing_samples=n, smoothing_std=0.1, smoothing_seed=s) for n, s in ((2, 0), (64, 0), (64, 7)))
+  few, many, other = (
+    image(smoothing_samples=n, smoothing_std=0.1, smoothing_seed=s) for n, s in ((2, 0), (64, 0), (64, 7))
+  )
   assert np.linalg.norm(few - other) > 2 * np.linalg.norm(many - other)
   # There is noise: it moves the image by more than rounding, and its seed matters.
   for one, another in ((few, reference), (many, reference), (many, other)):

@@ -32,7 +32,9 @@ def codes(key, batch):
   """The identity stands for the autoencoder, with a posterior of standard deviation `BLUR`."""
   first, second = jax.random.split(key)
   drawn = images(first, batch.shape[0])
-  return drawn.reshape(-1, 6) + BLUR * jax.random.normal(second, (batch.shape[0], 6)), jax.vmap(lambda x: observe(None, x))(drawn)
+  return drawn.reshape(-1, 6) + BLUR * jax.random.normal(second, (batch.shape[0], 6)), jax.vmap(
+    lambda x: observe(None, x)
+  )(drawn)
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +104,9 @@ def test_samples_share_the_output_and_mismatched_conditions_do_not(fitted):
   x, *others = images(jax.random.key(9), 9)
   found = jax.jit(invariances.sample(sampler, num_samples=100, chunk=30))(variables, jax.random.key(0), x)
   fresh = x + jax.random.normal(jax.random.key(2), (20, *SHAPE))
-  away = jax.jit(invariances.consistency(sampler, chunk=7))(variables, jax.random.key(1), x, found, fresh, jnp.stack(others))
+  away = jax.jit(invariances.consistency(sampler, chunk=7))(
+    variables, jax.random.key(1), x, found, fresh, jnp.stack(others)
+  )
   # Codes are blurred by `BLUR` in every direction, fresh noise has deviation 1.
   assert abs(float(away.gap()) - BLUR) < 0.1
   assert float(jnp.median(away.mismatched)) > 5 * float(jnp.median(away.samples))

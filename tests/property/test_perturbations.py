@@ -129,7 +129,12 @@ BOUNDS = {
   'coil l2': (lambda **o: jaxrec.coil_noise(0.05, **o), 'kspace', (1, 2), 'l2'),
   'coil l2, all coils': (lambda **o: jaxrec.coil_noise(0.05, per_coil=False, **o), 'kspace', (0, 1, 2), 'l2'),
   'coil linf': (lambda **o: jaxrec.coil_noise(0.05, norm='linf', **o), 'kspace', (1, 2), 'linf'),
-  'coil linf, all coils': (lambda **o: jaxrec.coil_noise(0.05, per_coil=False, norm='linf', **o), 'kspace', (0, 1, 2), 'linf'),
+  'coil linf, all coils': (
+    lambda **o: jaxrec.coil_noise(0.05, per_coil=False, norm='linf', **o),
+    'kspace',
+    (0, 1, 2),
+    'linf',
+  ),
   'image l2': (lambda **o: jaxrec.image_noise(0.05, **o), 'image', (1, 2), 'l2'),
   'image linf': (lambda **o: jaxrec.image_noise(0.05, norm='linf', **o), 'image', (1, 2), 'linf'),
 }

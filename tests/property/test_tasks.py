@@ -20,6 +20,7 @@ from jaxrec.fourier import ifft2c, rss
 from jaxrec.models import build, layers
 from jaxrec.models.critics import SpectralConv
 
+
 class Tiny(nn.Module):
   """Two convolutions on the zero-filled image: tasks do not care what they train."""
 
@@ -110,7 +111,9 @@ def two_players(parallel):
 
 def of_images(parallel):
   module = Tiny('batch', parallel.axis)
-  adversary = training.image_adversary(build('dcgan', size=(32, 32), chans=2, depth=1, batch_axis=parallel.axis), latent=3)
+  adversary = training.image_adversary(
+    build('dcgan', size=(32, 32), chans=2, depth=1, batch_axis=parallel.axis), latent=3
+  )
   noise = jaxrec.image_noise(0.1, reference='deviation')
   return training.adversarial(
     module, adam(), adversary, adam(), noise, loss='dssim', epsilon=1.0, average=parallel.average, project=True
@@ -200,7 +203,11 @@ def fit(name, folder, steps, *, poison=None, **options):
 
   def batches(start):
     for i in range(start, 1000):
-      yield data.replace(**{x: getattr(data, x) * np.nan for x in ('target', 'low_dose') if hasattr(data, x)}) if i == poison else data
+      yield (
+        data.replace(**{x: getattr(data, x) * np.nan for x in ('target', 'low_dose') if hasattr(data, x)})
+        if i == poison
+        else data
+      )
 
   tape, checkpointer = Tape(), training.Checkpointer(folder)
 
@@ -209,8 +216,17 @@ def fit(name, folder, steps, *, poison=None, **options):
 
   try:
     state = training.fit(
-      task, batches, steps, key=jax.random.key(0), parallel=parallel, writer=tape, checkpointer=checkpointer, report_every=1,
-      validate=validate, validate_every=2, **options,
+      task,
+      batches,
+      steps,
+      key=jax.random.key(0),
+      parallel=parallel,
+      writer=tape,
+      checkpointer=checkpointer,
+      report_every=1,
+      validate=validate,
+      validate_every=2,
+      **options,
     )
   finally:
     checkpointer.close()
@@ -244,7 +260,9 @@ def test_robust_tasks_meet_a_perturbation(name, whole):
   if name == 'jitter':
     assert abs(first['loss'] - clean) > 1e-5 * clean
   if name in ('consistency', 'jacobian'):
-    assert first['loss'] > first['loss_clean'] and first['distance' if name == 'consistency' else 'amplification'] > 1e-6
+    assert (
+      first['loss'] > first['loss_clean'] and first['distance' if name == 'consistency' else 'amplification'] > 1e-6
+    )
 
 
 def test_free_training_climbs_between_replays():
@@ -283,7 +301,9 @@ def test_every_step_draws_its_own_random_numbers(tmp_path):
 
   task = training.Task(lambda key, batch: {'step': jnp.int32(0)}, step, lambda *_: {}, lambda state: state)
   tape, checkpointer = Tape(), training.Checkpointer(tmp_path)
-  options = dict(key=jax.random.key(0), parallel=training.data_parallel(1), writer=tape, checkpointer=checkpointer, report_every=1)
+  options = dict(
+    key=jax.random.key(0), parallel=training.data_parallel(1), writer=tape, checkpointer=checkpointer, report_every=1
+  )
   training.fit(task, lambda start: iter([np.zeros((1, 1))] * 4), 4, **options)
   checkpointer.close()
   assert [r['step'] for r in tape.records] == [1, 2, 3, 4]

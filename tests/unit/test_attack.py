@@ -15,7 +15,14 @@ from jaxrec.attacks.core import Perturbation
 from jaxrec.audit import program
 from jaxrec.audit.plan import Case
 
-SCORES = ('ssim_region_adv', 'psnr_image_adv', 'nmse_region_adv', 'nmse_image_clean', 'objective_adv', 'objective_clean')
+SCORES = (
+  'ssim_region_adv',
+  'psnr_image_adv',
+  'nmse_region_adv',
+  'nmse_image_clean',
+  'objective_adv',
+  'objective_clean',
+)
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +44,9 @@ def outcomes(net, sweep, scan, regions):
   if sweep.is_grid:
     run = jax.jit(program.by_grid(net, sweep, 1))
     batch = jax.tree.map(lambda x: np.asarray(x)[None], scan)
-    found = run(program.weights(net, sweep), batch, np.stack(regions)[None], np.stack([scan.region] * 2)[None], clean[None])
+    found = run(
+      program.weights(net, sweep), batch, np.stack(regions)[None], np.stack([scan.region] * 2)[None], clean[None]
+    )
     return [jax.tree.map(lambda x, i=i: np.asarray(x[0, i]), found) for i in range(len(regions))]
   run = jax.jit(program.by_search(net, sweep, 1))
   two = jax.tree.map(lambda x: np.stack([x] * len(regions)), scan)
@@ -61,7 +70,11 @@ def assert_aimed(found, scan, region):
 
 def test_the_control_image_is_fully_sampled_and_the_aim_is_the_given_region(boxed, net):
   rng = np.random.default_rng(0)
-  noise = 0.1 * np.abs(boxed.kspace).mean() * (rng.standard_normal(boxed.kspace.shape) + 1j * rng.standard_normal(boxed.kspace.shape))
+  noise = (
+    0.1
+    * np.abs(boxed.kspace).mean()
+    * (rng.standard_normal(boxed.kspace.shape) + 1j * rng.standard_normal(boxed.kspace.shape))
+  )
   noise = np.where(boxed.acquired, noise, 0).astype(np.complex64)
 
   @jaxrec.family('size', unit='relative', title='Fixed noise')
@@ -108,7 +121,9 @@ def test_rows_are_those_of_attack_one_by_one(rows, boxed, net):
   def alone(name, strength, aimed):
     sweep = {'noise': NOISE, 'turn': TURN}[name]
     # Angles that are too large are projected, onto points of the grid.
-    return jaxrec.attack(net.reconstruct, sweep.at(strength), sweep.search, sweep.objective)(None, jax.random.key(0), aimed)
+    return jaxrec.attack(net.reconstruct, sweep.at(strength), sweep.search, sweep.objective)(
+      None, jax.random.key(0), aimed
+    )
 
   for aim, region in (('region', boxed.region), ('image', np.ones_like(boxed.region))):
     for row in rows:
@@ -117,7 +132,9 @@ def test_rows_are_those_of_attack_one_by_one(rows, boxed, net):
       found = alone(row['perturbation'], row['strength'], boxed.replace(region=region))
       assert row['objective_adv'] == pytest.approx(float(found.loss), rel=1e-4)
       assert row['budget_used'] == pytest.approx(float(found.budget), abs=1e-4)
-      assert row['nmse_region_adv'] == pytest.approx(float(jaxrec.metrics.nmse(found.adversarial, boxed.target, boxed.scale, boxed.region)), rel=1e-4)
+      assert row['nmse_region_adv'] == pytest.approx(
+        float(jaxrec.metrics.nmse(found.adversarial, boxed.target, boxed.scale, boxed.region)), rel=1e-4
+      )
       assert row['steps'] == (2 if row['perturbation'] == 'noise' else 5)
 
 
@@ -130,7 +147,9 @@ def test_without_a_box_there_is_one_aim_and_every_strength_is_a_row(rows):
   }  # fmt: skip
   assert len(keys) == len(want) and set(keys) == want
   for row in rows:
-    assert row['objective_adv'] >= row['objective_clean'] and (row['strength'] > 0 or row['objective_adv'] == row['objective_clean'])
+    assert row['objective_adv'] >= row['objective_clean'] and (
+      row['strength'] > 0 or row['objective_adv'] == row['objective_clean']
+    )
 
 
 class Counted:
@@ -176,7 +195,9 @@ def test_a_folder_goes_on_where_it_was_and_belongs_to_one_audit(boxed, net, tmp_
         raise Interrupted
       return super().__getitem__(name)
 
-  run = functools.partial(jaxrec.audit, {'a': net}, Stops(samples), {'noise': NOISE}, folder=tmp_path / 'run', pictures=1)
+  run = functools.partial(
+    jaxrec.audit, {'a': net}, Stops(samples), {'noise': NOISE}, folder=tmp_path / 'run', pictures=1
+  )
   with pytest.raises(Interrupted):
     run()
   stored = tmp_path / 'run' / 'a' / 'rows' / '00000.jsonl'
@@ -196,7 +217,9 @@ def test_a_folder_goes_on_where_it_was_and_belongs_to_one_audit(boxed, net, tmp_
   with pytest.raises(ValueError, match='was made with attacks.noise.strengths'):
     jaxrec.audit({'a': net}, samples, {'noise': dataclasses.replace(NOISE, strengths=(0.01,))}, folder=tmp_path / 'run')
   with pytest.raises(ValueError, match='was made with data.digest'):
-    jaxrec.audit({'a': net}, {**samples, 'two': boxed.replace(kspace=2 * boxed.kspace)}, {'noise': NOISE}, folder=tmp_path / 'run')
+    jaxrec.audit(
+      {'a': net}, {**samples, 'two': boxed.replace(kspace=2 * boxed.kspace)}, {'noise': NOISE}, folder=tmp_path / 'run'
+    )
   assert json.loads((tmp_path / 'run' / 'a' / 'provenance.json').read_text())['one_program'] is True
 
 
@@ -242,7 +265,10 @@ MISTAKES = {
   'strength': (dict(strengths=(2.0,)), '2.0 is above 1.*0.02 is 2%'),
   'no strength': (dict(strengths=(0.0,)), 'at least one strength above 0'),
   'undeclared': (dict(family=lambda size: None), 'declares no strength'),
-  'restarts': (dict(search=jaxrec.restarts(jaxrec.pgd(), num_restarts=2)), "num_restarts: 2 starts would all be the same.*start='random'"),
+  'restarts': (
+    dict(search=jaxrec.restarts(jaxrec.pgd(), num_restarts=2)),
+    "num_restarts: 2 starts would all be the same.*start='random'",
+  ),
   'random': (dict(search=jaxrec.random_search(num_samples=3)), 'num_samples: 3 starts would all be the same'),
 }
 
@@ -253,7 +279,9 @@ def test_mistakes_are_named(kind, boxed, net):
   options = dict(options)
   with pytest.raises(ValueError, match=words):
     sweep = jaxrec.Sweep(
-      options.pop('family', jaxrec.coil_noise), options.pop('strengths', (0.1,)), options.pop('search', jaxrec.pgd(num_steps=1))
+      options.pop('family', jaxrec.coil_noise),
+      options.pop('strengths', (0.1,)),
+      options.pop('search', jaxrec.pgd(num_steps=1)),
     )
     jaxrec.audit(options.pop('networks', {'a': net}), [boxed], {'noise': sweep}, **options)
 
@@ -263,7 +291,9 @@ def test_slices_of_different_shapes_share_a_batch_size(boxed, net):
   rows = jaxrec.audit({'a': net}, [boxed, small, boxed], {'turn': TURN}, batch_size=2, aims=('image',))
   (clean,) = {r['objective_clean'] for r in rows if r['file'] == 'sample-0001'}
   assert clean == pytest.approx(float(jaxrec.region_mse()(net(small), small)), rel=1e-4)
-  assert [r['objective_adv'] for r in rows if r['file'] == 'sample-0000'] == [r['objective_adv'] for r in rows if r['file'] == 'sample-0002']
+  assert [r['objective_adv'] for r in rows if r['file'] == 'sample-0000'] == [
+    r['objective_adv'] for r in rows if r['file'] == 'sample-0002'
+  ]
 
 
 def test_a_case_with_several_boxes_has_a_place_for_each(boxed):

@@ -50,7 +50,9 @@ def drawn(dtype=np.float32, features=6):
   return z, rng.standard_normal((32, 4, 4)).astype(dtype)
 
 
-@pytest.mark.parametrize('bits, tolerance, features', [pytest.param(32, 1e-4, 6, marks=pytest.mark.slow), (64, 1e-10, 7)])
+@pytest.mark.parametrize(
+  'bits, tolerance, features', [pytest.param(32, 1e-4, 6, marks=pytest.mark.slow), (64, 1e-10, 7)]
+)
 def test_the_flow_inverts_and_knows_its_determinant(bits, tolerance, features, request):
   if bits == 64:
     request.getfixturevalue('x64')
@@ -65,7 +67,9 @@ def test_the_flow_inverts_and_knows_its_determinant(bits, tolerance, features, r
   if bits == 64:
     jacobian = jax.jit(jax.jacobian(lambda x, y: module.apply(variables, x[None], y[None])[0][0]))
     for i in range(3):
-      np.testing.assert_allclose(logdet[i], np.linalg.slogdet(jacobian(jnp.asarray(z[i]), y[i]))[1], rtol=1e-8, atol=1e-8)
+      np.testing.assert_allclose(
+        logdet[i], np.linalg.slogdet(jacobian(jnp.asarray(z[i]), y[i]))[1], rtol=1e-8, atol=1e-8
+      )
 
 
 @pytest.mark.slow
@@ -115,13 +119,27 @@ def test_spectral_norm_converges_to_the_largest_singular_value():
 
 
 def test_vae_without_condition_ignores_it():
-  sizes = dict(size=(16, 16), latent=8, width=8, blocks=2, chunk=2, classes=3, class_hidden=4, embedding=2, encoder_width=2, stages=(1, 1))
+  sizes = dict(
+    size=(16, 16),
+    latent=8,
+    width=8,
+    blocks=2,
+    chunk=2,
+    classes=3,
+    class_hidden=4,
+    embedding=2,
+    encoder_width=2,
+    stages=(1, 1),
+  )
   module = models.build('cvae', **sizes, conditional=False)
   x = jnp.ones((2, 16, 16))
   shapes = jax.eval_shape(module.init, jax.random.key(0), x, x, jax.random.key(1))
   # Nothing as condition is enough.
   image, mean, _ = jax.eval_shape(module.apply, shapes, x, None, jax.random.key(2))
   assert image.shape == x.shape and mean.shape == (2, 8)
-  for option, words in ((dict(size=(18, 16)), 'size: .* no multiple of 2\\^2'), (dict(latent=4), 'latent: 4 is too short')):
+  for option, words in (
+    (dict(size=(18, 16)), 'size: .* no multiple of 2\\^2'),
+    (dict(latent=4), 'latent: 4 is too short'),
+  ):
     with pytest.raises(ValueError, match=words):
       jax.eval_shape(models.build('cvae', **{**sizes, **option}).init, jax.random.key(0), x, x, jax.random.key(1))

@@ -61,6 +61,7 @@ def test_phantoms_follow_from_their_seed_and_have_all_sizes():
   with pytest.raises(ValueError, match='phantom'):
     synthetic.volume(0, rows=8, cols=8)
 
+
 @pytest.mark.parametrize('write, data', [
   (partial(synthetic.write_dataset, slices=1, rows=32, cols=32, coils=1), 'kspace'), (partial(chest.write_dataset, slices=1, repeats=1, pixels=64, nodules=1), 'full_dose'),
 ], ids=['knee', 'chest'])  # fmt: skip
@@ -327,7 +328,9 @@ def test_training_draws_a_new_mask_every_epoch_and_the_same_one_again(dataset):
     for inserted in (None, dict(count=3, diameters=(4.0,), contrasts=(0.5,)))
   )
   place = np.unravel_index((spots.target - plain.target).argmax(), plain.target.shape)
-  assert (spots.target - plain.target)[place] > 0.3 * plain.scale and (spots.low_dose - plain.low_dose)[place] > 0.05 * plain.scale
+  assert (spots.target - plain.target)[place] > 0.3 * plain.scale and (spots.low_dose - plain.low_dose)[
+    place
+  ] > 0.05 * plain.scale
 
 
 def test_evaluation_sees_every_example_once():
@@ -375,7 +378,9 @@ def test_boxes_left_out_are_counted_once(splits, tmp_path):
   root, drawn = datasets._phantom(dict(config.data.phantom), tmp_path / 'run', None)
   lines = drawn.read_text().splitlines()
   config.data.root, config.data.annotations = str(root), str(tmp_path / 'a.csv')
-  (tmp_path / 'a.csv').write_text('\n'.join([*lines, 'elsewhere,0,No,4,5,6,7,cyst', 'elsewhere,0,Yes,,,,,study']) + '\n')
+  (tmp_path / 'a.csv').write_text(
+    '\n'.join([*lines, 'elsewhere,0,No,4,5,6,7,cyst', 'elsewhere,0,Yes,,,,,study']) + '\n'
+  )
   chosen, skipped = datasets.examples(config, datasets.data(config, tmp_path / 'run'))
   assert skipped == {'unknown file': 1, 'study level': 1} and len(chosen) == 3 * len(splits)
 

@@ -5,7 +5,19 @@ import importlib
 
 import pytest
 
-MODULES = ['fourier', 'geometry', 'masks', 'metrics', 'attacks.core', 'attacks.families', 'attacks.perturbations', 'audit.public', 'models.unet', 'models.varnet', 'networks']
+MODULES = [
+  'fourier',
+  'geometry',
+  'masks',
+  'metrics',
+  'attacks.core',
+  'attacks.families',
+  'attacks.perturbations',
+  'audit.public',
+  'models.unet',
+  'models.varnet',
+  'networks',
+]
 
 
 @pytest.mark.parametrize('name', MODULES)

@@ -98,7 +98,9 @@ def test_patches_are_drawn_by_patient_and_reach_every_pixel(phantom):
   for i in range(400):
     patch = ldct.read_patch(series, (i,)).low_dose
     at = np.argwhere(whole == patch[0, 0])
-    corners |= {tuple(a) for a in at if a.max() <= 24 and np.array_equal(whole[a[0] : a[0] + 40, a[1] : a[1] + 40], patch)}
+    corners |= {
+      tuple(a) for a in at if a.max() <= 24 and np.array_equal(whole[a[0] : a[0] + 40, a[1] : a[1] + 40], patch)
+    }
   rows, cols = zip(*corners)
   assert min(rows) == min(cols) == 0 and max(rows) == max(cols) == 24
   lung = ldct.read_patch(series, (1,), (-950.0, -600.0))
@@ -106,7 +108,9 @@ def test_patches_are_drawn_by_patient_and_reach_every_pixel(phantom):
   assert -950 <= middle <= -600
 
 
-ADDED = np.stack([c / ldct.STD * geometry.soft_disc((32, 32), (16, 16), 3.0) for c in (100.0, 400.0)]).astype(np.float32)
+ADDED = np.stack([c / ldct.STD * geometry.soft_disc((32, 32), (16, 16), 3.0) for c in (100.0, 400.0)]).astype(
+  np.float32
+)
 
 
 def test_sites_are_the_repeats_of_the_twin_with_structures_put_in(phantom):
@@ -118,13 +122,19 @@ def test_sites_are_the_repeats_of_the_twin_with_structures_put_in(phantom):
   for (row, col), site in zip(places, found):
     cut = slice(row - 16, row + 16), slice(col - 16, col + 16)
     np.testing.assert_array_equal(site.absent, ldct.normalise(again[:4, cut[0], cut[1]]))
-    np.testing.assert_allclose(site.present - site.absent[:2], np.broadcast_to(ADDED[:, None], (2, 2, 32, 32)), atol=1e-5)
+    np.testing.assert_allclose(
+      site.present - site.absent[:2], np.broadcast_to(ADDED[:, None], (2, 2, 32, 32)), atol=1e-5
+    )
     assert site.corner == (13, 13) and site.rescan is None
     # The full dose without the structures that the phantom holds, up to the noise of thinning.
     low, full = ldct.read_hu(series, 0)
     np.testing.assert_allclose(site.target, ldct.normalise((full + twin - low)[cut]), atol=1e-5)
   with pytest.raises(DataError, match='cannot be read|no such|does not exist|is no file'):
-    next(sites.sites_ct(series._replace(path=f'{series.path}.none'), 0, places, added=ADDED, repeats=4, few=2, reach=3, seed=0))
+    next(
+      sites.sites_ct(
+        series._replace(path=f'{series.path}.none'), 0, places, added=ADDED, repeats=4, few=2, reach=3, seed=0
+      )
+    )
   assert sites.places_ct(series, 0, count=2, side=32, centre_hu=(5000.0, 6000.0), seed=0) == []
 
 
@@ -140,7 +150,10 @@ def test_a_new_scan_of_the_anatomy_looks_like_the_recorded_ones():
   away = again.mean(0) - clean
   assert np.abs(away[inner].mean()) < 40
   # Four times the dose, half of the noise, where no detector starves.
-  worse, better = (np.stack([chest.rescan(rng, clean, photons=1e6, dose=dose) for _ in range(24)]).std(0)[inner].mean() for dose in (0.1, 0.4))
+  worse, better = (
+    np.stack([chest.rescan(rng, clean, photons=1e6, dose=dose) for _ in range(24)]).std(0)[inner].mean()
+    for dose in (0.1, 0.4)
+  )
   assert better == pytest.approx(worse / 2, rel=0.15)
 
 
@@ -211,7 +224,11 @@ def dicom(path, pixels, **changes):
   )  # fmt: skip
   for name, value in {**fields, **changes}.items():
     setattr(data, name, value)
-  data.PixelData = pydicom.encaps.encapsulate([b'\xff\x4f\xff\x51 nonsense']) if meta.TransferSyntaxUID.is_compressed else pixels.astype('<u2').tobytes()
+  data.PixelData = (
+    pydicom.encaps.encapsulate([b'\xff\x4f\xff\x51 nonsense'])
+    if meta.TransferSyntaxUID.is_compressed
+    else pixels.astype('<u2').tobytes()
+  )
   data['PixelData'].VR = 'OW'
   path.parent.mkdir(parents=True, exist_ok=True)
   data.save_as(path, enforce_file_format=True)
@@ -222,7 +239,15 @@ def tcia(root, patient='C001', numbers=(1, 2, 3), shape=(32, 32)):
   for dose, spread in (('Low', 200), ('Full', 20)):
     for k in numbers:
       pixels = np.clip(1000 + spread * rng.standard_normal(shape), 0, 4095).astype(np.uint16)
-      dicom(root / 'LDCT-and-Projection-data' / patient / '01-01-2019-NA-NA-1' / f'1.000000-{dose} Dose Images-1' / f'1-{k}.dcm', pixels)
+      dicom(
+        root
+        / 'LDCT-and-Projection-data'
+        / patient
+        / '01-01-2019-NA-NA-1'
+        / f'1.000000-{dose} Dose Images-1'
+        / f'1-{k}.dcm',
+        pixels,
+      )
   split = root / 'split.json'
   split.write_text(json.dumps({'train': ['C*'], 'val': ['C002']}))
   return split

@@ -36,7 +36,9 @@ def test_the_loss_of_unets_is_in_units_of_their_input():
   scan = synthetic.scan(0, rows=64, cols=36, coils=2)
   seen = singlecoil.zero_filled(scan)
   assert scan.target.shape != scan.kspace.shape[-2:]
-  full = np.pad(1.1 * scan.target, [((n - c) // 2, n - c - (n - c) // 2) for n, c in zip(scan.kspace.shape[-2:], scan.target.shape)])
+  full = np.pad(
+    1.1 * scan.target, [((n - c) // 2, n - c - (n - c) // 2) for n, c in zip(scan.kspace.shape[-2:], scan.target.shape)]
+  )
   np.testing.assert_allclose(loss(full, scan), loss(1.1 * scan.target, seen), rtol=1e-4)
 
 
@@ -68,7 +70,9 @@ class BrightnessMap(nn.Module):
 @pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
 def test_wasserstein_of_a_linear_critic(share):
   w = RNG.standard_normal(REAL.shape[1:]).astype(np.float32) / 10
-  loss, apart = gan.wasserstein(lambda x: jnp.sum(w * x, (1, 2)), (REAL,), (MADE,), share * np.ones((3, 1, 1), np.float32), 10.0)
+  loss, apart = gan.wasserstein(
+    lambda x: jnp.sum(w * x, (1, 2)), (REAL,), (MADE,), share * np.ones((3, 1, 1), np.float32), 10.0
+  )
   distance = (w * (REAL - MADE)).sum((1, 2)).mean()
   np.testing.assert_allclose(apart, distance, rtol=1e-5)
   np.testing.assert_allclose(loss, 10 * (np.linalg.norm(w) - 1) ** 2 - distance, rtol=1e-4)
@@ -134,7 +138,15 @@ def test_divergence_of_the_code_is_that_of_normal_distributions():
 
   data = batch(REAL[:2], MADE[:2])
   task = training.cvae(
-    Fixed(), optax.sgd(0.0), Brightness(), optax.sgd(0.0), lambda x: x, image=lambda b: b.target, l1_weight=1.0, kl_weight=1.0, adversarial_weight=0.0
+    Fixed(),
+    optax.sgd(0.0),
+    Brightness(),
+    optax.sgd(0.0),
+    lambda x: x,
+    image=lambda b: b.target,
+    l1_weight=1.0,
+    kl_weight=1.0,
+    adversarial_weight=0.0,
   )
   state = training.representation.VAEState(training.TrainState(jnp.int32(0), {}, ()), None)
   found = task.evaluate(state, jax.tree.map(lambda x: x[:1], data))['loss']

@@ -24,7 +24,16 @@ def plain_conv(x, kernel):
   return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-@pytest.mark.parametrize('shape, kernel', [((2, 9, 7, 3), (3, 3, 3, 4)), ((1, 90, 80, 2), (3, 3, 2, 3)), ((1, 6, 8, 4), (3, 3, 4, 16)), ((3, 6, 5, 4), (1, 1, 4, 2)), ((2, 11, 8, 1), (5, 5, 1, 2))])
+@pytest.mark.parametrize(
+  'shape, kernel',
+  [
+    ((2, 9, 7, 3), (3, 3, 3, 4)),
+    ((1, 90, 80, 2), (3, 3, 2, 3)),
+    ((1, 6, 8, 4), (3, 3, 4, 16)),
+    ((3, 6, 5, 4), (1, 1, 4, 2)),
+    ((2, 11, 8, 1), (5, 5, 1, 2)),
+  ],
+)
 def test_convolution_and_its_gradients_equal_the_plain_one(shape, kernel):
   x, k = normal(shape), normal(kernel, 1)
   g = normal((*shape[:3], kernel[-1]), 2)
@@ -46,7 +55,10 @@ def test_pixels_as_channels_change_no_convolution(size, fold):
   np.testing.assert_allclose(layers._kernel_gradient(x, g, shape=k.shape, convolution=folded), want, atol=1e-4)
 
 
-@pytest.mark.parametrize('cols, n_in, n_out, fold', [(368, 6, 6, 8), (368, 18, 9, 4), (184, 18, 18, 4), (92, 36, 36, 2), (46, 9, 9, 2), (45, 9, 9, 1), (368, 72, 72, 1)])
+@pytest.mark.parametrize(
+  'cols, n_in, n_out, fold',
+  [(368, 6, 6, 8), (368, 18, 9, 4), (184, 18, 18, 4), (92, 36, 36, 2), (46, 9, 9, 2), (45, 9, 9, 1), (368, 72, 72, 1)],
+)
 def test_on_tpus_pixels_fill_the_channels_that_a_register_has(cols, n_in, n_out, fold):
   chosen = layers._wide_conv2d(jnp.zeros((1, 8, cols, n_in)), (3, 3, n_in, n_out))
   assert getattr(chosen, 'keywords', {}).get('fold', 1) == fold
@@ -123,7 +135,9 @@ def test_generators_fill_their_size_and_their_mask(scan):
   np.testing.assert_array_equal(delta, jax.jit(noise.apply)(variables, changed, scan.mask))
 
 
-@pytest.mark.parametrize('style', [dict(activation='prelu', upsample='bilinear'), dict(norm='batch', activation='prelu'), dict(norm='batch')])
+@pytest.mark.parametrize(
+  'style', [dict(activation='prelu', upsample='bilinear'), dict(norm='batch', activation='prelu'), dict(norm='batch')]
+)
 def test_unet_styles_learn_and_evaluate(style):
   module = jaxrec.models.build('unet_image', chans=2, pools=1, **style)
   x = normal((3, 9, 6)) + 5
@@ -133,7 +147,9 @@ def test_unet_styles_learn_and_evaluate(style):
   gradient = jax.jit(jax.grad(lambda p: jnp.sum(module.apply({**variables, 'params': p}, x) ** 2)))(variables['params'])
   assert all(np.any(g != 0) for g in jax.tree.leaves(gradient))
   with pytest.raises(ValueError, match='norm|activation|upsample'):
-    jax.eval_shape(jaxrec.models.build('unet_image', chans=2, pools=1, **{k: 'x' for k in style}).init, jax.random.key(0), x)
+    jax.eval_shape(
+      jaxrec.models.build('unet_image', chans=2, pools=1, **{k: 'x' for k in style}).init, jax.random.key(0), x
+    )
 
 
 def test_small_layers_against_numpy():
@@ -144,7 +160,9 @@ def test_small_layers_against_numpy():
   kernel = np.asarray(normal((2, 2, 2, 3), 1))
   up = np.asarray(layers.upsample_conv2x2(x, kernel))
   np.testing.assert_allclose(up[0, 7, 4], x[0, 3, 2] @ kernel[:, 1, 0], rtol=1e-4)
-  np.testing.assert_array_equal(layers.match_size(x, np.zeros((1, 6, 8, 2))), np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode='reflect'))
+  np.testing.assert_array_equal(
+    layers.match_size(x, np.zeros((1, 6, 8, 2))), np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode='reflect')
+  )
 
 
 def test_moments_are_unbiased_and_safe():
@@ -173,7 +191,9 @@ def test_networks_take_batches_odd_sizes_and_empty_coils(name):
   assert together.shape == (3, 33, 34) and together.dtype == jnp.float32
   alone = jax.jit(reconstruct)(variables, first)
   np.testing.assert_allclose(together[0], alone, atol=1e-4 * float(alone.max()))
-  gradient = jax.jit(jax.grad(lambda k: jnp.mean(reconstruct(variables, empty.replace(kspace=k)) ** 2) * 1e9))(jnp.asarray(empty.kspace))
+  gradient = jax.jit(jax.grad(lambda k: jnp.mean(reconstruct(variables, empty.replace(kspace=k)) ** 2) * 1e9))(
+    jnp.asarray(empty.kspace)
+  )
   assert np.isfinite(gradient).all() and gradient[0].any()
 
 
@@ -208,14 +228,14 @@ def test_an_exported_network_runs_without_jaxrec(tmp_path):
   (tmp_path / 'network').write_bytes(jaxrec.models.export(module, variables, scan))
   arrays = dict(kspace=scan.kspace, mask=scan.mask, acs=scan.acs)
   np.savez(tmp_path / 'scan.npz', image=jax.jit(module.apply)(variables, *arrays.values()), **arrays)
-  code = f'''
+  code = f"""
 import sys
 sys.modules['jaxrec'] = sys.modules['flax'] = None
 import jax.export, numpy as np
 network, scan = jax.export.deserialize(bytearray(open('{tmp_path}/network', 'rb').read())), np.load('{tmp_path}/scan.npz')
 image = network.call(scan['kspace'], scan['mask'], scan['acs'])
 np.testing.assert_allclose(image, scan['image'], rtol=1e-5, atol=1e-5 * float(image.max()))
-print(*network.platforms)'''
+print(*network.platforms)"""
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert done.returncode == 0 and done.stdout.split() == ['cpu', 'cuda', 'tpu'], done.stderr
 

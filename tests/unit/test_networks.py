@@ -70,7 +70,9 @@ def convolved(kernel, scan):
 
 
 def attacked(net, scan, **options):
-  worst = jaxrec.attack(net.reconstruct, jaxrec.coil_noise(0.05), jaxrec.pgd(num_steps=3), jaxrec.region_mse(), **options)
+  worst = jaxrec.attack(
+    net.reconstruct, jaxrec.coil_noise(0.05), jaxrec.pgd(num_steps=3), jaxrec.region_mse(), **options
+  )
   batch = jax.tree.map(lambda x: jnp.stack([x, x]), scan)
   return jax.jit(jax.vmap(worst, (None, None, 0)))(net.variables, jax.random.key(0), batch)
 
@@ -125,7 +127,10 @@ def test_what_is_no_image_is_named(scan):
 def test_weights_are_drawn_as_their_layer_says(scan):
   """Kernels and biases are uniform on +-1/sqrt(fan in), whatever generator draws them, and none repeats another."""
   module = jaxrec.models.UNetRecon(chans=8, pools=2)
-  draw = lambda seed: jaxrec.models.start(module, jax.random.key(seed), scan)
+
+  def draw(seed):
+    return jaxrec.models.start(module, jax.random.key(seed), scan)
+
   variables = draw(0)
   fans = {'/'.join(k.key for k in path): x for path, x in jax.tree.flatten_with_path(variables['params'])[0]}
   large = {name: np.ravel(x) for name, x in fans.items() if x.size > 500 and 'transposed' not in name.lower()}
@@ -134,7 +139,9 @@ def test_weights_are_drawn_as_their_layer_says(scan):
     bound = np.abs(x).max()
     assert abs(x.mean()) < 4 * bound / np.sqrt(3 * x.size) and abs(x.std() - bound / np.sqrt(3)) < 0.06 * bound, name
     fan_in = np.prod(fans[name].shape[:-1])
-    assert bound == pytest.approx(fan_in**-0.5, rel=0.02) or bound == pytest.approx(np.prod(fans[name].shape[1:]) ** -0.5, rel=0.02), name
+    assert bound == pytest.approx(fan_in**-0.5, rel=0.02) or bound == pytest.approx(
+      np.prod(fans[name].shape[1:]) ** -0.5, rel=0.02
+    ), name
   heads = [tuple(np.round(x[:3] * np.abs(x).max() ** -1, 4)) for x in large.values()]
   assert len(set(heads)) == len(heads)
   jax.tree.map(np.testing.assert_array_equal, variables, draw(0))

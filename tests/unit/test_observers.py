@@ -12,7 +12,11 @@ from jaxrec.workflows import detect, places
 SIDE, PATIENTS, SITES, SCANS, FEW = 12, 8, 3, 160, 8
 NOISE = known.texture(SIDE)
 SIZES, AIMS = (2.0, 5.0), (3.0, 5.0)
-KINDS = [places.Kind(d, float(c), aim) for d, mine in zip(SIZES, known.contrasts(NOISE, SIZES, AIMS)) for c, aim in zip(mine, AIMS)]
+KINDS = [
+  places.Kind(d, float(c), aim)
+  for d, mine in zip(SIZES, known.contrasts(NOISE, SIZES, AIMS))
+  for c, aim in zip(mine, AIMS)
+]
 SIGNALS = np.stack([k.contrast * known.structure(SIDE, k.size) for k in KINDS]).astype(np.float32)
 
 
@@ -20,7 +24,9 @@ SIGNALS = np.stack([k.contrast * known.structure(SIDE, k.size) for k in KINDS]).
 def scans():
   """`[patient, site, scan, row, col]` without structures."""
   rng = np.random.default_rng(0)
-  return np.stack([[known.background(rng, SIDE) + known.draw(rng, NOISE, SCANS) for _ in range(SITES)] for _ in range(PATIENTS)])
+  return np.stack(
+    [[known.background(rng, SIDE) + known.draw(rng, NOISE, SCANS) for _ in range(SITES)] for _ in range(PATIENTS)]
+  )
 
 
 def seen(network, scans):
@@ -28,7 +34,10 @@ def seen(network, scans):
   absent = np.asarray(f(scans)).reshape(*scans.shape[:3], -1)
   shown = scans[:, :, None, :FEW] + SIGNALS[:, None]
   present = np.asarray(f(shown)).reshape(*shown.shape[:4], -1)
-  patients = [observers.statistics_of([observers.site_statistics(a, (p - a[:FEW]).mean(1)) for a, p in zip(*sites)]) for sites in zip(absent, present)]
+  patients = [
+    observers.statistics_of([observers.site_statistics(a, (p - a[:FEW]).mean(1)) for a, p in zip(*sites)])
+    for sites in zip(absent, present)
+  ]
   return detect.Seen(absent, observers.Statistics(*(np.stack(x) for x in zip(*patients))))
 
 
@@ -82,7 +91,9 @@ def test_projection_is_judged_to_ignore_what_it_removes_and_nothing_else(scans, 
 
 
 def test_opening_sees_large_structures_better(scans, before):
-  found = observers.observe(seen(lambda x: known.opening(x, 3), scans).statistics).detectability() / before[1].detectability()
+  found = (
+    observers.observe(seen(lambda x: known.opening(x, 3), scans).statistics).detectability() / before[1].detectability()
+  )
   assert found[0] < found[2] and found[1] < found[3] and found[1] < 0.5
 
 
@@ -90,7 +101,8 @@ def test_templates_never_see_the_patients_that_they_judge(before):
   statistics_of = before[0].statistics
   judged = (before[1].fold == 1)[:, None, None]
   changed = statistics_of._replace(
-    signals=np.where(judged, 7.0, statistics_of.signals), covariances=statistics_of.covariances * np.where(judged, 1e6, 1)
+    signals=np.where(judged, 7.0, statistics_of.signals),
+    covariances=statistics_of.covariances * np.where(judged, 1e6, 1),
   )
   np.testing.assert_array_equal(observers.observe(changed).templates[1], before[1].templates[1])
   assert np.abs(observers.observe(changed).templates[0] - before[1].templates[0]).max() > 1e-3
@@ -101,7 +113,9 @@ def test_templates_never_see_the_patients_that_they_judge(before):
   (dict(output=verdict.Estimate(0.9, 0.5, 1.01)), False),
 ])  # fmt: skip
 def test_every_part_of_the_verdict_turns_it_alone(low, expected):
-  base = verdict.Verdict(verdict.Estimate(3, 2.1, 4), verdict.Estimate(0.8, 0.6, 0.99), verdict.Estimate(0.27, 0.2, 0.49))
+  base = verdict.Verdict(
+    verdict.Estimate(3, 2.1, 4), verdict.Estimate(0.8, 0.6, 0.99), verdict.Estimate(0.27, 0.2, 0.49)
+  )
   assert base._replace(**low).ignored is expected
 
 
@@ -172,7 +186,9 @@ def test_detectability_does_not_depend_on_how_well_the_template_is_learnt():
 def test_a_network_that_loses_everything_is_blind(scans, before):
   after = seen(lambda x: 0 * x, scans)
   detection = observers.observe(after.statistics)
-  assert (detection.detectability() == 0).all() and all(v.ignored for v in verdict.judge(before[1], detection, draws=500))
+  assert (detection.detectability() == 0).all() and all(
+    v.ignored for v in verdict.judge(before[1], detection, draws=500)
+  )
   bench = detect.Bench(before[0], after, before[1], detection)
   tests = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bench.tests(0, 1))
   run = jax.jit(witness.search(lambda x: 0 * x, SIDE, num_steps=5))

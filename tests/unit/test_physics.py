@@ -58,7 +58,9 @@ def test_rotation_is_unitary_with_exact_inverse(shape, degrees):
   x, y = draw(shape), draw(shape, 1)
   np.testing.assert_allclose(geometry.rotate(geometry.rotate(x, degrees), -degrees), x, atol=1e-5)
   assert_adjoint(lambda x: geometry.rotate(x, degrees), lambda y: geometry.rotate(y, -degrees), x, y)
-  np.testing.assert_allclose(geometry.rotate_kspace(fourier.fft2c(x), degrees), fourier.fft2c(geometry.rotate(x, degrees)), atol=1e-5)
+  np.testing.assert_allclose(
+    geometry.rotate_kspace(fourier.fft2c(x), degrees), fourier.fft2c(geometry.rotate(x, degrees)), atol=1e-5
+  )
 
 
 def blob(row, col, shape=(65, 64)):
@@ -84,16 +86,22 @@ def test_shift_moves_and_inverts():
   x = jnp.asarray(blob(0, 3))
   moved = geometry.shift(x, jnp.array([1.5, -2.25]))
   np.testing.assert_allclose(moved, blob(1.5, 0.75), atol=1e-5)
-  np.testing.assert_allclose(fourier.ifft2c(geometry.shift_kspace(fourier.fft2c(x), jnp.array([1.5, -2.25]))).real, moved, atol=1e-5)
+  np.testing.assert_allclose(
+    fourier.ifft2c(geometry.shift_kspace(fourier.fft2c(x), jnp.array([1.5, -2.25]))).real, moved, atol=1e-5
+  )
   z = draw((7, 8))
-  np.testing.assert_allclose(geometry.shift(geometry.shift(z, jnp.array([0.3, 2.7])), jnp.array([-0.3, -2.7])), z, atol=1e-5)
+  np.testing.assert_allclose(
+    geometry.shift(geometry.shift(z, jnp.array([0.3, 2.7])), jnp.array([-0.3, -2.7])), z, atol=1e-5
+  )
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 9), st.integers(0, 9))
 @settings(max_examples=25, deadline=None)
 def test_pad_then_crop_is_the_identity(rows, cols, more_rows, more_cols):
   x = draw((2, rows, cols), kind=np.float32)
-  np.testing.assert_array_equal(geometry.center_crop(geometry.center_pad(x, (rows + more_rows, cols + more_cols)), (rows, cols)), x)
+  np.testing.assert_array_equal(
+    geometry.center_crop(geometry.center_pad(x, (rows + more_rows, cols + more_cols)), (rows, cols)), x
+  )
 
 
 def test_crop_of_too_small_an_image_says_so():
@@ -102,7 +110,9 @@ def test_crop_of_too_small_an_image_says_so():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(masks.KINDS), st.integers(40, 400), st.sampled_from([(0.08, 4), (0.04, 8)]), st.integers(0, 1 << 31))
+@given(
+  st.sampled_from(masks.KINDS), st.integers(40, 400), st.sampled_from([(0.08, 4), (0.04, 8)]), st.integers(0, 1 << 31)
+)
 def test_masks_sample_their_centre_and_repeat(kind, cols, setting, seed):
   fraction, acceleration = setting
   options = dict(center_fractions=[fraction], accelerations=[acceleration], seed=seed)
@@ -176,7 +186,9 @@ def test_ssim_of_a_box_is_that_of_the_cropped_box():
   np.testing.assert_allclose(metrics.ssim(x, y, jnp.float32(3.0), region), want, atol=1e-5)
 
 
-@pytest.mark.parametrize('box', [(slice(10, 13), slice(10, 30)), (slice(0, 2), slice(0, 2)), (slice(29, 30), slice(32, 33))])
+@pytest.mark.parametrize(
+  'box', [(slice(10, 13), slice(10, 30)), (slice(0, 2), slice(0, 2)), (slice(29, 30), slice(32, 33))]
+)
 def test_ssim_of_boxes_smaller_than_the_window_is_finite(box):
   x, y = draw((30, 33), 0, np.float32), draw((30, 33), 1, np.float32)
   region = np.zeros((30, 33), np.float32)

@@ -22,7 +22,9 @@ from jaxrec.workflows import plan, targets
 ROOT = Path(__file__).parents[2]
 SIZES = dict(num_cascades=3, chans=2, pools=1, sens_chans=2, sens_pools=1)
 EXTRAS = {'h100': 'jax_cuda12_plugin', 'rtx2080ti': 'jax_cuda12_plugin', 'v5e:16x16': 'libtpu', 'v5p:4x8x8': 'libtpu'}
-COLLECTIVE = re.compile(r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)\b')
+COLLECTIVE = re.compile(
+  r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)\b'
+)
 
 
 def smoke(name='unet_8x', **changes):
@@ -32,7 +34,9 @@ def smoke(name='unet_8x', **changes):
 
 
 def needs(target):
-  return pytest.mark.skipif(importlib.util.find_spec(EXTRAS[target]) is None, reason=f'{target} needs the package {EXTRAS[target]}')
+  return pytest.mark.skipif(
+    importlib.util.find_spec(EXTRAS[target]) is None, reason=f'{target} needs the package {EXTRAS[target]}'
+  )
 
 
 def step_of(**options):
@@ -47,7 +51,10 @@ PROGRAMS = {
   'product': (lambda: X @ X.T, 2 * 4 * 4 * 6),
   'complex product': (lambda: (1j * X) @ X.T, 4 * 2 * 4 * 4 * 6),
   'convolution': (lambda: models.layers.conv2d(IMAGE, K), 2 * 80 * 5 * 9 * 2),
-  'its gradients': (lambda: jax.grad(lambda k, x: models.layers.conv2d(x, k).sum(), (0, 1))(K, IMAGE), 3 * 2 * 80 * 5 * 9 * 2),
+  'its gradients': (
+    lambda: jax.grad(lambda k, x: models.layers.conv2d(x, k).sum(), (0, 1))(K, IMAGE),
+    3 * 2 * 80 * 5 * 9 * 2,
+  ),
   'transform': (lambda: jnp.fft.fft(jnp.ones((3, 8), 'complex64')), 3 * 5 * 8 * 3),
   'loop': (lambda: lax.scan(lambda c, _: (c @ c, None), jnp.ones((5, 5)), None, length=7)[0], 7 * 250),
   'branches': (lambda: lax.cond(X[0, 0] > 0, lambda: X @ X.T, lambda: jnp.zeros((4, 4))), 2 * 4 * 4 * 6),
@@ -86,7 +93,11 @@ def test_a_plan_tells_what_a_device_can_hold(tmp_path, capsys):
   config = smoke(programs=('train',))
   here = training.data_parallel(1)
   (row,) = plan.run(config, tmp_path, here)
-  assert row['at_once'] == config.train.batch_size == row['batch'] and 0 < row['gbytes'] < row['limit_gbytes'] and row['gflop'] > 0
+  assert (
+    row['at_once'] == config.train.batch_size == row['batch']
+    and 0 < row['gbytes'] < row['limit_gbytes']
+    and row['gflop'] > 0
+  )
   assert 'train' in capsys.readouterr().out and (tmp_path / 'plan.csv').read_text().startswith('config,program,target')
   (work,) = plan.programs(config, here)
   # Tried: the whole batch, and one example.
@@ -94,7 +105,15 @@ def test_a_plan_tells_what_a_device_can_hold(tmp_path, capsys):
   assert none['at_once'] == 0 and none['batch'] == row['batch'] and 0 < none['gbytes'] and none['gflop'] == row['gflop']
 
 
-@pytest.mark.parametrize('name, words', [('h101', 'unknown; choose here, one of h200'), ('v5e', 'unknown'), ('h100', r'jaxrec\[cuda\]'), ('v5e:4x4', r'jaxrec\[tpu\]')])
+@pytest.mark.parametrize(
+  'name, words',
+  [
+    ('h101', 'unknown; choose here, one of h200'),
+    ('v5e', 'unknown'),
+    ('h100', r'jaxrec\[cuda\]'),
+    ('v5e:4x4', r'jaxrec\[tpu\]'),
+  ],
+)
 def test_targets_that_cannot_be_had_are_named(name, words, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda package: None)
   with pytest.raises(ValueError, match=f'plan.targets: .*{words}') as caught:
@@ -105,8 +124,12 @@ def test_targets_that_cannot_be_had_are_named(name, words, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [pytest.param(n, marks=needs(n)) for n in ('h100', 'rtx2080ti')])
 def test_absent_cards_have_a_plan(name, tmp_path):
-  rows = plan.run(smoke(targets=(name,), programs=('train', 'coil_noise', 'rotation')), tmp_path, training.data_parallel(1))
-  assert [r['program'] for r in rows] == ['train', 'coil_noise', 'rotation'] and all(r['gbytes'] > 0 and r['at_once'] for r in rows)
+  rows = plan.run(
+    smoke(targets=(name,), programs=('train', 'coil_noise', 'rotation')), tmp_path, training.data_parallel(1)
+  )
+  assert [r['program'] for r in rows] == ['train', 'coil_noise', 'rotation'] and all(
+    r['gbytes'] > 0 and r['at_once'] for r in rows
+  )
 
 
 def sweep(devices, options):
@@ -125,7 +148,9 @@ def check_sweep(text):
 
 
 def test_a_sweep_spreads_over_devices_without_a_word_between_them():
-  code = 'import jax; from tests.unit.test_plan import *; check_sweep(sweep(jax.devices(), {})); print(len(jax.devices()))'
+  code = (
+    'import jax; from tests.unit.test_plan import *; check_sweep(sweep(jax.devices(), {})); print(len(jax.devices()))'
+  )
   env = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'}
   done = subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0 and done.stdout.strip() == '8', done.stderr
@@ -142,7 +167,9 @@ def test_a_sweep_spreads_over_a_pod_without_a_word_between_chips(name):
 def test_a_described_step_averages_over_its_devices():
   """What is planned is what `Parallel.compile` runs, with its one average."""
   here = training.data_parallel(1)
-  task = training.supervised(models.build('unet_recon', chans=2, pools=1), training.optimizer('adam', 1e-3), average=here.average)
+  task = training.supervised(
+    models.build('unet_recon', chans=2, pools=1), training.optimizer('adam', 1e-3), average=here.average
+  )
   batch = loader.stack([synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(2)])
   state, key = task.init(jax.random.key(0), batch), jax.random.key(1)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), (state, batch, key))
@@ -150,4 +177,6 @@ def test_a_described_step_averages_over_its_devices():
   state, keys = jax.tree.map(np.asarray, state), key[None]
   want = here.compile(task.step)(here.replicate(state), here.shard(batch), keys)
   got = planned(state, batch, keys)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.tree.map(np.asarray, got), here.first(want))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.tree.map(np.asarray, got), here.first(want)
+  )

@@ -72,7 +72,10 @@ def test_every_changed_digit_is_found(tmp_path, capsys):
 
 def test_numbers_are_written_in_the_formats_of_the_readme():
   row = dict(a='0.0049', b='-0.25', c='12000', d='9e-6', e='0.159', f='1.11')
-  assert check.render('{a:~.2f} {a:.2f} {b:~.1f} {c:,d} {d:.0e} {e:.1%} {f:~.3f} {d}', row) == '.00 0.00 -.2 12,000 9e-6 15.9% 1.110 9e-6'
+  assert (
+    check.render('{a:~.2f} {a:.2f} {b:~.1f} {c:,d} {d:.0e} {e:.1%} {f:~.3f} {d}', row)
+    == '.00 0.00 -.2 12,000 9e-6 15.9% 1.110 9e-6'
+  )
 
 
 def test_rows_that_are_missing_or_too_many_are_named_and_written(written, capsys):

@@ -31,7 +31,11 @@ def configs():
   """Configs at full size by name; `quickstart` and `invariances_known` have none."""
   names = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
   found = {name: importlib.import_module(f'configs.{name}') for name in names}
-  return {name: m.get_config('') for name, m in found.items() if hasattr(m, 'get_config') and name not in ('quickstart', 'invariances_known')}
+  return {
+    name: m.get_config('')
+    for name, m in found.items()
+    if hasattr(m, 'get_config') and name not in ('quickstart', 'invariances_known')
+  }
 
 
 def runs_of(config, name):
@@ -53,14 +57,23 @@ def flat(section, prefix):
 def fields(name):
   """Options of a network that a config may leave out, with their defaults."""
   found = registry._MODULES[name].__dataclass_fields__
-  return {k: f.default for k, f in found.items() if k not in ('parent', 'name') and f.default is not dataclasses.MISSING}
+  return {
+    k: f.default for k, f in found.items() if k not in ('parent', 'name') and f.default is not dataclasses.MISSING
+  }
 
 
 def defaults(section):
   """Options of a task and of its other networks that a config may leave out, with their defaults."""
-  made = {k: p.default for k, p in inspect.signature(factory.TASKS[section.name]).parameters.items() if p.default is not p.empty}
+  made = {
+    k: p.default
+    for k, p in inspect.signature(factory.TASKS[section.name]).parameters.items()
+    if p.default is not p.empty
+  }
   found = {f'train.task.{k}': v for k, v in made.items() if k not in BUILT}
-  for part, name in (('critic', factory.CRITICS.get(section.name)), ('generator', section.get('generator', {}).get('name'))):
+  for part, name in (
+    ('critic', factory.CRITICS.get(section.name)),
+    ('generator', section.get('generator', {}).get('name')),
+  ):
     if name:
       found |= {f'train.task.{part}.{k}': v for k, v in fields(name).items()}
   return found
@@ -92,10 +105,17 @@ def tables():
   """`(patterns of runs, rows)` of every table."""
   found = []
   for section in re.split(r'^## ', (ROOT / 'docs' / 'recipes.md').read_text(), flags=re.M)[1:]:
-    line = next(l for l in section.splitlines() if l.startswith('Runs: '))
-    cells = [[c.strip() for c in l.strip().strip('|').split('|')] for l in section.splitlines() if l.startswith('| `')]
+    line = next(row for row in section.splitlines() if row.startswith('Runs: '))
+    cells = [
+      [c.strip() for c in row.strip().strip('|').split('|')] for row in section.splitlines() if row.startswith('| `')
+    ]
     assert all(len(row) == 5 for row in cells), section[:60]
-    found.append((re.findall(r'`([^`]+)`', line), [[row[0].strip('`'), row[1].strip('`'), row[2].strip('`'), *row[3:]] for row in cells]))
+    found.append(
+      (
+        re.findall(r'`([^`]+)`', line),
+        [[row[0].strip('`'), row[1].strip('`'), row[2].strip('`'), *row[3:]] for row in cells],
+      )
+    )
   return found
 
 
@@ -135,7 +155,11 @@ def test_the_tables_list_every_hyperparameter_with_its_value(name):
   found = hyperparameters(RUNS[name])
   missing = {k: v for k, v in found.items() if k not in listed}
   assert not missing
-  wrong = {k: (v, value_of(RUNS[name], k)) for k, v in listed.items() if value_of(RUNS[name], k) is not None and not equal(v, value_of(RUNS[name], k))}
+  wrong = {
+    k: (v, value_of(RUNS[name], k))
+    for k, v in listed.items()
+    if value_of(RUNS[name], k) is not None and not equal(v, value_of(RUNS[name], k))
+  }
   assert not wrong, 'listed, configured'
 
 

@@ -19,7 +19,12 @@ def rows_of(network, **values):
   found = []
   for (name, unit), strengths in STRENGTHS.items():
     for aim, patient, strength in itertools.product(('region', 'image'), 'ab', strengths):
-      scores = {f'{m}_{where}_{when}': 0.5 for m in ('ssim', 'psnr', 'nmse') for where in ('region', 'image') for when in ('clean', 'adv')}
+      scores = {
+        f'{m}_{where}_{when}': 0.5
+        for m in ('ssim', 'psnr', 'nmse')
+        for where in ('region', 'image')
+        for when in ('clean', 'adv')
+      }
       found.append({
         'file': patient, 'slice': 0, 'annotation': 1, 'perturbation': name, 'unit': unit, 'attacked': aim, 'strength': strength,
         'patient': patient, 'network': network, 'model': 'unet', 'acceleration': '4', 'budget_used': 1.0, **scores, **values,
@@ -28,14 +33,23 @@ def rows_of(network, **values):
 
 
 def colours(figure):
-  return {line.get_label().split(',')[0]: to_hex(line.get_color()) for axes in figure.axes for line in axes.lines if line.get_label()[0] != '_'}
+  return {
+    line.get_label().split(',')[0]: to_hex(line.get_color())
+    for axes in figure.axes
+    for line in axes.lines
+    if line.get_label()[0] != '_'
+  }
 
 
 def test_a_network_has_one_colour_in_all_figures():
   names = ['b', 'a', 'c']
   look = figures.looks(names)
   rows = [r for n in names for r in rows_of(n) if r['perturbation'] == 'coil_noise']
-  groups = [(f'{n}, {aim}', [r for r in rows if (r['network'], r['attacked']) == (n, aim)]) for n in names for aim in ('region', 'image')]
+  groups = [
+    (f'{n}, {aim}', [r for r in rows if (r['network'], r['attacked']) == (n, aim)])
+    for n in names
+    for aim in ('region', 'image')
+  ]
   angles = np.linspace(-1, 1, 5)
   drawn = [
     figures.strength_curve([r for r in rows if r['network'] != 'a'], 'ssim_region_adv', draws=10, look=look),
@@ -59,7 +73,9 @@ def test_more_networks_than_colours_are_told_apart():
 
 def test_a_unit_of_ones_own_is_the_label_of_the_axis():
   rows = [{**r, 'unit': 'radians'} for r in rows_of('a') if r['perturbation'] == 'rotation']
-  assert 'phase [radians]' == figures.strength_curve(rows, 'ssim_region_adv', axis='phase', draws=10).axes[0].get_xlabel()
+  assert (
+    'phase [radians]' == figures.strength_curve(rows, 'ssim_region_adv', axis='phase', draws=10).axes[0].get_xlabel()
+  )
 
 
 @pytest.mark.parametrize('make', [figures.panel, figures.perturbation_panel])
@@ -73,14 +89,20 @@ def test_lungs_are_not_black(make):
   low, high = shown.get_clim()
   assert low < np.quantile(target, 0.01) and high > np.quantile(target, 0.99)
   # Zero stays black in MR.
-  assert make([('net', {**arrays, **{k: np.abs(target) for k in ('target', 'clean')}})], '').axes[0].images[0].get_clim()[0] == 0
+  assert (
+    make([('net', {**arrays, **{k: np.abs(target) for k in ('target', 'clean')}})], '').axes[0].images[0].get_clim()[0]
+    == 0
+  )
 
 
 def test_the_first_table_is_narrow_and_its_file_has_all_strengths():
   runs = [SimpleNamespace(rows=rows_of(n), label=n, config={}, cost={}) for n in 'ab']
   head, lines = comparison.defences(runs, 10, strongest=True)
   assert len(head) == 11 and all(len(line) == 11 for line in lines)
-  assert [h for h in head if h.startswith('SSIM lost')] == ['SSIM lost, coil_noise 2.5%', 'SSIM lost, rotation 5 degrees']
+  assert [h for h in head if h.startswith('SSIM lost')] == [
+    'SSIM lost, coil_noise 2.5%',
+    'SSIM lost, rotation 5 degrees',
+  ]
   everything, _ = comparison.defences(runs, 10)
   assert len(everything) == 21 and set(head) <= set(everything)
 

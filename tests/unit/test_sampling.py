@@ -1,6 +1,5 @@
 """Samples judged by the observer: linear networks and Gaussian scans, where autoencoder and flow have closed forms."""
 
-
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -16,15 +15,28 @@ NOISE = known.texture(SIDE)
 K = known.covariance(NOISE)
 KINDS = [places.Kind(d, c, 5.0) for d, (c,) in zip((2.0, 5.0), known.contrasts(NOISE, (2.0, 5.0), (5.0,)))]
 ADDED = np.stack([k.contrast * known.structure(SIDE, k.size) for k in KINDS]).astype(np.float32)
-NETWORKS = {'identity': lambda x: x, 'sharpening': known.networks(NOISE, 2.0)['sharpening'].network, 'removal': known.removal(NOISE, 2.0)}
-OPTIONS = ml_collections.ConfigDict(dict(num_samples=12, chunk=6, corrections=0, sites=2, others=2, scales=(1.0,), alpha=0.1))
+NETWORKS = {
+  'identity': lambda x: x,
+  'sharpening': known.networks(NOISE, 2.0)['sharpening'].network,
+  'removal': known.removal(NOISE, 2.0),
+}
+OPTIONS = ml_collections.ConfigDict(
+  dict(num_samples=12, chunk=6, corrections=0, sites=2, others=2, scales=(1.0,), alpha=0.1)
+)
 
 
 def sites(patient):
   rng = np.random.default_rng([3, patient])
   for _ in range(SITES):
     absent = known.draw(rng, NOISE, SCANS)
-    yield Site(absent, absent[None, :FEW] + ADDED[:, None], (0, 0), np.zeros((SIDE, SIDE), np.float32), ADDED, lambda r, a: a + known.draw(r, NOISE, len(a)))
+    yield Site(
+      absent,
+      absent[None, :FEW] + ADDED[:, None],
+      (0, 0),
+      np.zeros((SIDE, SIDE), np.float32),
+      ADDED,
+      lambda r, a: a + known.draw(r, NOISE, len(a)),
+    )
 
 
 ASKED = places.Question(KINDS, {f'p{i}': (lambda i=i: sites(i)) for i in range(PATIENTS)}, SIDE, 1.0, [])
@@ -51,7 +63,12 @@ def closed_form(network):
 def prior(value):
   """Anatomies that are always this one."""
   return invariances.Sampler(
-    observe=lambda _, x: x, encode=None, forward=None, inverse=lambda _, v, y: v, latent=1, decode=lambda _, z, y: jnp.broadcast_to(jnp.asarray(value), (SIDE, SIDE))
+    observe=lambda _, x: x,
+    encode=None,
+    forward=None,
+    inverse=lambda _, v, y: v,
+    latent=1,
+    decode=lambda _, z, y: jnp.broadcast_to(jnp.asarray(value), (SIDE, SIDE)),
   )
 
 
@@ -59,7 +76,10 @@ def prior(value):
 def sampled(tmp_path_factory):
   folder = results.Run(tmp_path_factory.mktemp('sampled'))
   detect.measure(folder, NETWORKS, ASKED, chunk=40)
-  taps = [sampling.Tap(name, 'output', closed_form(f), {}, (prior(0.0), {}) if name == 'removal' else None) for name, f in NETWORKS.items()]
+  taps = [
+    sampling.Tap(name, 'output', closed_form(f), {}, (prior(0.0), {}) if name == 'removal' else None)
+    for name, f in NETWORKS.items()
+  ]
   work = sampling.Sampling(folder, taps, ASKED, (0, 1), OPTIONS, folds=4, seed=0)
   work.measure()
   return folder, work, sampling.measured(folder.folder)
@@ -114,7 +134,9 @@ def test_excess_is_judged_by_structure_free_inputs_of_other_patients(sampled):
       assert np.mean(np.array(others) > r['limit']) <= 0.1
   # Samples that lack the structure deviate from scans that have it; those of the identity are scans.
   excess = {name: np.mean([r['excess'] for r in of(judged, name, 0)]) for name in NETWORKS}
-  assert excess['removal'] > excess['identity'] + 0.8 and excess['sharpening'] == pytest.approx(excess['identity'], rel=0.01)
+  assert excess['removal'] > excess['identity'] + 0.8 and excess['sharpening'] == pytest.approx(
+    excess['identity'], rel=0.01
+  )
   with pytest.raises(ValueError, match='alpha: 0.01 needs at least 100 structure-free inputs, there are 14'):
     sampling.judged(rows, 0.01)
 
@@ -125,7 +147,9 @@ def test_a_lost_row_is_sampled_again_and_equal(sampled):
   lines = path.read_text().splitlines(keepends=True)
   path.write_text(''.join(lines[:-1]) + lines[-1][:30])
   work.measure()
-  without = [[{k: v for k, v in r.items() if k != 'seconds'} for r in x] for x in (sampling.measured(folder.folder), rows)]
+  without = [
+    [{k: v for k, v in r.items() if k != 'seconds'} for r in x] for x in (sampling.measured(folder.folder), rows)
+  ]
   assert without[0] == without[1]
 
 

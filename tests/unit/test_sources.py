@@ -30,7 +30,9 @@ def test_what_a_fully_sampled_scan_leaves_out_is_derived(scan):
   row, col = (int(n[0]) for n in np.nonzero(scan.region))
   height, width = (int(np.ptp(n)) + 1 for n in np.nonzero(scan.region))
   box = (row, col, height, width)
-  assert_same(Scan.from_kspace(scan.kspace, scan.mask, acs=scan.acs, box=box, crop=scan.target.shape), scan, rtol=1e-5, atol=1e-9)
+  assert_same(
+    Scan.from_kspace(scan.kspace, scan.mask, acs=scan.acs, box=box, crop=scan.target.shape), scan, rtol=1e-5, atol=1e-9
+  )
   whole = Scan.from_kspace(scan.kspace.astype(np.complex128), scan.mask[0].astype(int), target=scan.target)
   np.testing.assert_array_equal(whole.region, np.ones_like(scan.target))
   np.testing.assert_array_equal(whole.acs, masks.acs_of_mask(scan.mask))
@@ -158,7 +160,11 @@ def write_ismrmrd(path, to, *, change=lambda line: None):
         for col in range(*volume.acquired):
           data = planes[:, :, col] + average * 1e-6
           line = ismrmrd.Acquisition.from_array(np.ascontiguousarray(data, np.complex64), center_sample=rows // 2)
-          line.idx.slice, line.idx.kspace_encode_step_1, line.idx.average = s, col - volume.acquired[0], (1 - average) // 2
+          line.idx.slice, line.idx.kspace_encode_step_1, line.idx.average = (
+            s,
+            col - volume.acquired[0],
+            (1 - average) // 2,
+          )
           change(line)
           out.append_acquisition(line)
 
@@ -172,14 +178,18 @@ def zero_filled(_, sample):
 
 @jax.jit
 def row(scan):
-  found = jaxrec.attack(zero_filled, jaxrec.coil_noise(0.03), jaxrec.pgd(num_steps=2), jaxrec.region_mse())(None, jax.random.key(0), scan)
+  found = jaxrec.attack(zero_filled, jaxrec.coil_noise(0.03), jaxrec.pgd(num_steps=2), jaxrec.region_mse())(
+    None, jax.random.key(0), scan
+  )
   scores = {f'{name}_{i}': getattr(metrics, name)(image, scan.target, scan.scale, scan.region)
             for i, image in enumerate((found.clean, found.adversarial)) for name in ('ssim', 'psnr', 'nmse')}  # fmt: skip
   return scores | {'loss': found.loss, 'budget': found.budget}
 
 
 # BART knows of no size of images: it is given none but that of its k-space, without readout oversampling.
-@pytest.mark.parametrize('form, one_slice', [(form, 40 if form == 'bart' else 64) for form in WRITERS], indirect=['one_slice'])
+@pytest.mark.parametrize(
+  'form, one_slice', [(form, 40 if form == 'bart' else 64) for form in WRITERS], indirect=['one_slice']
+)
 @pytest.mark.filterwarnings('ignore:.*ismrmrd_header')
 def test_a_slice_gives_the_same_row_in_every_format(form, one_slice, tmp_path):
   WRITERS[form](one_slice, tmp_path / one_slice.stem)
@@ -343,7 +353,9 @@ def test_what_reading_ct_refuses_verifying_finds(name, value, words, tmp_path, c
 
 
 def test_a_source_of_ones_own_is_verified_and_read(one_slice, tmp_path, monkeypatch, capsys):
-  (tmp_path / 'my_scanner.py').write_text('from jaxrec.data.source import KSpace\n\n\ndef archive(root):\n  return KSpace(root)\n')
+  (tmp_path / 'my_scanner.py').write_text(
+    'from jaxrec.data.source import KSpace\n\n\ndef archive(root):\n  return KSpace(root)\n'
+  )
   monkeypatch.syspath_prepend(tmp_path)
   assert verify_data.main([str(one_slice.parent), '--layout=my_scanner:archive']) == 0
   assert '1 volumes, 1 slices, 1 with a target, 0 bad' in capsys.readouterr().out
