@@ -63,7 +63,8 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
   factor = 100 if unit == 'relative' else 1
   many = len(groups) > len(_COLOURS)
   look = look or looks(map(name_of, rows))
-  rounds, drawn = 1 + max(number for number, _ in look.values()), Counter()
+  rounds = 1 + max(number for number, _ in look.values())
+  drawn: Counter[str] = Counter()
   for label, members in groups:
     network = name_of(members[0])
     number, colour = look[network]

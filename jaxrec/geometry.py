@@ -7,6 +7,8 @@ adjoint. Angles and shifts may be traced. The pixel at index `n // 2` is the
 centre; pixels are taken as square.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ import numpy as np
 from jaxrec.types import Array, Image, Scalar
 
 
-def center_crop(x: Array, shape: tuple[int, int]) -> Array:
+def center_crop(x: Array, shape: Sequence[int]) -> Array:
   """Central part of the last two axes, as fastMRI crops.
 
   Args:
@@ -34,7 +36,7 @@ def center_crop(x: Array, shape: tuple[int, int]) -> Array:
   return x[..., top : top + shape[0], left : left + shape[1]]
 
 
-def center_pad(x: Array, shape: tuple[int, int]) -> Array:
+def center_pad(x: Array, shape: Sequence[int]) -> Array:
   """Zero-pads the last two axes so that `center_crop` undoes it.
 
   Args:
@@ -194,7 +196,7 @@ def _finish(original, moved, amount):
   return jnp.where(amount == 0, original, moved.astype(original.dtype))
 
 
-def soft_disc(shape: tuple[int, int], centre: tuple[float, float], diameter: float) -> np.ndarray:
+def soft_disc(shape: Sequence[int], centre: tuple[float, float], diameter: float) -> np.ndarray:
   """A disc with the edges of pixels that it partly covers, `[row, col]` in [0, 1]."""
   fine = 5
   within = (np.arange(fine) + 0.5) / fine - 0.5

@@ -120,27 +120,27 @@ def network(
   """
   if isinstance(model, Network):
     return model
-  name = name or getattr(model, '__name__', type(model).__name__)
+  label: str = name if name else getattr(model, '__name__', type(model).__name__)
   if not callable(model):
-    raise ValueError(f'network: {name} cannot be called; give a module or a function of a sample')
+    raise ValueError(f'network: {label} cannot be called; give a module or a function of a sample')
   if _is_torch(model):
-    raise ValueError(f'network: {name} is a torch module; use jaxrec.torch_network')
+    raise ValueError(f'network: {label} is a torch module; use jaxrec.torch_network')
   if isinstance(model, nn.Module):
     if variables is None:
       raise ValueError(
-        f'network: {name} is a linen module, which holds no weights; give its variables as second argument'
+        f'network: {label} is a linen module, which holds no weights; give its variables as second argument'
       )
-    return Network(_called(lambda variables, *args: model.apply(variables, *args), inputs, name), variables, name)
+    return Network(_called(lambda variables, *args: model.apply(variables, *args), inputs, label), variables, label)
   apply, held = _split(model)
   if held is not None:
     if variables is not None:
-      raise ValueError(f'network: {name} holds its own weights; leave variables out')
-    return Network(_called(apply, inputs, name), held, name)
+      raise ValueError(f'network: {label} holds its own weights; leave variables out')
+    return Network(_called(apply, inputs, label), held, label)
   if inputs is not None:
-    raise ValueError(f'network: {name} is a function of a sample; leave inputs out')
+    raise ValueError(f'network: {label} is a function of a sample; leave inputs out')
   given = variables is not None
   return Network(
-    lambda variables, sample: _image(model(variables, sample) if given else model(sample), name), variables, name
+    lambda variables, sample: _image(model(variables, sample) if given else model(sample), label), variables, label
   )
 
 

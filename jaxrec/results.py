@@ -163,7 +163,7 @@ class Run:
       'platform': platform.platform(),
       'versions': {p: importlib.metadata.version(p) for p in _PACKAGES if _installed(p)},
       'devices': [f'{d.platform} {d.device_kind}' for d in jax.devices()],
-      'matrix_precision': jax.config.jax_default_matmul_precision,
+      'matrix_precision': jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]  # jax declares it at run time
       'processor': processor(),
       'processes': jax.process_count(),
       'git_revision': git_revision(),
@@ -187,7 +187,7 @@ class Run:
   def save_arrays(self, name: str, arrays: Mapping[str, np.ndarray], *, where: str = 'arrays') -> None:
     """Writes the arrays of one example, whole or not at all; those in `arrays` go into `images.h5`."""
     stream = io.BytesIO()
-    np.savez(stream, **arrays)
+    np.savez(stream, **arrays)  # type: ignore[arg-type]  # the stub takes any name for allow_pickle
     _write_bytes(self.folder / where / f'{safe_name(name)}.npz', stream.getvalue())
 
   def compact(self) -> None:
@@ -262,9 +262,10 @@ def processor() -> str:
   """Model of the processor: the same program rounds differently on different ones."""
   try:
     text = Path('/proc/cpuinfo').read_text()
-    return re.search(r'^(?:model name|Model|cpu model)\s*:\s*(.+)$', text, re.M)[1].strip()
-  except (OSError, TypeError):
-    return platform.processor() or platform.machine()
+  except OSError:
+    text = ''
+  found = re.search(r'^(?:model name|Model|cpu model)\s*:\s*(.+)$', text, re.M)
+  return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def git_revision() -> str:
@@ -455,7 +456,7 @@ def read_rows(folder: str | Path) -> dict[tuple, dict[str, Any]]:
   Raises:
     RunError: naming the file and a line that is damaged.
   """
-  found = {}
+  found: dict[tuple, dict[str, Any]] = {}
   # Other stages write NUMBER.STAGE.jsonl.
   for path in sorted(p for p in (Path(folder) / 'rows').glob('*.jsonl') if '.' not in p.stem):
     for number, row in enumerate(read_jsonl(path), 1):

@@ -23,13 +23,13 @@ def bootstrap(
   Reference:
     Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
   """
-  values = np.asarray(values, float)
+  scores = np.asarray(values, float)
   names, member = np.unique(np.asarray(groups), return_inverse=True)
-  sums = np.bincount(member, values, len(names))
+  sums = np.bincount(member, scores, len(names))
   counts = np.bincount(member, minlength=len(names))
   chosen = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
   means = sums[chosen].sum(1) / counts[chosen].sum(1)
-  return float(values.mean()), *interval(means, level)
+  return float(scores.mean()), *interval(means, level)
 
 
 def resampled(groups: int, *, draws: int, seed: int = 0) -> np.ndarray:
@@ -46,7 +46,8 @@ def resampled(groups: int, *, draws: int, seed: int = 0) -> np.ndarray:
 def interval(draws: np.ndarray, level: float) -> tuple[float, float]:
   """Central interval of bootstrap draws, `[draw]`, at a level such as .95."""
   tail = (1 - level) / 2
-  return tuple(float(q) for q in np.quantile(draws, (tail, 1 - tail)))
+  low, high = np.quantile(draws, (tail, 1 - tail))
+  return float(low), float(high)
 
 
 def corrected(level: float, comparisons: int) -> float:
@@ -69,8 +70,8 @@ def roc_area(scores: Sequence[float], truths: Sequence[bool]) -> float:
   Reference:
     Hanley and McNeil 1982.
   """
-  scores, truths = np.asarray(scores, float), np.asarray(truths, bool)
-  yes, no = scores[truths], scores[~truths]
+  given, positive = np.asarray(scores, float), np.asarray(truths, bool)
+  yes, no = given[positive], given[~positive]
   if not yes.size or not no.size:
     raise ValueError('truths: all are the same; the area needs both')
   return float(np.mean((yes[:, None] > no[None]) + 0.5 * (yes[:, None] == no[None])))

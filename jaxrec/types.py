@@ -10,6 +10,8 @@ from flax import struct
 from jaxrec import masks
 
 Array: TypeAlias = jax.Array
+# NumPy on the host, JAX inside a program; each lacks what the other is used for.
+AnyArray: TypeAlias = Any
 Key: TypeAlias = jax.Array
 Scalar: TypeAlias = jax.Array
 Image: TypeAlias = jax.Array
@@ -20,8 +22,7 @@ Variables: TypeAlias = Any
 _SMALLEST = 7
 
 
-@struct.dataclass
-class Scan:
+class Scan(struct.PyTreeNode):
   """One MR slice as acquired; the k-space is never pre-masked.
 
   Attributes:
@@ -38,13 +39,13 @@ class Scan:
     scale: `[]` float32, data range used by PSNR and SSIM.
   """
 
-  kspace: Array
-  mask: Array
-  acs: Array
-  acquired: Array
-  target: Array
-  region: Array
-  scale: Array
+  kspace: AnyArray
+  mask: AnyArray
+  acs: AnyArray
+  acquired: AnyArray
+  target: AnyArray
+  region: AnyArray
+  scale: AnyArray
 
   @property
   def has_target(self) -> bool:
@@ -54,13 +55,13 @@ class Scan:
   @classmethod
   def from_kspace(
     cls,
-    kspace: Array,
-    mask: Array | None = None,
+    kspace: AnyArray,
+    mask: AnyArray | None = None,
     *,
-    target: Array | None = None,
+    target: AnyArray | None = None,
     box: Sequence[int] | None = None,
-    acquired: Array | None = None,
-    acs: Array | None = None,
+    acquired: AnyArray | None = None,
+    acs: AnyArray | None = None,
     crop: tuple[int, int] | None = None,
     scale: float | None = None,
   ) -> 'Scan':
@@ -127,8 +128,7 @@ class Scan:
     return cls(kspace, line.mask, line.acs, acquired, target, _region(box, target.shape), np.float32(scale))
 
 
-@struct.dataclass
-class Slice:
+class Slice(struct.PyTreeNode):
   """One CT slice in normalised Hounsfield units.
 
   Attributes:
@@ -138,10 +138,10 @@ class Slice:
     scale: `[]` float32, data range used by PSNR and SSIM.
   """
 
-  low_dose: Array
-  target: Array
-  region: Array
-  scale: Array
+  low_dose: AnyArray
+  target: AnyArray
+  region: AnyArray
+  scale: AnyArray
 
 
 Sample: TypeAlias = Scan | Slice

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks format, names and imports with ruff; `bash launch/lint.sh fix` mends what it can.
+# Checks format, names and imports with ruff, and types with mypy; `bash launch/lint.sh fix` mends what it can.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
@@ -10,3 +10,4 @@ if [ "${1:-}" = fix ]; then
 fi
 .venv-test/bin/ruff check .
 .venv-test/bin/ruff format --check .
+.venv-test/bin/mypy

@@ -28,11 +28,12 @@ class Perturbation(NamedTuple):
     budget: `(delta, sample) -> []`, the share of the allowed strength in use.
   """
 
-  init: Callable[[Key, Sample], Delta]
-  apply: Callable[[Delta, Sample], Sample]
-  project: Callable[[Delta, Sample], Delta]
+  # Of any sample: some take scans alone, others slices.
+  init: Callable[[Key, Any], Delta]
+  apply: Callable[[Delta, Any], Any]
+  project: Callable[[Delta, Any], Delta]
   align: Callable[[Delta, Image], Image]
-  budget: Callable[[Delta, Sample], Scalar] = _unknown_budget
+  budget: Callable[[Delta, Any], Scalar] = _unknown_budget
 
 
 @struct.dataclass

@@ -25,7 +25,11 @@ def expectation(reconstructors: Sequence[Reconstructor]) -> Reconstructor:
   Reference:
     Athalye et al. 2018, expectation over transformation.
   """
-  return lambda variables, sample: sum(f(variables, sample) for f in reconstructors) / len(reconstructors)
+
+  def reconstruct(variables, sample):
+    return sum(f(variables, sample) for f in reconstructors) / len(reconstructors)
+
+  return reconstruct
 
 
 def cyclic(

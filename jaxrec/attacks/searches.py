@@ -22,7 +22,7 @@ from jaxrec.types import Delta
 _FAR = 1e15
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Search:
   run: Callable
   forward_calls: int

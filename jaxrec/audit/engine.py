@@ -304,6 +304,6 @@ def _pictures(sample, image, place: Place, outcome: program.Outcome, sweep: Swee
     'adversarial': outcome.adversarial, 'control': outcome.control, 'scale': np.asarray(sample.scale),
     'strength': np.float32(sweep.strengths[-1]), 'delta': np.float32(outcome.columns['delta'][-1]), 'trace': outcome.trace,
   }  # fmt: skip
-  if outcome.curve is not None and np.ndim(sweep.search.points) == 1:
-    arrays |= {'angles': np.asarray(sweep.search.points), 'curve': outcome.curve}
+  if outcome.curve is not None and np.ndim(sweep.points) == 1:
+    arrays |= {'angles': np.asarray(sweep.points), 'curve': outcome.curve}
   return arrays

@@ -72,9 +72,14 @@ class Sweep:
     return attacks.family_of(self.family)
 
   @property
+  def points(self) -> Delta:
+    """Points of a `grid`; `None` for other searches."""
+    return getattr(self.search, 'points', None)
+
+  @property
   def is_grid(self) -> bool:
     """Whether the points are the same for all strengths."""
-    return getattr(self.search, 'points', None) is not None
+    return self.points is not None
 
   @property
   def steps(self) -> int:

@@ -151,7 +151,7 @@ def by_grid(network: Network, sweep: Sweep, chunk: int) -> Callable[[Weights, Sa
 
   def one(given, sample, regions, boxes, image):
     sample = metrics.own_reference(image, sample)
-    points = jax.tree.map(jnp.asarray, sweep.search.points)
+    points = jax.tree.map(jnp.asarray, sweep.points)
     widest = sweep.at(sweep.strengths[-1])
 
     def score(image, region, box):
@@ -173,7 +173,7 @@ def by_grid(network: Network, sweep: Sweep, chunk: int) -> Callable[[Weights, Sa
     along, seen, images = attacks.chunked(at, (points,), chunk=chunk)
     clean = (
       {k: v[zero] for k, v in along.items()}
-      if (zero := _zero_of(sweep.search.points)) is not None
+      if (zero := _zero_of(sweep.points)) is not None
       else everywhere(image, regions, boxes)
     )
     allowed = jnp.stack([_feasible(sweep.at(s), points, sample) for s in sweep.strengths])

@@ -90,19 +90,19 @@ def audit(
     networks = {networks.name: networks}
   if isinstance(attacks, Sweep):
     attacks = {attacks.family.__name__ if hasattr(attacks.family, '__name__') else 'attack': attacks}
-  networks = {name: network(net) for name, net in networks.items()}
-  if not networks or not attacks or not len(samples):
+  made = {name: network(net) for name, net in networks.items()}
+  if not made or not attacks or not len(samples):
     raise ValueError('audit: give at least one network, one sample and one attack')
   settings = Settings(tuple(aims), seed, batch_size, chunk, pictures, lipschitz_iterations, strict=True)
   cases = _cases(samples, patients)
   if folder is None:
     rows = []
-    for name, net in networks.items():
+    for name, net in made.items():
       store = _Memory()
       Engine(net, attacks, settings, store, data_parallel(), Labels(net.name, name)).run(cases)
       rows += store.rows()
     return rows
-  return _in_folder(networks, samples, cases, attacks, settings, Path(folder))
+  return _in_folder(made, samples, cases, attacks, settings, Path(folder))
 
 
 def _in_folder(networks, samples, cases, attacks, settings, folder):

@@ -5,7 +5,7 @@ The boxes were drawn on vertically flipped images, so `row = rows - y - height`.
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,7 +125,7 @@ def locate(box: Box, shape: tuple[int, int]) -> Region | str:
   return Region(top, left, bottom - top, right - left, box.label, box.line)
 
 
-def region_mask(region: Region | None, shape: tuple[int, int]) -> np.ndarray:
+def region_mask(region: Region | None, shape: Sequence[int]) -> np.ndarray:
   """`[row, col]` float32, 1 inside the box (everywhere if there is none)."""
   if region is None:
     return np.ones(shape, np.float32)

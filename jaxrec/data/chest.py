@@ -10,7 +10,7 @@ same noise wherever they measured the same.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -111,7 +111,8 @@ def volume(
     twin.append(images[1])
     again.append(np.reshape(images[2:-1], (repeats, pixels, pixels)))
     full.append(images[-1])
-  return ChestVolume(*(_hounsfield(np.stack(x)) for x in (low, full, twin, again)), structures)
+  low_dose, full_dose, twin_low_dose, recorded = (_hounsfield(np.stack(x)) for x in (low, full, twin, again))
+  return ChestVolume(low_dose, full_dose, twin_low_dose, recorded, structures)
 
 
 def rescan(rng: np.random.Generator, image: np.ndarray, *, photons: float, dose: float) -> np.ndarray:
@@ -142,7 +143,7 @@ def geometry_of(pixels: int) -> Geometry:
 
 
 def write_dataset(
-  root: str | Path, *, train: int, val: int, slices: int = 2, repeats: int = 8, seed: int = 0, **options: float
+  root: str | Path, *, train: int, val: int, slices: int = 2, repeats: int = 8, seed: int = 0, **options: Any
 ) -> Path:
   """Writes patients in the HDF5 layout of `ldct`; only validation has repeats and twins.
 

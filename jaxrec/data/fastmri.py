@@ -14,7 +14,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,7 +78,8 @@ class Index(NamedTuple):
 class Example(NamedTuple):
   """One slice of one volume, with the box to look at (`None`: whole image)."""
 
-  volume: Volume
+  # Of whatever source: `Volume`, `ldct.Series` or its own.
+  volume: Any
   slice: int
   region: Region | None
 
@@ -120,7 +121,7 @@ def index(
   path = Path(path)
   readers = readers or {'.h5': describe}
   known = _load_cache(cache)
-  entries = {}
+  entries: dict[str, dict[str, Any]] = {}
   for file in sorted(p for p in path.iterdir() if p.suffix in readers):
     try:
       stat = file.stat()
@@ -428,7 +429,7 @@ def mask_drawer(
   accelerations: Sequence[int],
   seed: int = 0,
   offset: int | None = None,
-) -> Callable[[Volume], masks.LineMask]:
+) -> Callable[[Any], masks.LineMask]:
   """Masks per volume: all its slices share one, seeded by its file name, with the suffix `.h5` in all formats.
 
   Args:

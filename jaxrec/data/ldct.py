@@ -95,7 +95,8 @@ def index(
   split_by_folder = any((root / s).is_dir() for s in SPLITS)
   wanted = None if every or split_by_folder else _members(patients, split)
   folder = root / split if split_by_folder else root
-  found, bad = [], {}
+  found: list[Series] = []
+  bad: dict[str, str] = {}
   described = (
     [(p, _describe_h5) for p in sorted(folder.glob('*.h5'))]
     + [(folder, _describe_images)] * (folder / 'low').is_dir()

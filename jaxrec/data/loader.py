@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data.fastmri import Example, Volume
+from jaxrec.data.fastmri import Example
 
 
 def shape_of(example: Example) -> tuple[int, ...]:
@@ -21,7 +21,7 @@ def shape_of(example: Example) -> tuple[int, ...]:
   return (*example.volume.shape[1:], *example.volume.crop)
 
 
-def slices_of(volumes: Sequence[Volume], *, keep: float = 1.0) -> list[Example]:
+def slices_of(volumes: Sequence[Any], *, keep: float = 1.0) -> list[Example]:
   """All slices without boxes; `keep` below 1 takes the central share of each volume.
 
   Args:
@@ -41,7 +41,7 @@ def slices_of(volumes: Sequence[Volume], *, keep: float = 1.0) -> list[Example]:
 
 
 def annotated(
-  volumes: Sequence[Volume],
+  volumes: Sequence[Any],
   annotations: annotations_lib.Annotations,
   *,
   policy: str = 'all',

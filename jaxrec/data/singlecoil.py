@@ -1,5 +1,7 @@
 """Single-coil data from multi-coil data, and zero-filled images as samples."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxrec.data.errors import DataError
@@ -70,7 +72,7 @@ def centred_kspace(images: np.ndarray) -> np.ndarray:
   return np.fft.fftshift(centred, (-2, -1))
 
 
-def centre_of(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def centre_of(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
   """The central `shape` of an image `[row, col]`."""
   top, left = ((n - c) // 2 for n, c in zip(image.shape, shape))
   return image[top : top + shape[0], left : left + shape[1]]

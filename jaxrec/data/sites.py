@@ -60,7 +60,7 @@ def places_ct(
     Rows and columns, pixels.
   """
   rng = np.random.default_rng([zlib.crc32(volume.name.encode()), number, seed])
-  full = ldct.read_hu(volume, number)[1]
+  full = _pair(volume, number)[1]
   inner = tuple(slice(side // 2, n - side + side // 2 + 1) for n in full.shape)
   found: list[tuple[int, int]] = []
   for _ in range(8 * count):
@@ -96,7 +96,7 @@ def sites_ct(
   Raises:
     DataError: if the slice cannot be read.
   """
-  low, full = ldct.read_hu(volume, number)
+  low, full = _pair(volume, number)
   twin, again = ldct.read_recorded(volume, number) if ldct.read_structures(volume, number)[1] else (None, None)
   # Doses and twins share most of their noise: what the structures add to one dose, they add to the other, up to the noise of thinning.
   anatomy = full if twin is None else full + (twin - low)
@@ -115,8 +115,14 @@ def sites_ct(
       corner,
       ldct.normalise(anatomy[cut]),
       added,
-      scanner and _rescan_ct(anatomy, cut, scanner),
+      _rescan_ct(anatomy, cut, scanner) if scanner else None,
     )
+
+
+def _pair(volume: ldct.Series, number: int) -> tuple[np.ndarray, np.ndarray]:
+  low, full = ldct.read_hu(volume, number)
+  assert full is not None, f'{volume.path}: has no pairs'
+  return low, full
 
 
 def _rescan_ct(anatomy, cut, scanner):
@@ -145,7 +151,7 @@ def _place(rng, image, crop, centre_hu):
 def _other_noise(rng, volume, number):
   """Low minus full dose of another slice (of this one, shifted, if there is none), HU."""
   others = [s for s in range(volume.shape[0]) if s != number] or [number]
-  low, full = ldct.read_hu(volume, int(rng.choice(others)))
+  low, full = _pair(volume, int(rng.choice(others)))
   shift = [int(n) for n in rng.integers(-16, 17, 2)]
   return np.roll(low - full, shift, (0, 1))
 

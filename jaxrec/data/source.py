@@ -24,7 +24,7 @@ DrawMask = Callable[[Any], masks.LineMask]
 class Source(Protocol):
   """A data set. It is pickled for reading processes: open files where they are read."""
 
-  def index(self, split: str, *, cache: str | Path | None = None) -> Index:
+  def index(self, split: str, *, cache: str | Path | None = None) -> Index | ldct.Index:
     """Finds and checks the volumes of a split without reading all of them.
 
     Args:
@@ -174,8 +174,10 @@ def recognised(root: str | Path, *, offset: float = 0.0) -> KSpace | CT:
   if any(root.rglob('*Low Dose Images*')) or any((root / s / 'low').is_dir() for s in ('.', *ldct.SPLITS)):
     return CT(root, offset=offset)
   first = next(root.rglob('*.h5'), None)
+  if first is None:
+    return KSpace(root)
   try:
     with hdf5.open_file(first) as file:
       return CT(root, offset=offset) if 'low_dose' in file else KSpace(root)
-  except (DataError, TypeError):
+  except DataError:
     return KSpace(root)

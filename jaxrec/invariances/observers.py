@@ -95,7 +95,7 @@ def site_statistics(absent: np.ndarray, signal: np.ndarray) -> tuple[np.ndarray,
 def statistics_of(sites: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, int]:
   """Mean signal, covariance and degrees of freedom of one patient, from `site_statistics` of its sites."""
   count = sum(s[2] for s in sites)
-  return np.mean([s[0] for s in sites], 0), sum(s[1] for s in sites) / count, count
+  return np.mean([s[0] for s in sites], 0), sum((s[1] for s in sites), np.zeros(())) / count, count
 
 
 def observe(statistics: Statistics, *, folds: int = 4) -> Detection:

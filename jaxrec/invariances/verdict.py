@@ -61,9 +61,9 @@ def judge(
   patients, classes = before.squares.shape
   weights = statistics.resampled(patients, draws=draws, seed=seed)
   one = statistics.corrected(level, classes)
-  values = before.detectability(), after.detectability()
-  drawn = before.detectability(weights), after.detectability(weights)
-  values, drawn = (*values, _ratio(*values)), (*drawn, _ratio(*drawn))
+  both = before.detectability(), after.detectability()
+  both_drawn = before.detectability(weights), after.detectability(weights)
+  values, drawn = (*both, _ratio(*both)), (*both_drawn, _ratio(*both_drawn))
   return [
     Verdict(*(Estimate(float(v[c]), *statistics.interval(d[:, c], one)) for v, d in zip(values, drawn)))
     for c in range(classes)

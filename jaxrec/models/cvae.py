@@ -284,7 +284,8 @@ class CVAE(nn.Module):
     moments = self.encoder(jnp.stack([image, condition], -1) if self.conditional else image[..., None])
     if not self.texture:
       return moments
-    return tuple(jnp.concatenate(parts, -1) for parts in zip(moments, self.texture_encoder(image, condition)))
+    mean, log_variance = (jnp.concatenate(parts, -1) for parts in zip(moments, self.texture_encoder(image, condition)))
+    return mean, log_variance
 
   def decode(self, z: Array, condition: Array) -> Array:
     """`[batch, code]` and `[batch, row, col]` to images `[batch, row, col]`."""

@@ -7,6 +7,7 @@ channel]`, kernels are `[row, col, in, out]`.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ from jaxrec.types import Array
 
 # Float32 products in float32: Ampere and later would take TF32 by default, TPUs bfloat16.
 PRECISION = lax.Precision.HIGHEST
-_NHWC = dict(dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=PRECISION)
+_NHWC: dict[str, Any] = dict(dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=PRECISION)
 _BLOCK_PIXELS = 6144
 _FOLD_CHANNELS = 12
 _LANES = 128

@@ -1,6 +1,7 @@
 """Networks by name, and their use as reconstructors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
 from jaxrec.types import Array, Image, Key, Reconstructor, Sample, Scan, Variables
 
-_MODULES = {
+_MODULES: dict[str, type[nn.Module]] = {
   'unet': UNet,
   'unet_recon': UNetRecon,
   'unet_image': ImageUNet,
@@ -81,8 +82,8 @@ def bind(module: nn.Module) -> Reconstructor:
   Returns:
     A pure function to `[row, col]` float images; leading batch axes pass through.
   """
-
-  return lambda variables, sample: module.apply(variables, *inputs(sample))
+  network: Any = module
+  return lambda variables, sample: network.apply(variables, *inputs(sample))
 
 
 def bind_complete(module: nn.Module) -> Callable[[Variables, Scan], Array]:
@@ -93,7 +94,8 @@ def bind_complete(module: nn.Module) -> Callable[[Variables, Scan], Array]:
   """
   if not isinstance(module, VarNet):
     raise ValueError(f'model.name: {type(module).__name__} has no completed k-space; use varnet')
-  return lambda variables, scan: module.apply(variables, *inputs(scan), complete=True)
+  network: Any = module
+  return lambda variables, scan: network.apply(variables, *inputs(scan), complete=True)
 
 
 def bind_training(module: nn.Module) -> Callable[..., tuple[Image, Variables]]:
@@ -134,11 +136,12 @@ def observer(module: nn.Module, layer: int | None = None) -> Callable[[Variables
     raise ValueError(
       f'model.name: {type(module).__name__} takes k-space; invariances need a network of images, such as unet_image'
     )
+  network: Any = module
   if layer is None:
-    return module.apply
+    return network.apply
   if not isinstance(module, (CNN10, REDCNN, WGANVGG)):
     raise ValueError(f'layer: {type(module).__name__} does not show its layers; leave it out for the output')
-  return lambda variables, image: module.apply(variables, image, layer=layer)
+  return lambda variables, image: network.apply(variables, image, layer=layer)
 
 
 def inputs(sample: Sample) -> tuple[Array, ...]:

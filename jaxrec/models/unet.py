@@ -1,5 +1,7 @@
 """U-Nets: the plain network, its normalised form and the image-domain reconstructor."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,7 @@ class UNet(nn.Module):
     if self.upsample not in ('transposed', 'bilinear'):
       raise ValueError(f'upsample: {self.upsample!r} is unknown; choose transposed or bilinear')
     bilinear = self.upsample == 'bilinear'
-    style = dict(
+    style: dict[str, Any] = dict(
       norm=self.norm, activation=self.activation, activation_first=self.activation_first, batch_axis=self.batch_axis
     )
     x = x.reshape(-1, *x.shape[-3:])
@@ -169,7 +171,7 @@ class ImageUNet(nn.Module):
   def _restore(self, x):
     mean, std = moments(x, (-2, -1))
     x = jnp.clip((x - mean) / (std + 1e-11), -6, 6)
-    style = dict(norm=self.norm, activation=self.activation, activation_first=self.activation_first)
+    style: dict[str, Any] = dict(norm=self.norm, activation=self.activation, activation_first=self.activation_first)
     x = UNet(self.chans, self.pools, **style, upsample=self.upsample, batch_axis=self.batch_axis, name='unet')(
       x[..., None]
     )[..., 0]

@@ -65,8 +65,9 @@ def own(equation: core.JaxprEqn) -> float:
   name, parameters = equation.primitive.name, equation.params
   if not equation.outvars:
     return 0.0
-  inputs = [v.aval for v in equation.invars]
-  output = equation.outvars[0].aval
+  # Arrays, which the type of `aval` does not say.
+  inputs: list[Any] = [v.aval for v in equation.invars]
+  output: Any = equation.outvars[0].aval
   if name == 'dot_general':
     (contracted, _), _ = parameters['dimension_numbers']
     return 2.0 * output.size * math.prod(inputs[0].shape[i] for i in contracted) * _complex(output)

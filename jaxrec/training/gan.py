@@ -172,7 +172,7 @@ def cut_mix(key: Key, real: Image, made: Image) -> tuple[Image, Array]:
     Yun et al. 2019, CutMix; Schonfeld et al. 2020, U-Net GAN.
   """
   area, *centre = jax.random.uniform(key, (3,), real.dtype)
-  inside = True
+  inside: Array | bool = True
   for axis, at in zip((0, 1), centre):
     n = real.shape[1 + axis]
     half = jnp.sqrt(1 - area) * n / 2

@@ -23,7 +23,7 @@ from jaxrec.training.tasks import (
   statistics_of,
   update,
 )
-from jaxrec.types import Delta, Key, Sample, Variables
+from jaxrec.types import Delta, Key, Variables
 
 
 class Adversary(NamedTuple):
@@ -36,9 +36,10 @@ class Adversary(NamedTuple):
       statistics.
   """
 
-  init: Callable[[Key, Sample], Variables]
-  perturb: Callable[[Variables, Key, Sample], tuple[Delta, Variables]]
-  draw: Callable[[Variables, Key, Sample], Delta]
+  # Of any sample: one takes scans, the other slices.
+  init: Callable[[Key, Any], Variables]
+  perturb: Callable[[Variables, Key, Any], tuple[Delta, Variables]]
+  draw: Callable[[Variables, Key, Any], Delta]
 
 
 @struct.dataclass

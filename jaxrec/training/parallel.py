@@ -20,7 +20,8 @@ class BatchProgram:
   def __init__(self, function: Callable, devices: Sequence[Any]):
     mesh, spec = _mesh(devices), jax.sharding.PartitionSpec
     self._whole, self._split = (jax.sharding.NamedSharding(mesh, s) for s in (spec(), spec(_AXIS)))
-    self._function, self._compiled = function, {}
+    self._function = function
+    self._compiled: dict[tuple, Any] = {}
 
   def compile(self, constant: Any, *batches: Any):
     """The program for arrays or `jax.ShapeDtypeStruct`s of these shapes."""
@@ -53,7 +54,8 @@ class Program:
     # With several processes pmap spans all devices, and takes the local ones.
     self._alone = jax.process_count() == 1
     self._mapped = jax.pmap(function, axis_name=_AXIS, devices=devices if self._alone else None, donate_argnums=0)
-    self._function, self._devices, self._compiled = function, devices, {}
+    self._function, self._devices = function, devices
+    self._compiled: dict[tuple, Any] = {}
 
   def compile(self, state: Any, batch: Any, key: Any):
     """The program for these arrays or `jax.ShapeDtypeStruct`s, each with a leading device axis.
@@ -104,12 +106,12 @@ class Parallel(NamedTuple):
 
   devices: int
   average: Callable[[Any], Any]
-  compile: Callable[[Callable], Callable]
+  compile: Callable[[Callable], Program]
   replicate: Callable[[Any], Any]
   first: Callable[[Any], Any]
   shard: Callable[[Any], Any]
-  map_batch: Callable[[Callable], Callable]
-  total: Callable[[np.ndarray], np.ndarray]
+  map_batch: Callable[[Callable], BatchProgram]
+  total: Callable[[np.ndarray | np.generic], np.ndarray]
   barrier: Callable[[str], None]
   agree: Callable[[Any], Any]
   part: int

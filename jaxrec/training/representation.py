@@ -85,7 +85,7 @@ def cvae(
   critic_optimizer: optax.GradientTransformation,
   observe: Callable[[Image], Image],
   *,
-  image: Callable[[Sample], Image] = lambda batch: batch.low_dose,
+  image: Callable[[Any], Image] = lambda batch: batch.low_dose,
   perceptual: Callable[[Image, Image], Array] | None = None,
   l1_weight: float = 0.0011852172680049085,
   kl_weight: float = 0.5750362872947617,

@@ -180,7 +180,11 @@ def free(
   if replays < 1:
     raise ValueError(f'train.replays: {replays} is not positive; give at least 1')
   loss_of, forward = image_loss(loss), bind_training(module)
-  plain = descent(module, optimizer, lambda *_: None, loss=loss, average=average)
+
+  def unused(forward, variables, batch, key):
+    raise AssertionError('free has a step of its own')
+
+  plain = descent(module, optimizer, unused, loss=loss, average=average)
 
   def step(state, batch, key):
     project = jax.vmap(perturbation.project)

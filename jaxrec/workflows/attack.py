@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def _cases(config, examples: list[Example], data) -> list[Case]:
     of_slice.setdefault((example.volume.name, example.slice), []).append(example)
   return [
     Case(
-      name, number, found[0].volume.patient_id, read=lambda e=found[0]: read(e, 0),
+      name, number, found[0].volume.patient_id, read=partial(read, found[0], 0),
       boxes=tuple(e.region for e in found if e.region), boxed=found[0].region is not None, shape=shape_of(found[0]),
       split=split_of[name], acceleration=acceleration if found[0].volume.fully_sampled else None, origin=str(found[0].volume.path),
     )
@@ -101,7 +102,7 @@ def _at_once(
   if batch and chunk:
     return batch, chunk
   sample = None
-  for case in sorted(cases, key=lambda c: -np.prod(c.shape)):
+  for case in sorted(cases, key=lambda c: -np.prod(c.shape or ())):
     with contextlib.suppress(DataError):
       sample = case.read()
       break

@@ -68,6 +68,7 @@ def provide() -> None:
     spec = importlib.util.spec_from_file_location(
       'configs', folder() / '__init__.py', submodule_search_locations=[str(folder())]
     )
+    assert spec and spec.loader
     sys.modules['configs'] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules['configs'])
 

@@ -109,8 +109,8 @@ def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[li
     ]
   head = ['network', 'attack sees', 'clean SSIM box', 'clean NMSE box']
   for name, strength, unit in attacks:
-    at = f'{name} {strength_text(strength, unit)}'
-    head += [f'SSIM lost, {at}', f'NMSE gained, {at}']
+    attack = f'{name} {strength_text(strength, unit)}'
+    head += [f'SSIM lost, {attack}', f'NMSE gained, {attack}']
   head += ['amplification', 'training passes', 'training time']
   lines = []
   for run in runs:

@@ -204,7 +204,8 @@ def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | 
     fastmri.mask_drawer(**_mask_options(config, attacked))(found.volumes[0])
   if annotations:
     annotations = annotations_lib.read(annotations)
-  return Data(*indices, annotations or None, reader(config))
+  train, val = indices
+  return Data(train, val, annotations or None, reader(config))
 
 
 def _ct_data(config, workdir, parallel):
@@ -224,7 +225,8 @@ def _ct_data(config, workdir, parallel):
       reason = next(iter(found.bad.values()), 'no patient belongs to it')
       raise DataError(f'{root}: no usable series in {split}; the first problem: {reason}')
     indices.append(found)
-  return Data(*indices, None, reader(config))
+  train, val = indices
+  return Data(train, val, None, reader(config))
 
 
 def training_examples(config: ml_collections.ConfigDict, volumes) -> list[Example]:
@@ -261,7 +263,8 @@ def _phantom(options, workdir, parallel):
 
 def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastmri.Example], dict[str, int]]:
   """Examples to attack: every box of the splits, or every slice without annotations."""
-  chosen, skipped = [], {}
+  chosen: list[Example] = []
+  skipped: dict[str, int] = {}
   annotations = found.annotations
   # Boxes of the other split are not left out; files that cannot be read are listed by themselves.
   others = {v.name for index in (found.train, found.val) for v in index.volumes} | {

@@ -164,7 +164,11 @@ def search(name: str, options: dict[str, Any], section: str = 'search') -> attac
   elif name == 'grid':
     raise ValueError(f'{section}.name: grid is for sweeps of the attack stage; choose pgd, apgd or random')
   else:
-    table = {'pgd': attacks.pgd, 'apgd': attacks.apgd, 'random': attacks.random_search}
+    table: dict[str, Callable[..., attacks.Search]] = {
+      'pgd': attacks.pgd,
+      'apgd': attacks.apgd,
+      'random': attacks.random_search,
+    }
     built, defaults = _pick(table, f'{section}.name', name), {}
   found = _call(built, f'{section}.{name}', {**defaults, **options})
   return found if repeats == 1 else attacks.restarts(found, num_restarts=repeats)
@@ -380,6 +384,7 @@ def perceptual(options: dict[str, Any], load: Load) -> Callable | None:
   kind, digest = options.pop('kind', 'vgg16'), options.pop('sha256', '') or None
   if options:
     raise ValueError(f'train.task.perceptual: has no option {next(iter(options))}; it takes network, vgg, kind, sha256')
+  module: Any
   if path:
     module, variables = models.load_vgg(path, kind, sha256=digest)
     return models.perceptual(lambda x: module.apply(variables, x))

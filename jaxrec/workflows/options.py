@@ -290,7 +290,7 @@ _SEARCHES = _arguments(
 ) | {'grid': {'step_degrees'}}  # fmt: skip
 _OBJECTIVES = _arguments(factory.OBJECTIVES)
 _NETWORKS = {name: set(registry.fields(name)) for name in registry.NAMES}
-_PARTS = (
+_PARTS: tuple[tuple[str, dict[str, set[str]], set[str]], ...] = (
   ('perturbation.*', _FAMILIES, {'generator'}),
   ('train.task.perturbation', _FAMILIES, set()),
   ('search.*', _SEARCHES, set()),

@@ -1,7 +1,7 @@
 """What trained networks are asked about: classes of structures, and sites of held-out patients."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class Question(NamedTuple):
   """
 
   kinds: list[Kind]
-  patients: dict[str, Callable[[], Iterable[Site]]]
+  patients: Mapping[str, Callable[[], Iterable[Site]]]
   side: int
   pixel: float
   left_out: list[str]

@@ -101,6 +101,7 @@ def planned(work: Work, chosen: Target) -> dict[str, Any]:
 
   sizes = work.sizes(len(chosen.devices))
   found = memory.largest_that_fits(sizes, lambda n: memory.takes_at_most(chosen.memory, lambda: compiled(n)))
+  needed: float
   try:
     made = compiled(found or sizes[0])
     needed, told = memory.needed_memory(made), _analysis(made)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def run(
   results.write_csv(folder / 'summary.csv', *comparison.summary(rows, draws))
   for name in sorted({r['perturbation'] for r in rows}):
     mine = [r for r in rows if r['perturbation'] == name]
-    sweep = next((r.sweeps[name] for r in runs if name in r.sweeps), {})
+    sweep: dict[str, Any] = next((r.sweeps[name] for r in runs if name in r.sweeps), {})
     title, axis = sweep.get('title', name), sweep.get('axis', 'strength')
     page.heading(title)
     aimed = [r for r in mine if r['attacked'] == 'region']

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from jaxrec import invariances, results
 from jaxrec.data.sites import Site
 from jaxrec.invariances import observers, witness
-from jaxrec.types import Image, Variables
+from jaxrec.types import Array, Image, Variables
 from jaxrec.workflows import detect
 from jaxrec.workflows.places import Question
 
@@ -287,7 +287,7 @@ def moments(tap: Tap, asked: Question, *, scans: int, seed: int) -> dict[str, fl
       tap.variables, tap.sampler.encode(tap.variables, key, x, y := tap.sampler.observe({}, x)), y
     )
   )
-  v = []
+  v: list[Array] = []
   for read in asked.patients.values():
     for x in next(iter(read())).absent[:scans]:
       v.append(forward(jax.random.fold_in(jax.random.key(seed), len(v)), x))

@@ -103,8 +103,10 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     print(
       f'train: {total:.0f} s, of which the devices waited at most {waited:.0f} s for data (more data.workers read faster)'
     )
-  if parallel.part == 0 and (checkpointer.latest_step() > done or results.read_json(cost).get('steps') != done):
-    write_cost(checkpointer.latest_step())
+  if parallel.part == 0 and (
+    (last := checkpointer.latest_step() or 0) > done or results.read_json(cost).get('steps') != done
+  ):
+    write_cost(last)
   checkpointer.close()
 
 

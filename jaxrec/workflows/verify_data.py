@@ -34,7 +34,9 @@ def verify(source: Source, annotations: str | Path | None = None) -> int:
     DataError: if there is no volume, or the annotations cannot be read.
   """
   found = source.index('')
-  bad, notes, shapes, targets = [*found.bad.values()], {}, Counter(), 0
+  bad, targets = [*found.bad.values()], 0
+  notes: dict[str | Path, str] = {}
+  shapes: Counter[tuple] = Counter()
   for volume in tqdm(found.volumes, desc='verify', unit='volume'):
     for s in range(volume.shape[0]):
       try:
