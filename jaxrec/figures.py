@@ -440,7 +440,8 @@ def _show(axes, image, ct, arrays, *, deviation=False):
     low, high = normalise(np.array([-1350.0, 150.0]))
     limits = dict(cmap='gray', vmin=low, vmax=high)
   else:
-    limits = dict(cmap='gray', vmin=0, vmax=float(np.quantile(arrays['target'], 0.999)))
+    low, high = _window(arrays['target'])
+    limits = dict(cmap='gray', vmin=low, vmax=high)
   axes.imshow(image, interpolation='nearest', **limits)
   axes.set_xticks([])
   axes.set_yticks([])

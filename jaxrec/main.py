@@ -12,21 +12,16 @@ from ml_collections import config_flags
 from jaxrec.training import Stopped
 from jaxrec.workflows import catalog, run, workers
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Experiment: varnet_8x, varnet_8x:demo, or a Python file with get_config(profile).'
-)
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: varnet_8x, varnet_8x:demo, or a Python file.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<profile> if not given.')
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'Address of process 0 for several processes, host:port; "auto" on clusters.'
-)
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Address of process 0, host:port; "auto" on clusters.')
 _PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
 _PROCESS = flags.DEFINE_integer('process_id', None, 'Number of this process.')
 
 
 def _help() -> str:
-  options = [
-    f'  --{f.name}: {flags.FLAGS[f.name].help}' for f in (_CONFIG, _WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS)
-  ]
+  given = (_CONFIG, _WORKDIR, _COORDINATOR, _PROCESSES, _PROCESS)
+  options = [f'  --{f.name}: {flags.FLAGS[f.name].help}' for f in given]
   return '\n'.join([
     'usage: jaxrec --config=NAME[:PROFILE] [--workdir=FOLDER] [--config.SECTION.OPTION=VALUE ...]',
     '', 'NAME is one of the configs below or a file of your own, such as ~/study/mine.py; the same command goes on after a stop.',
@@ -40,8 +35,7 @@ def main(argv: list[str]) -> int:
     print(_help())
     return 0
   try:
-    rest = flags.FLAGS(catalog.prepare(argv))
-    if len(rest) > 1:
+    if len(rest := flags.FLAGS(catalog.prepare(argv))) > 1:
       raise flags.Error(f'unexpected argument {rest[1]!r}')
     if _CONFIG.value is None:
       raise flags.Error('--config: is missing; give a config, jaxrec --help lists them')
@@ -65,12 +59,13 @@ def main(argv: list[str]) -> int:
 
 
 def _fail(error: Exception) -> int:
-  # Errors of JAX have paragraphs, of which the first says what is wrong.
-  lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-  more = ' (JAXREC_TRACEBACK=1 shows all)' if len(lines) > 1 else ''
+  paragraphs = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+  line = ' '.join(paragraphs)
+  if isinstance(error, RuntimeError) and len(paragraphs) > 1:  # Of JAX: the first says what is wrong.
+    line = f'{paragraphs[0][:500]} (JAXREC_TRACEBACK=1 shows all)'
   if isinstance(error, KeyError) and ' ' not in str(error.args[0]):
-    lines = [f'--config: has no section or option {error.args[0]} to set there; add it in a config file of your own']
-  print(f'error: {lines[0][:500]}{more}', file=sys.stderr)
+    line = f'--config: has no section or option {error.args[0]} to set there; add it in a config file of your own'
+  print(f'error: {line}', file=sys.stderr)
   return 2
 
 

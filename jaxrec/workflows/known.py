@@ -219,7 +219,14 @@ def report(folder: Path, *, draws: int = 1000) -> Path:
     raise results.RunError(f'{folder}: has no rows to report; run the known stage first')
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
   page = Page(folder)
-  page.text([*_summary(rows), *_sampled(rows, results.read_csv(folder / 'invariances.csv'))])
+  sampled = results.read_csv(folder / 'invariances.csv')
+  page.text([*_summary(rows), *_sampled(rows, sampled)])
+  page.table(
+    'How well search and samples tell what is ignored: area under the ROC curve against the known answer',
+    ['method', 'networks', 'classes', 'area'],
+    [[name, str(networks), str(classes), f'{area:.3f}'] for name, networks, classes, area in areas(rows, sampled)],
+    name='roc',
+  )
   page.figure(
     'retained', figures.retained_curves(rows, 'pixels'),
     'Retained detectability r = d\'_out / d\'_in against the detectability in the input, by size of the structure; bands: 95% intervals over patients that hold together for all classes of a network. '
@@ -284,38 +291,52 @@ def _summary(rows):
   if hunted:
     share = max(float(r['witnesses']) for r in hunted if r['keeps'] == '1')
     lines.append(f'Search: at most {share:.3f} witnesses for a network that loses nothing.')
-    truths = [r['truth'] == 'yes' for r in hunted]
-    if len(set(truths)) == 2:
-      areas = {k: statistics.roc_area([float(r[k]) for r in hunted], truths) for k in ('witnesses', 'fell')}
-      lines.append(
-        f'Area under the ROC curve of the search against the known answer: {areas["witnesses"]:.3f} by the share of witnesses, {areas["fell"]:.3f} by the median fall.'
-      )
   return lines
 
 
-def _sampled(rows, sampled):
-  """How well the samples tell what is ignored."""
-  truths = {(r['network'], r['size'], r['aim']): r['truth'] == 'yes' for r in rows}
-  keeps = {r['network'] for r in rows if r['keeps'] == '1'}
+def _by_class(sampled):
+  """Means of the samples' findings over patients, `(network, size, aim)`."""
   at: dict[tuple, list] = {}
   for r in sampled:
     if int(r['kind']) != sampling.NONE:
       at.setdefault((r['network'], r['size'], r['aim']), []).append(r)
-  if not at:
-    return []
-  mean = {
+  return {
     key: {k: float(np.mean([float(r[k]) for r in mine])) for k in ('witnesses', 'altered', 'excess')}
     for key, mine in at.items()
   }
-  lossless = [m['witnesses'] for key, m in mean.items() if key[0] in keeps]
-  lines = [f'Sampling: at most {max(lossless, default=0):.3f} witnesses for a network that loses nothing.']
-  known_answers = [truths[key] for key in mean]
-  if len(set(known_answers)) == 2:
-    areas = {
-      k: statistics.roc_area([m[k] for m in mean.values()], known_answers) for k in ('witnesses', 'altered', 'excess')
-    }
-    lines.append(
-      f'Area under the ROC curve of the samples against the known answer, over {len(mean)} classes of {len({key[0] for key in mean})} networks: B (share of witnesses) {areas["witnesses"]:.3f}, '
-      f'A (share of inputs with excess variation) {areas["altered"]:.3f}, A (mean excess) {areas["excess"]:.3f}.'
-    )
-  return lines
+
+
+def _sampled(rows, sampled):
+  """Witnesses among samples for networks that lose nothing."""
+  keeps = {r['network'] for r in rows if r['keeps'] == '1'}
+  lossless = [m['witnesses'] for key, m in _by_class(sampled).items() if key[0] in keeps]
+  return [f'Sampling: at most {max(lossless):.3f} witnesses for a network that loses nothing.'] if lossless else []
+
+
+def areas(rows: Sequence[Mapping[str, str]], sampled: Sequence[Mapping[str, str]]) -> list[list]:
+  """Areas under the ROC curves of what search and samples say, against the known answer.
+
+  Args:
+    rows: of `detectability.csv`.
+    sampled: of `invariances.csv`; may be empty.
+
+  Returns:
+    Method, networks, classes and area; nothing where all answers are the same.
+  """
+  hunted = [r for r in rows if r['witnesses']]
+  found = [('search: share of witnesses', hunted, 'witnesses'), ('search: median fall', hunted, 'fell')]
+  truths = {(r['network'], r['size'], r['aim']): r['truth'] for r in rows}
+  mine = [{**m, 'network': key[0], 'truth': truths[key]} for key, m in _by_class(sampled).items()]
+  for name, column in (
+    ('B: share of witnesses', 'witnesses'),
+    ('A: share of inputs with excess variation', 'altered'),
+    ('A: mean excess variation', 'excess'),
+  ):
+    found.append((name, mine, column))
+  table = []
+  for name, lines, column in found:
+    known_answers = [r['truth'] == 'yes' for r in lines]
+    if len(set(known_answers)) == 2:
+      area = statistics.roc_area([float(r[column]) for r in lines], known_answers)
+      table.append([name, len({r['network'] for r in lines}), len(lines), area])
+  return table
