@@ -323,10 +323,10 @@ def areas(rows: Sequence[Mapping[str, str]], sampled: Sequence[Mapping[str, str]
   Returns:
     Method, networks, classes and area; nothing where all answers are the same.
   """
-  hunted = [r for r in rows if r['witnesses']]
+  hunted: list[Mapping] = [r for r in rows if r['witnesses']]
   found = [('search: share of witnesses', hunted, 'witnesses'), ('search: median fall', hunted, 'fell')]
   truths = {(r['network'], r['size'], r['aim']): r['truth'] for r in rows}
-  mine = [{**m, 'network': key[0], 'truth': truths[key]} for key, m in _by_class(sampled).items()]
+  mine: list[Mapping] = [{**m, 'network': key[0], 'truth': truths[key]} for key, m in _by_class(sampled).items()]
   for name, column in (
     ('B: share of witnesses', 'witnesses'),
     ('A: share of inputs with excess variation', 'altered'),
