@@ -67,7 +67,7 @@ def _images(arg):
     )
   if config.profile == 'smoke':
     config.data.phantom = ml_collections.ConfigDict(
-      dict(train=2, val=2, slices=2, rows=32, cols=32, coils=2, snr=8.0, seed=0)
+      dict(train=2, val=3, slices=2, rows=32, cols=32, coils=2, snr=8.0, seed=0)
     )
   return config
 
