@@ -60,8 +60,9 @@ def acs_of_mask(mask: np.ndarray) -> np.ndarray:
     return acs_mask(mask.shape[0], side).T & acs_mask(mask.shape[1], side)
   columns = mask.reshape(-1)
   centre = columns.size // 2
-  left = int(np.argmin(columns[:centre][::-1].astype(np.int8)))
-  right = int(np.argmin(columns[centre:].astype(np.int8)))
+  # Beyond the edges nothing is sampled: fastMRI's own code finds no run at all where everything is.
+  left = int(np.argmin(np.append(columns[:centre][::-1], False)))
+  right = int(np.argmin(np.append(columns[centre:], False)))
   return acs_mask(columns.size, max(2 * min(left, right), 1))
 
 

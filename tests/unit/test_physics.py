@@ -160,6 +160,8 @@ def test_centre_of_a_given_mask():
   mask = np.zeros((1, 12), bool)
   mask[:, [1, 5, 6, 7, 10]] = True
   np.testing.assert_array_equal(np.flatnonzero(masks.acs_of_mask(mask)[0]), [5, 6])
+  # Where everything is sampled, everything is centre.
+  assert masks.acs_of_mask(np.ones(12, bool)).all()
 
 
 @pytest.mark.parametrize('shape', [(7, 7), (20, 31)])
