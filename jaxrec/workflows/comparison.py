@@ -76,6 +76,13 @@ def table(rows: Sequence[dict], draws: int) -> tuple[list[str], list[list[str]]]
   return titles, out
 
 
+def _attacks(runs, aim, strongest):
+  """Perturbation, strength and unit of every attack, or of the strongest ones."""
+  rows = [r for run in runs for r in run.rows if r['strength'] > 0 and r['attacked'] == aim]
+  attacks = sorted({(r['perturbation'], r['strength'], r['unit']) for r in rows})
+  return [(n, s, u) for n, s, u in attacks if not strongest or s == max(t for m, t, _ in attacks if m == n)]
+
+
 def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[list[str], list[list[str]]]:
   """One line per network: clean quality, harm under every attack, amplification, training cost.
 
@@ -93,20 +100,7 @@ def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[li
     return [], []
   # Attacks on the box where there are some, else on the whole image.
   aim = 'region' if any(r['attacked'] == 'region' for run in runs for r in run.rows) else 'image'
-  attacks = sorted(
-    {
-      (r['perturbation'], r['strength'], r['unit'])
-      for run in runs
-      for r in run.rows
-      if r['strength'] > 0 and r['attacked'] == aim
-    }
-  )
-  if strongest:
-    attacks = [
-      (name, strength, unit)
-      for name, strength, unit in attacks
-      if strength == max(s for n, s, _ in attacks if n == name)
-    ]
+  attacks = _attacks(runs, aim, strongest)
   head = ['network', 'attack sees', 'clean SSIM box', 'clean NMSE box']
   for name, strength, unit in attacks:
     attack = f'{name} {strength_text(strength, unit)}'

@@ -52,6 +52,12 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
     searched=searched,
     folds=options.folds,
   )
+  _write(config, run_folder, networks, asked, found, searched)
+
+
+def _write(config, run_folder, networks, asked, found, searched):
+  """Writes verdicts, paired differences, and how outputs move with the noise."""
+  options = config.detect
   labels = places.labels(config)
   unit = 'mm' if datasets.is_ct(config) else 'pixels'
   table = [

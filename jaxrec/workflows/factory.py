@@ -303,17 +303,7 @@ def task(
   if 'objective' in options:
     parts['objective'] = objective(options.pop('objective'))
   if name == 'adversarial':
-    generator = dict(options.pop('generator'))
-    parts['adversary'] = adversary(generator, sample, radius, axis=parallel.axis)
-    rate = options.pop('generator_learning_rate')
-    parts['generator_optimizer'] = training.optimizer(
-      config.train.optimizer, rate, weight_decay=config.train.weight_decay
-    )
-    frozen = options.pop('frozen', '')
-    parts |= dict(
-      frozen=load(frozen)[1] if frozen else None,
-      epsilon=float(radius**2 * (sample.target.size if generator['name'] == 'dcgan' else 1)),
-    )
+    parts |= _adversarial(config, options, radius, sample, load, parallel.axis)
   if name in CRITICS:
     chosen = dict(options.pop('critic', {}))
     parts['critic'] = models.build(chosen.pop('name', CRITICS[name]), **chosen)
@@ -324,14 +314,7 @@ def task(
     parts['perceptual'] = perceptual(dict(options.pop('perceptual', {})), load)
   if name in ('cvae', 'flow'):
     del common['loss']
-    network, layer = options.pop('network'), options.pop('layer', 0) or None
-    if name == 'cvae':
-      judged, variables = load(network)
-      observe = models.observer(judged)
-      domain = options.pop('image', 'low_dose')
-      parts |= dict(observe=lambda x: observe(variables, x), image=lambda batch: getattr(batch, domain))
-    else:
-      parts['codes'] = codes(load, network, options.pop('autoencoder'), layer, options.pop('image', 'low_dose'))
+    parts |= _representation(name, options, load)
   made = _pick(TASKS, 'train.task.name', name)
   return _call(made, f'train.task.{name}', parts | options | common)
 
@@ -339,6 +322,29 @@ def task(
 def accumulates(name: str) -> bool:
   """Whether a task can sum gradients over parts of its batch: `train.micro_batch`."""
   return 'micro_batch' in inspect.signature(_pick(TASKS, 'train.task.name', name)).parameters
+
+
+def _adversarial(config, options, radius, sample, load, axis):
+  """Generator of perturbations, its optimiser, and the reconstructor that stays as it is, if any."""
+  generator = dict(options.pop('generator'))
+  rate, frozen = options.pop('generator_learning_rate'), options.pop('frozen', '')
+  return dict(
+    adversary=adversary(generator, sample, radius, axis=axis),
+    generator_optimizer=training.optimizer(config.train.optimizer, rate, weight_decay=config.train.weight_decay),
+    frozen=load(frozen)[1] if frozen else None,
+    epsilon=float(radius**2 * (sample.target.size if generator['name'] == 'dcgan' else 1)),
+  )
+
+
+def _representation(name, options, load):
+  """What an autoencoder or a flow is told of the network that it describes."""
+  network, layer = options.pop('network'), options.pop('layer', 0) or None
+  domain = options.pop('image', 'low_dose')
+  if name == 'flow':
+    return dict(codes=codes(load, network, options.pop('autoencoder'), layer, domain))
+  judged, variables = load(network)
+  observe = models.observer(judged)
+  return dict(observe=lambda x: observe(variables, x), image=lambda batch: getattr(batch, domain))
 
 
 def check_perceptual(config: ml_collections.ConfigDict, section: str = 'train.task') -> None:

@@ -74,35 +74,38 @@ def run(
     results.write_csv(folder / 'defences.csv', *comparison.defences(runs, draws))
   results.write_csv(folder / 'summary.csv', *comparison.summary(rows, draws))
   for name in sorted({r['perturbation'] for r in rows}):
-    mine = [r for r in rows if r['perturbation'] == name]
-    sweep: dict[str, Any] = next((r.sweeps[name] for r in runs if name in r.sweeps), {})
-    title, axis = sweep.get('title', name), sweep.get('axis', 'strength')
-    page.heading(title)
-    aimed = [r for r in mine if r['attacked'] == 'region']
-    page.figure(
-      f'{name}-ssim', figures.strength_curve(aimed or mine, 'ssim_region_adv', axis=axis, draws=draws, look=look),
-      f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength; '
-      'bands are 95% bootstrap intervals over patients.',
-    )  # fmt: skip
-    if len({r['attacked'] for r in mine}) == 2:
-      groups = []
-      for label in sorted({figures.name_of(r) for r in mine}):
-        for aim, words in (('region', 'box attacked'), ('image', 'whole image attacked')):
-          groups.append(
-            (f'{label}, {words}', [r for r in mine if figures.name_of(r) == label and r['attacked'] == aim])
-          )
-      groups = [group for group in groups if group[1]]
-      page.figure(
-        f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, axis=axis, draws=draws, look=look),
-        'Attacks aimed at the box against attacks aimed at the whole image, both scored in the box.',
-      )  # fmt: skip
-    _pictures(page, runs, name, title, mine[0]['unit'], look)
+    _attack(page, runs, rows, name, draws, look)
   _training(page, runs, generators, look)
   page.heading('All numbers')
   page.table('Mean over examples, with 95% bootstrap intervals over patients', *comparison.table(rows, draws))
   _bad_input(page, runs)
   _origin(page, runs)
   return page.write('jaxrec: adversarial robustness of MR image reconstruction')
+
+
+def _attack(page, runs, rows, name, draws, look):
+  """Curves and pictures of one perturbation."""
+  mine = [r for r in rows if r['perturbation'] == name]
+  sweep: dict[str, Any] = next((r.sweeps[name] for r in runs if name in r.sweeps), {})
+  title, axis = sweep.get('title', name), sweep.get('axis', 'strength')
+  page.heading(title)
+  aimed = [r for r in mine if r['attacked'] == 'region']
+  page.figure(
+    f'{name}-ssim', figures.strength_curve(aimed or mine, 'ssim_region_adv', axis=axis, draws=draws, look=look),
+    f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength; '
+    'bands are 95% bootstrap intervals over patients.',
+  )  # fmt: skip
+  if len({r['attacked'] for r in mine}) == 2:
+    groups = []
+    for label in sorted({figures.name_of(r) for r in mine}):
+      for aim, words in (('region', 'box attacked'), ('image', 'whole image attacked')):
+        groups.append((f'{label}, {words}', [r for r in mine if figures.name_of(r) == label and r['attacked'] == aim]))
+    groups = [group for group in groups if group[1]]
+    page.figure(
+      f'{name}-aims', figures.strength_curve(mine, 'ssim_region_adv', groups, axis=axis, draws=draws, look=look),
+      'Attacks aimed at the box against attacks aimed at the whole image, both scored in the box.',
+    )  # fmt: skip
+  _pictures(page, runs, name, title, mine[0]['unit'], look)
 
 
 def _check(folder):

@@ -20,6 +20,47 @@ from jaxrec.training import Checkpointer, Parallel, Task, fit, memory
 from jaxrec.workflows import datasets, factory, workers
 
 
+class _Ledger:
+  """Metrics, costs and waiting of a training, written by the first process."""
+
+  def __init__(self, config, run_folder: results.Run, parallel: Parallel, every: int):
+    self.config, self.folder, self.part, self.every = config, run_folder.folder, parallel.part, every
+    self.start, self.waited = time.perf_counter(), 0.0
+    self.before = results.read_json(self.folder / 'cost.json').get('seconds', 0.0)
+    self.tensorboard = _tensorboard(config, run_folder, parallel)
+    self.task: Task | None = None
+
+  def wait(self, seconds: float) -> None:
+    """The devices waited for data."""
+    self.waited += seconds
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Writes the metrics of a step."""
+    if self.part == 0:
+      results.append_jsonl(self.folder / 'metrics.jsonl', [record])
+      self.tensorboard(record)
+      if record['step'] % self.every == 0:
+        # A checkpoint follows. What is killed later has cost this much at least.
+        self._write_cost(record['step'])
+
+  def close(self, done: int, last: int) -> None:
+    """Writes the cost of the steps up to `last`, of which `done` were there before."""
+    if self.part:
+      return
+    if self.waited:
+      total = time.perf_counter() - self.start
+      print(
+        f'train: {total:.0f} s, of which the devices waited at most {self.waited:.0f} s for data '
+        '(more data.workers read faster)'
+      )
+    if last > done or results.read_json(self.folder / 'cost.json').get('steps') != done:
+      self._write_cost(last)
+
+  def _write_cost(self, steps):
+    seconds = self.before + time.perf_counter() - self.start
+    _write_cost(self.folder / 'cost.json', self.task, self.config, steps, seconds)
+
+
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
   """Trains the config's network, or goes on; nothing to do for published weights."""
   module, _ = factory.network(config)
@@ -50,32 +91,11 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       f'{len(examples)}), validation every {every}; {done} done'
     )
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
-  start = time.perf_counter()
+  ledger = _Ledger(config, run_folder, parallel, every)
   read = datasets.reader(config, redraw=True)
   task, micro_batch = fitted(config, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
+  ledger.task = task
   validate = validation(config, data, task, parallel, micro_batch)
-  tensorboard = _tensorboard(config, run_folder, parallel)
-
-  waited = 0.0
-
-  def on_wait(seconds: float) -> None:
-    nonlocal waited
-    waited += seconds
-
-  cost = run_folder.folder / 'cost.json'
-  before = results.read_json(cost).get('seconds', 0.0)
-
-  def write_cost(steps: int) -> None:
-    _write_cost(cost, task, config, steps, before + time.perf_counter() - start)
-
-  def write(record: dict[str, Any]) -> None:
-    if parallel.part == 0:
-      results.append_jsonl(run_folder.folder / 'metrics.jsonl', [record])
-      tensorboard(record)
-      if record['step'] % every == 0:
-        # A checkpoint follows. What is killed later has cost this much at least.
-        write_cost(record['step'])
-
   with workers.termination() as stop:
     fit(
       task,
@@ -86,7 +106,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       num_steps,
       key=jax.random.key(config.seed),
       parallel=parallel,
-      writer=write,
+      writer=ledger.write,
       checkpointer=checkpointer,
       validate=validate,
       validate_every=every,
@@ -96,17 +116,9 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       checkpoint_minutes=config.train.get('checkpoint_minutes', 10.0),
       files=lambda number: loader.batch_files(examples, config.train.batch_size, number, seed=config.seed),
       stop=stop,
-      on_wait=on_wait,
+      on_wait=ledger.wait,
     )  # fmt: skip
-  if parallel.part == 0 and waited:
-    total = time.perf_counter() - start
-    print(
-      f'train: {total:.0f} s, of which the devices waited at most {waited:.0f} s for data (more data.workers read faster)'
-    )
-  if parallel.part == 0 and (
-    (last := checkpointer.latest_step() or 0) > done or results.read_json(cost).get('steps') != done
-  ):
-    write_cost(last)
+  ledger.close(done, checkpointer.latest_step() or 0)
   checkpointer.close()
 
 

@@ -304,3 +304,11 @@ def test_mistakes_in_the_analysis_are_named(tmp_path):
     run(single, tmp_path / 'x')
   with pytest.raises(ldct.DataError, match='is no folder'):
     ldct.index(tmp_path / 'nothing', 'train')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['invariances_mr_unet', 'invariances_networks', 'invariances_wganvgg'])
+def test_other_analyses_run_to_their_report(name, tmp_path):
+  done = launch(tmp_path / 'run', config=f'configs/{name}.py:smoke')
+  assert done.returncode == 0, done.stderr
+  assert read(tmp_path / 'run') and 'What the samples show' in (tmp_path / 'run' / 'report.html').read_text()

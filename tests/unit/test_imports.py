@@ -90,3 +90,10 @@ def test_public_functions_state_their_arguments():
 
 def test_main_is_short():
   assert len((ROOT / 'main.py').read_text().splitlines()) < 80
+
+
+def test_functions_of_the_workflows_are_short():
+  for path in sorted((ROOT / 'workflows').glob('*.py')):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.FunctionDef):
+        assert node.end_lineno - node.lineno < 60, f'{path.name}: {node.name}'
