@@ -79,4 +79,4 @@ def test_samples_are_beside_the_search(tmp_path):
   assert {r['network'] for r in rows} == {'bottleneck'} and len(rows) == config.known.patients * (
     1 + len(config.known.diameters)
   )
-  assert 'Sampling: at most' in (folder / 'report.html').read_text()
+  assert 'What the samples show' in (folder / 'report.html').read_text()
