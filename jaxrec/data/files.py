@@ -23,7 +23,7 @@ def replace(path: str | Path, content: bytes | memoryview) -> None:
   temporary = path.with_name(f'{path.name}.{host}.{os.getpid()}.tmp')
   try:
     for left in path.parent.glob(f'{path.name}.{host}.*.tmp'):
-      if not _runs(int(left.name.split('.')[-2])):
+      if not runs(int(left.name.split('.')[-2])):
         left.unlink(missing_ok=True)
     temporary.write_bytes(content)
     temporary.replace(path)
@@ -45,7 +45,8 @@ def new_hdf5(path: str | Path) -> Iterator[h5py.File]:
   replace(path, stream.getbuffer())
 
 
-def _runs(pid):
+def runs(pid: int) -> bool:
+  """Whether a process of this machine exists."""
   try:
     os.kill(pid, 0)
   except ProcessLookupError:

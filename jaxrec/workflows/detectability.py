@@ -13,14 +13,12 @@ from jaxrec.workflows.page import Page
 from jaxrec.workflows.train import loader_of
 
 
-def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
+def run(
+  config: ConfigDict, run_folder: results.Run, data: datasets.Data, asked: places.Question, parallel: Parallel
+) -> None:
   """Measures, judges and searches; finished patients are not measured again.
 
   Verdicts are on the patients of the validation split, each judged by the others.
-
-  Raises:
-    ValueError: for bad options.
-    DataError: if there are too few places or patients.
   """
   options = config.detect
   load = loader_of(run_folder.folder / 'stage', data, parallel)
@@ -28,7 +26,6 @@ def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parall
   for name in options.networks:
     module, variables = load(name)
     networks[name] = partial(observer(module), variables)
-  asked = places.question(config, data)
   if parallel.part == 0:
     if asked.left_out:
       print(f'detect: left out {len(asked.left_out)} patients with too few places: {", ".join(asked.left_out)}')

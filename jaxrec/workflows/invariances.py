@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +14,15 @@ from jaxrec.workflows import datasets, places, sampling
 from jaxrec.workflows.train import loader_of
 
 
-def run(config: ConfigDict, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
+def run(
+  config: ConfigDict, run_folder: results.Run, data: datasets.Data, asked: places.Question, parallel: Parallel
+) -> None:
   """Samples, measures and judges; finished inputs are not sampled again.
 
   Raises:
     ValueError: if an autoencoder draws images of another size than the sites have.
   """
   options = config.invariances
-  asked = places.question(config, data)
   shown = next(iter(next(iter(asked.patients.values()))())).absent.shape[1:]
   load = loader_of(run_folder.folder / 'stage', data, parallel)
   for s in options.samplers.values():
@@ -78,17 +78,17 @@ def _run_config(config, name):
 def finish(
   run_folder: results.Run, taps: Sequence[sampling.Tap], asked: places.Question, searched: Sequence[int], options: ConfigDict, *,
   folds: int, seed: int, labels: dict[str, str], parallel: Parallel,
-) -> list[dict[str, Any]]:  # fmt: skip
-  """Measures, and writes `invariances.csv`, `sampling.json` and the pictures; returns the rows.
+) -> None:  # fmt: skip
+  """Measures, and writes `invariances.csv`, `sampling.json` and the pictures.
 
   Args:
     run_folder: of the detect stage.
-    taps: see `sampling.measure`.
-    asked: see `sampling.measure`.
-    searched: see `sampling.measure`.
+    taps: see `sampling.Sampling`.
+    asked: see `sampling.Sampling`.
+    searched: see `sampling.Sampling`.
     options: section `invariances` of the config.
-    folds: see `sampling.measure`.
-    seed: see `sampling.measure`.
+    folds: see `sampling.Sampling`.
+    seed: see `sampling.Sampling`.
     labels: of the networks.
     parallel: processes; the first one writes.
   """
@@ -101,7 +101,7 @@ def finish(
   work.measure(part=parallel.part, parts=parallel.parts)
   parallel.barrier('invariances')
   if parallel.part:
-    return []
+    return
   rows = []
   for r in sampling.judged(sampling.measured(run_folder.folder), options.alpha):
     kind = asked.kinds[r['kind']] if r['kind'] != sampling.NONE else places.Kind(0.0, 0.0, 0.0)
@@ -109,24 +109,12 @@ def finish(
     rows.append({**named, **{k: v for k, v in r.items() if k not in sampling.KEY}, 'seed': seed})
   head = list(dict.fromkeys(k for r in rows for k in r))
   results.write_csv(run_folder.folder / 'invariances.csv', head, [[r.get(c) for c in head] for r in rows])
-  moments = {
-    f'{labels[t.network]}, {t.layer}': sampling.moments(t, asked, scans=options.scans, seed=seed) for t in taps
-  }
+  moments = {f'{labels[tap.network]}, {tap.layer}': work.moments(t) for t, tap in enumerate(taps)}
   results.write_text(
     run_folder.folder / 'sampling.json',
-    json.dumps({'alpha': options.alpha, 'anatomy': _anatomy(asked), 'moments': moments}, indent=2),
+    json.dumps({'alpha': options.alpha, 'anatomy': work.anatomy(), 'moments': moments}, indent=2),
   )
   _pictures(run_folder, work, rows, options, labels)
-  return rows
-
-
-def _anatomy(asked):
-  """Standard deviation of noise-free images near the structures, over patients."""
-
-  def cut(site):
-    return site.target[site.corner[0] : site.corner[0] + asked.side, site.corner[1] : site.corner[1] + asked.side]
-
-  return float(np.std([cut(next(iter(read()))) for read in asked.patients.values()], 0, ddof=1).mean())
 
 
 def _pictures(run_folder, work, rows, options, labels):

@@ -15,6 +15,7 @@ from jaxrec.workflows import (
   invariances,
   known,
   options,
+  places,
   plan,
   report,
   train,
@@ -113,10 +114,11 @@ def _sample(config, workdir):
   folder.write_provenance(
     seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path)
   )
+  asked = places.question(config, data)
   if 'detect' in config.stages:
-    detectability.run(config, folder, data, parallel)
+    detectability.run(config, folder, data, asked, parallel)
   if 'invariances' in config.stages:
-    invariances.run(config, folder, data, parallel)
+    invariances.run(config, folder, data, asked, parallel)
 
 
 def _known(config, workdir):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from jaxrec import invariances, results
 from jaxrec.data.sites import Site
 from jaxrec.invariances import observers, witness
-from jaxrec.types import Array, Image, Variables
+from jaxrec.types import Image, Variables
 from jaxrec.workflows import detect
 from jaxrec.workflows.places import Question
 
@@ -112,8 +112,14 @@ class Sampling:
     names = list(asked.patients)
     self.benches = _benches(folder, names, {tap.network for tap in taps}, folds)
     self.programs = [_programs(tap, options, asked.side) for tap in taps]
-    self.first = {name: next(iter(read())).absent[0] for name, read in asked.patients.items()}
     self.others, self.sites = options.others, options.sites
+    # Once: reading a site reads or draws all of its scans.
+    self._scans, self._anatomies = {}, []
+    for name, read in asked.patients.items():
+      site = next(iter(read()))
+      self._scans[name] = site.absent[: options.scans]
+      row, col = site.corner
+      self._anatomies.append(site.target[row : row + asked.side, col : col + asked.side])
 
   def measure(self, *, part: int = 0, parts: int = 1) -> None:
     """Samples for inputs without structures at some sites, and at the first site of a patient for those of every searched class."""
@@ -188,9 +194,32 @@ class Sampling:
 
   def _mismatched(self, patient):
     """Inputs of other patients, `[other, row, col]`; the same for all inputs of a patient."""
-    names = [n for n in self.first if n != patient]
+    names = [n for n in self._scans if n != patient]
     chosen = np.random.default_rng(zlib.crc32(patient.encode())).permutation(len(names))[: self.others]
-    return np.stack([self.first[names[i]] for i in chosen])
+    return np.stack([self._scans[names[i]][0] for i in chosen])
+
+  def anatomy(self) -> float:
+    """Standard deviation of noise-free images near the structures, over patients."""
+    return float(np.std(self._anatomies, 0, ddof=1).mean())
+
+  def moments(self, t: int) -> dict[str, float]:
+    """Whether the noise of a tap's flow is standard normal over scans of all patients without structures."""
+    tap = self.taps[t]
+    forward = jax.jit(
+      lambda key, x: tap.sampler.forward(
+        tap.variables, tap.sampler.encode(tap.variables, key, x, y := tap.sampler.observe({}, x)), y
+      )
+    )
+    scans = np.concatenate(list(self._scans.values()))
+    v = [forward(jax.random.fold_in(jax.random.key(self.seed), i), x) for i, x in enumerate(scans)]
+    found = invariances.noise_moments(jnp.stack(v))
+    return {
+      'scans': len(v),
+      'mean_rms': float(jnp.sqrt(jnp.mean(found.mean**2))),
+      'std_mean': float(jnp.mean(found.std)),
+      'correlation': float(found.correlation),
+      'correlation_expected': float(found.level),
+    }
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
@@ -246,9 +275,9 @@ def _programs(tap, options, side):
       seeds=findings(tests, x, y, found.drawn, found.drawn_outputs['output'], corner),
       excess=witness.cut(excess, corner, side).max(),
       away=check(v, first, x, found, fresh, others),
-      deviation=jnp.std(cut(found.images, corner), 0, ddof=1).mean(),
-      deviation_drawn=jnp.std(cut(found.drawn, corner), 0, ddof=1).mean(),
-      noise=jnp.std(noise, 0, ddof=1).mean(),
+      deviation=invariances.diversity(cut(found.images, corner)).mean(),
+      deviation_drawn=invariances.diversity(cut(found.drawn, corner)).mean(),
+      noise=invariances.diversity(noise).mean(),
       represented=1 - jnp.mean(witness.cut(rebuilt - x, corner, side) ** 2) / jnp.mean(jnp.var(noise, 0, ddof=1)),
     )
     pictures = dict(
@@ -277,27 +306,6 @@ def _summary(findings, end=''):
   medians = {k: getattr(findings, k) for k in ('fell', 'moved', 'norm', 'away')}
   return {f'{k}{end}': float(np.mean(v)) for k, v in shares.items()} | {
     f'{k}{end}': float(np.median(v)) for k, v in medians.items()
-  }
-
-
-def moments(tap: Tap, asked: Question, *, scans: int, seed: int) -> dict[str, float]:
-  """Whether the flow's noise is standard normal over scans of all patients without structures."""
-  forward = jax.jit(
-    lambda key, x: tap.sampler.forward(
-      tap.variables, tap.sampler.encode(tap.variables, key, x, y := tap.sampler.observe({}, x)), y
-    )
-  )
-  v: list[Array] = []
-  for read in asked.patients.values():
-    for x in next(iter(read())).absent[:scans]:
-      v.append(forward(jax.random.fold_in(jax.random.key(seed), len(v)), x))
-  found = invariances.noise_moments(jnp.stack(v))
-  return {
-    'scans': len(v),
-    'mean_rms': float(jnp.sqrt(jnp.mean(found.mean**2))),
-    'std_mean': float(jnp.mean(found.std)),
-    'correlation': float(found.correlation),
-    'correlation_expected': float(found.level),
   }
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from jaxrec.data.files import runs
+
 LAUNCHER = 'JAXREC_LAUNCHER'  # set by launch/local_processes.sh: its process id
 _PATIENCE = 5.0
 
@@ -165,7 +167,7 @@ def _follow_launcher(every: float = 0.5) -> None:
   def watch():
     # The parent is the launcher, or a wrapper that it started. A dead parent that
     # nobody has waited for still has its number, but no children any more.
-    while os.getppid() == parent and _exists(int(launcher)):
+    while os.getppid() == parent and runs(int(launcher)):
       time.sleep(every)
     print(
       f'error: the launcher (process {launcher}) is gone; this process ends too, the same command goes on',
@@ -175,13 +177,3 @@ def _follow_launcher(every: float = 0.5) -> None:
     os._exit(2)
 
   threading.Thread(target=watch, name='launcher', daemon=True).start()
-
-
-def _exists(pid):
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    pass
-  return True
