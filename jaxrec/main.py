@@ -9,8 +9,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from jaxrec.experiments import catalog, run
 from jaxrec.training import Stopped
-from jaxrec.workflows import catalog, run, workers
+from jaxrec.workflows import workers
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: varnet_8x, varnet_8x:demo, or a Python file.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<profile> if not given.')
