@@ -38,9 +38,8 @@ def main(argv: list[str]) -> int:
   try:
     if len(rest := flags.FLAGS(catalog.prepare(argv))) > 1:
       raise flags.Error(f'unexpected argument {rest[1]!r}')
-    if _CONFIG.value is None:
+    if (config := _CONFIG.value) is None:
       raise flags.Error('--config: is missing; give a config, jaxrec --help lists them')
-    config = _CONFIG.value
   except (flags.Error, OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, SyntaxError) as error:
     return _fail(error)
   try:
