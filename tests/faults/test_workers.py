@@ -99,8 +99,8 @@ def test_no_worker_outlives_the_others(case, tmp_path):
 
 @pytest.mark.parametrize('program, code, words', [
   (['-m', 'jaxrec.main', '--config=unet_8x:smoke'], 130, 'stopped while loading; give the same command again'),
-  (['-m', 'jaxrec.workflows.denoise', 'run', 'in', 'out'], 130, 'stopped while loading; give the same command again'),
-  (['-m', 'jaxrec.workflows.verify_data', 'data'], 130, 'stopped while loading; give the same command again'),
+  (['-m', 'jaxrec.experiments.denoise', 'run', 'in', 'out'], 130, 'stopped while loading; give the same command again'),
+  (['-m', 'jaxrec.experiments.verify_data', 'data'], 130, 'stopped while loading; give the same command again'),
   (['-c', 'import jaxrec'], -signal.SIGINT, 'KeyboardInterrupt'),
 ], ids=['run', 'denoise', 'verify', 'somebody who imports the package'])  # fmt: skip
 def test_ctrl_c_while_libraries_load(program, code, words, tmp_path):
