@@ -7,8 +7,8 @@ comparison, a number, a truth value, a keyword argument's value or a statement c
 texts, annotations, checks that only raise, and defaults that a docstring prints
 are left alone. First every test runs once and notes which functions it calls
 (benchmarks/results/calls.json). Each mutant then meets, in a process of its own,
-the tests that call its function, the fastest first, and if none notices, all
-other tests of their files. No file is touched. What was tried is added to
+the tests that call its function, first those that are fast and call little else,
+and if none notices, all other tests of their files. No file is touched. What was tried is added to
 benchmarks/results/mutants.csv, and the same command goes on from there; at the
 end the tests that noticed run once without a change. Prints every survivor and the score.
 """
@@ -20,6 +20,7 @@ import gc
 import hashlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -69,7 +70,7 @@ WITHOUT = {
   'test_docs', 'test_imports', 'test_readme_numbers', 'test_recipes', 'test_models', 'test_vgg', 'test_workers', 'test_denoise', 'test_options',
   'test_weights', 'test_run_folders', 'test_plan', 'test_adversarial', 'test_audit', 'test_invariances', 'test_checkpoints', 'test_costs', 'test_training',
 }  # fmt: skip
-SECONDS = 600
+SECONDS = 1800
 
 SWAPS = {
   ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
@@ -301,30 +302,50 @@ def hash_of(content):
   return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def plan(place, called):
-  """Files with tests that call a place, each with those tests, the fastest first."""
-  found = {}
+def plan(place, called, most):
+  """Rounds of `(file, its tests)` that call a place, those first that take little time and call little else."""
+  wanted = []
   for name, tests in called.items():
-    collected, mine = tests[''], {test: of for test, of in tests.items() if test}
-    chosen = list(mine) if place in collected[1] else [test for test, (_, places) in mine.items() if place in places]
-    if chosen:
-      found[name] = sorted(chosen, key=lambda test: mine[test][0])
-  return dict(sorted(found.items(), key=lambda item: called[item[0]][''][0] + called[item[0]][item[1][0]][0]))
+    everything = place in tests[''][1]
+    for test, (seconds, places) in tests.items():
+      if test and (everything or place in places):
+        wanted.append((seconds * len(places), seconds, name, test))
+  wanted.sort()
+  spent, kept = 0.0, []
+  for _, seconds, name, test in wanted:
+    spent += seconds
+    if spent > most and kept:
+      break
+    kept.append((name, test))
+  rounds = []
+  for start, stop in ((0, 6), (6, 30), (30, None)):
+    files: dict = {}
+    for name, test in kept[start:stop]:
+      files.setdefault(name, []).append(test)
+    rounds += files.items()
+  return rounds
 
 
-def attempt(module, number, called):
+def attempt(module, number, called, most):
   """Whether a mutant is noticed (nothing: time is over), and by which test."""
   mutant = mutate(module, number)
-  files = plan(f'{module}:{mutant.function}', called)
+  rounds = plan(f'{module}:{mutant.function}', called, most)
 
   def work():
     _install(mutant)
-    for others in (False, True):
-      for name, chosen in files.items():
-        first = _First(chosen, others)
+    done: dict = {}
+    for name, chosen in rounds:
+      first = _First(chosen, False)
+      if _pytest(name, first):
+        return True, first.failed or f'{name}: does not run'
+      done[name] = done.get(name, []) + chosen
+    if most == math.inf:
+      # What a test calls is not noted if an earlier one has compiled it.
+      for name, chosen in done.items():
+        first = _First(chosen, True)
         if _pytest(name, first):
           return True, first.failed or f'{name}: does not run'
-    return False, '' if files else 'no test calls it'
+    return False, '' if rounds else 'no test calls it'
 
   found = forked(work, SECONDS)
   # A mutant that does not end, or takes all tests down with it, would not pass a run of the tests either.
@@ -365,7 +386,7 @@ def _warm():
   import flax.linen  # noqa: F401
   import grain  # noqa: F401
   import h5py  # noqa: F401
-  import hypothesis  # noqa: F401
+  import hypothesis
   import jax  # noqa: F401
   import matplotlib.pyplot  # noqa: F401
   import ml_collections  # noqa: F401
@@ -374,6 +395,10 @@ def _warm():
   import pytest  # noqa: F401
   import scipy.ndimage  # noqa: F401
 
+  # One example that fails is enough; the smallest takes minutes to find.
+  phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+  hypothesis.settings.register_profile('mutants', phases=phases, database=None)
+  hypothesis.settings.load_profile('mutants')
   try:
     import torch  # noqa: F401
   except ImportError:
@@ -389,6 +414,9 @@ def main():
   parser.add_argument('--modules', default='')
   parser.add_argument('--numbers', default='', help='places of the modules, in place of a draw')
   parser.add_argument('--again', action='store_true', help='those that survived, with the tests as they are now')
+  parser.add_argument(
+    '--most', type=float, default=math.inf, help='seconds of tests per mutant, as they took without a change'
+  )
   parser.add_argument('--minutes', type=float, default=1e9, help='begin no mutant after so long')
   given = parser.parse_args()
   os.chdir(ROOT)
@@ -399,7 +427,7 @@ def main():
     if time.monotonic() > end or before and not (given.again and before['noticed'] != '1'):
       continue
     start = time.monotonic()
-    noticed, by = attempt(module, number, called)
+    noticed, by = attempt(module, number, called, given.most)
     mutant = mutate(module, number)
     said = {True: 'noticed', False: 'SURVIVED', None: 'undecided'}[noticed]
     print(
