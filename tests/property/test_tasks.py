@@ -174,7 +174,7 @@ def name(request):
 
 
 def batch(name, count=2):
-  scans = [synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(count)]
+  scans = [synthetic.scan(s, rows=32, cols=32, coils=3, acceleration=2) for s in range(count)]
   return loader.stack([singlecoil.zero_filled(s, relative=True) for s in scans] if name in IMAGES else scans)
 
 
