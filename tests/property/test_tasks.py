@@ -174,7 +174,7 @@ def name(request):
 
 
 def batch(name, count=2):
-  scans = [synthetic.scan(s, rows=32, cols=32, coils=3, acceleration=2) for s in range(count)]
+  scans = [synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(count)]
   return loader.stack([singlecoil.zero_filled(s, relative=True) for s in scans] if name in IMAGES else scans)
 
 
@@ -263,6 +263,14 @@ def test_robust_tasks_meet_a_perturbation(name, whole):
     assert (
       first['loss'] > first['loss_clean'] and first['distance' if name == 'consistency' else 'amplification'] > 1e-6
     )
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_every_example_of_a_batch_draws_its_own_perturbation(count):
+  """Of equal scans, as many as there are."""
+  data = jax.tree.map(lambda x: np.repeat(x[:1], count, 0), batch('jitter'))
+  drawn = training.robust._per_example(jax.random.key(0), data, lambda key, sample: RANDOM.init(key, sample))
+  assert drawn.shape == data.kspace.shape and len({np.asarray(d).tobytes() for d in drawn}) == count
 
 
 def test_free_training_climbs_between_replays():

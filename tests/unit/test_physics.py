@@ -211,6 +211,24 @@ def test_metrics_of_a_region_are_those_of_its_pixels():
   np.testing.assert_allclose(metrics.mse(larger, y, 1.0), metrics.mse(x, y, 1.0), rtol=1e-5)
 
 
+@pytest.mark.parametrize('unit', [1.0, 1e-5])
+def test_objectives_are_those_of_the_region_in_every_unit(unit, scan):
+  region = np.zeros(scan.target.shape, np.float32)
+  region[4:15, 10:22] = 1
+  target = np.asarray(scan.target) / scan.scale
+  image = target + 0.1 * draw(target.shape, 3, np.float32)
+  a, b = image[4:15, 10:22].astype(float), target[4:15, 10:22].astype(float)
+  error, structure = (a - b) ** 2, 1 - structural_similarity(b, a, data_range=1.0, win_size=7)
+  wanted = {
+    jaxrec.region_mse(): error.mean(),
+    jaxrec.region_ssim(): structure,
+    jaxrec.region_mse_ssim(ssim_weight=0.3): 0.7 * error.sum() / (b**2).sum() + 0.3 * structure,
+  }
+  given = scan.replace(target=np.float32(unit) * target, scale=np.float32(unit), region=region)
+  for objective, value in wanted.items():
+    np.testing.assert_allclose(objective(np.float32(unit) * image, given), value, rtol=1e-4)
+
+
 @pytest.mark.parametrize('name', ['mse', 'nmse', 'psnr', 'ssim'])
 @pytest.mark.parametrize('scale', [1.0, 1e-5])
 def test_metrics_are_finite_with_gradient_on_flat_images_of_any_scale(name, scale):
