@@ -196,6 +196,7 @@ class _First:
 
   def __init__(self, chosen, others):
     self.chosen, self.others, self.failed = {name: i for i, name in enumerate(chosen)}, others, ''
+    self.ran = 0
 
   def pytest_collection_modifyitems(self, items):
     if self.others:
@@ -206,6 +207,7 @@ class _First:
       )
 
   def pytest_runtest_logreport(self, report):
+    self.ran += 1
     if report.failed:
       self.failed = self.failed or report.nodeid
 
@@ -327,9 +329,9 @@ def plan(place, called, most):
 
 
 def attempt(module, number, called, most):
-  """Whether a mutant is noticed (nothing: time is over), and by which test."""
+  """Whether a mutant is noticed (nothing: time is over), and by which test; `called` as of `calls`, or rounds of tests."""
   mutant = mutate(module, number)
-  rounds = plan(f'{module}:{mutant.function}', called, most)
+  rounds = plan(f'{module}:{mutant.function}', called, most) if isinstance(called, dict) else called
 
   def work():
     _install(mutant)
@@ -338,6 +340,8 @@ def attempt(module, number, called, most):
       first = _First(chosen, False)
       if _pytest(name, first):
         return True, first.failed or f'{name}: does not run'
+      if not first.ran:
+        raise ValueError(f'{name}: none of its tests ran; make {CALLS} anew')
       done[name] = done.get(name, []) + chosen
     if most == math.inf:
       # What a test calls is not noted if an earlier one has compiled it.
@@ -413,6 +417,9 @@ def main():
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--modules', default='')
   parser.add_argument('--numbers', default='', help='places of the modules, in place of a draw')
+  parser.add_argument(
+    '--tests', default='', help='names of tests that the mutants meet, in place of those that call them'
+  )
   parser.add_argument('--again', action='store_true', help='those that survived, with the tests as they are now')
   parser.add_argument(
     '--most', type=float, default=math.inf, help='seconds of tests per mutant, as they took without a change'
@@ -421,7 +428,8 @@ def main():
   given = parser.parse_args()
   os.chdir(ROOT)
   _warm()
-  called, rows, end = calls(), _read(), time.monotonic() + 60 * given.minutes
+  rows, end = _read(), time.monotonic() + 60 * given.minutes
+  called = [(test.partition('::')[0], [test]) for test in given.tests.split(',')] if given.tests else calls()
   for module, number in _chosen(given):
     before = rows.get((module, number))
     if time.monotonic() > end or before and not (given.again and before['noticed'] != '1'):
