@@ -1,7 +1,7 @@
 """What an attack is: a perturbation, a search and an objective around a network."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,7 @@ class SearchResult:
   trace: Array
 
 
+@runtime_checkable
 class Search(Protocol):
   """Maximises a loss over a feasible set.
 

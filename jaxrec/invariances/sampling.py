@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+from jaxtyping import Float, Int
 
 from jaxrec.types import Array, Image, Key, Scalar, Variables
 
@@ -189,7 +190,7 @@ def consistency(
   return run
 
 
-def diversity(images: Array) -> Array:
+def diversity(images: Float[Array, 'sample row col']) -> Image:
   """Standard deviation over samples, `[sample, row, col]` to `[row, col]`."""
   return jnp.std(images, axis=0, ddof=1)
 
@@ -211,7 +212,7 @@ class Moments:
   level: Array
 
 
-def noise_moments(v: Array) -> Moments:
+def noise_moments(v: Float[Array, 'example latent']) -> Moments:
   """Moments of `t(z | f(x))` over held-out examples, `[example, latent]`.
 
   A fitted flow gives mean 0, standard deviation 1 and no correlation.
@@ -226,7 +227,7 @@ def noise_moments(v: Array) -> Moments:
   )
 
 
-def rank(images: Array, reference: Image) -> Array:
+def rank(images: Float[Array, 'sample row col'], reference: Image) -> Int[Array, ' sample']:
   """Samples by their mean absolute difference from a reference, largest first.
 
   Args:

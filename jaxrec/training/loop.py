@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxrec.progress import Forecast
 from jaxrec.training.checkpoint import Checkpointer
 from jaxrec.training.parallel import Parallel
 from jaxrec.training.tasks import Task
@@ -129,12 +130,15 @@ def fit(
   def reported(done):
     return done % report_every == 0 or done % validate_every == 0 or done == num_steps
 
+  forecast = Forecast('train', 'step', num_steps, note=', validation not counted', silent=parallel.part > 0)
   with tqdm(total=num_steps, initial=first, desc='train', unit='step', disable=parallel.part > 0) as bar:
     share = parallel.shard(batch)
     for i in range(first, num_steps):
       keys = _device_keys(jax.random.fold_in(step_key, i), parallel)
       state, metrics = step(state, share, keys)
       settle(reported(i))
+      if pending is not None:
+        forecast.step(i)
       done = i + 1
       pending = done, metrics
       if done < num_steps:
