@@ -41,7 +41,9 @@ def test_nothing_is_said_of_what_is_over_or_of_other_processes(steps, silent, cl
   assert capsys.readouterr().err == ''
 
 
-@pytest.mark.parametrize('seconds, words', [(0.4, '0 s'), (99, '99 s'), (150, '2 min'), (5990, '100 min'), (9000, '2.5 h')])
+@pytest.mark.parametrize(
+  'seconds, words', [(0.4, '0 s'), (99, '99 s'), (150, '2 min'), (5990, '100 min'), (9000, '2.5 h')]
+)
 def test_durations_are_as_people_say_them(seconds, words):
   assert progress.duration(seconds) == words
 
