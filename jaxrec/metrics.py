@@ -18,7 +18,7 @@ from jaxrec.types import Array, Image, Sample, Scalar
 _WINDOW = 7
 
 
-def mse(image: Float[Array, 'high wide'], target: Image, scale: Scalar, region: Image | None = None) -> Scalar:
+def mse(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float, region: Image | None = None) -> Scalar:
   """Mean squared error, `sum(S (x - t)^2) / sum(S)`; `scale` is not used.
 
   Args:
@@ -35,7 +35,7 @@ def mse(image: Float[Array, 'high wide'], target: Image, scale: Scalar, region: 
   return _mean(error * error, region)
 
 
-def nmse(image: Float[Array, 'high wide'], target: Image, scale: Scalar, region: Image | None = None) -> Scalar:
+def nmse(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float, region: Image | None = None) -> Scalar:
   """Normalised mean squared error, `sum(S (x - t)^2) / sum(S t^2)`.
 
   Args and Returns: as `mse`, without units.
@@ -47,7 +47,7 @@ def nmse(image: Float[Array, 'high wide'], target: Image, scale: Scalar, region:
   return mse(image, target, scale, region) / jnp.maximum(_mean(target * target, region), tiny)
 
 
-def psnr(image: Float[Array, 'high wide'], target: Image, scale: Scalar, region: Image | None = None) -> Scalar:
+def psnr(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float, region: Image | None = None) -> Scalar:
   """Peak signal-to-noise ratio, `10 log10(scale^2 / mse)`.
 
   Capped where the error is below the floating-point resolution of `scale`.
@@ -59,7 +59,7 @@ def psnr(image: Float[Array, 'high wide'], target: Image, scale: Scalar, region:
   return -10 * jnp.log10(jnp.maximum(error, jnp.finfo(target.dtype).eps ** 2))
 
 
-def ssim(image: Float[Array, 'high wide'], target: Image, scale: Scalar, region: Image | None = None) -> Scalar:
+def ssim(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float, region: Image | None = None) -> Scalar:
   """Structural similarity with a uniform 7x7 window and sample covariance.
 
   Over a region it is the mean over the windows that lie inside the region,
@@ -97,7 +97,7 @@ def ssim(image: Float[Array, 'high wide'], target: Image, scale: Scalar, region:
   return _mean(values, weights)
 
 
-def dssim(image: Float[Array, 'high wide'], target: Image, scale: Scalar) -> Scalar:
+def dssim(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float) -> Scalar:
   """Structural dissimilarity, `(1 - SSIM) / 2` with the 11x11 Gaussian window of Wang et al.
 
   Args:
@@ -115,7 +115,7 @@ def dssim(image: Float[Array, 'high wide'], target: Image, scale: Scalar) -> Sca
 
 
 def ssim_map(
-  image: Image, target: Image, scale: Scalar, *, window: str = 'uniform'
+  image: Image, target: Image, scale: Scalar | float, *, window: str = 'uniform'
 ) -> Float[Array, 'row_windows col_windows']:
   """SSIM of every window.
 

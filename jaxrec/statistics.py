@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
 
 def bootstrap(
@@ -32,7 +33,7 @@ def bootstrap(
   return float(scores.mean()), *interval(means, level)
 
 
-def resampled(groups: int, *, draws: int, seed: int = 0) -> np.ndarray:
+def resampled(groups: int, *, draws: int, seed: int = 0) -> Int[np.ndarray, 'draw group']:
   """How often every group is drawn, `[draw, group]`: the same draws pair statistics of the same patients.
 
   Args:
@@ -43,7 +44,7 @@ def resampled(groups: int, *, draws: int, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)
 
 
-def interval(draws: np.ndarray, level: float) -> tuple[float, float]:
+def interval(draws: Float[np.ndarray, ' draw'], level: float) -> tuple[float, float]:
   """Central interval of bootstrap draws, `[draw]`, at a level such as .95."""
   tail = (1 - level) / 2
   low, high = np.quantile(draws, (tail, 1 - tail))

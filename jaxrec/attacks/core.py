@@ -92,8 +92,8 @@ class AttackResult:
 
   delta: Delta
   sample: Sample
-  clean: Image
-  adversarial: Image
+  clean: Array
+  adversarial: Array
   clean_loss: Array
   loss: Array
   trace: Array

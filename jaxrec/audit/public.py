@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxrec.audit import identity
 from jaxrec.audit.engine import Engine, Labels
@@ -11,6 +11,14 @@ from jaxrec.audit.plan import AIMS, Case, Settings, Sweep
 from jaxrec.networks import Network, network
 from jaxrec.training import data_parallel
 from jaxrec.types import Sample
+
+
+@runtime_checkable
+class Samples(Protocol):
+  """Samples that are made when their turn comes."""
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int, /) -> Sample: ...
 
 
 class _Memory:
@@ -31,7 +39,7 @@ class _Memory:
 
 def audit(
   networks: Mapping[str, Network | Callable] | Network,
-  samples: Sequence[Sample] | Mapping[str, Sample],
+  samples: Sequence[Sample] | Mapping[str, Sample] | Samples,
   attacks: Mapping[str, Sweep] | Sweep,
   *,
   folder: str | Path | None = None,

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from jaxrec.types import Array, Image
+from jaxrec.types import AnyArray, Array, Image
 
 SCALES = (1.0, 1.6, 2.5)
 
@@ -135,7 +135,7 @@ class Component(NamedTuple):
   box: tuple[int, int, int, int]
 
 
-def components(deviation: Float[np.ndarray, 'row col'], threshold: float) -> list[Component]:
+def components(deviation: Float[AnyArray, 'row col'], threshold: float) -> list[Component]:
   """Connected regions of a map that cross a threshold, the largest first.
 
   Args:
@@ -158,7 +158,7 @@ def components(deviation: Float[np.ndarray, 'row col'], threshold: float) -> lis
 
 
 def rank_by_component(
-  z: Float[np.ndarray, 'sample scale row col'], threshold: float, within: Bool[np.ndarray, 'row col']
+  z: Float[AnyArray, 'sample scale row col'], threshold: float, within: Bool[AnyArray, 'row col']
 ) -> list[tuple[int, Component | None]]:
   """Samples by their largest change of anatomy.
 

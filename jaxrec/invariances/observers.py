@@ -21,6 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxrec.types import AnyArray
+
 # Noise of the observer itself, as a share of the mean variance: rounding of float32 is no evidence.
 # Parts of a scan whose gain is below about a hundredth are lost in it as well.
 INTERNAL = 1e-7
@@ -162,7 +164,7 @@ def pooled(
 
 def exact_detectability(
   signals: Float[np.ndarray, '*lead pixel'], covariance: Float[np.ndarray, 'pixel pixel']
-) -> Float[np.ndarray, '*lead']:
+) -> Float[AnyArray, '*lead']:
   """`sqrt(D^T K^+ D)` of known signals and their covariance.
 
   The pseudo-inverse leaves out directions in which nothing varies; a signal there

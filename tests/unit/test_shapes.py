@@ -1,4 +1,4 @@
-"""Signatures of the public functions name the axes of arrays, and the hook of `setup.cfg` holds calls to them."""
+"""Signatures of the public functions name the axes of arrays, and the hook of `conftest.py` holds calls to them."""
 
 import importlib
 import inspect
@@ -14,6 +14,7 @@ import jaxrec
 from jaxrec import fourier, geometry, masks, metrics, noise, tomography
 from jaxrec.invariances import analysis, observers, sampling, witness
 from jaxrec.types import Array, Scan
+from tests.conftest import CHECKED
 
 X, K, FLAT = np.ones((8, 9), np.float32), np.ones((2, 8, 9), np.complex64), np.ones(9, np.float32)
 ONE, SCAN = np.float32(1), tomography.Geometry(pixels=8, views=5, bins=9)
@@ -55,11 +56,10 @@ def test_right_axes_are_not_also_under_transformations():
   assert geometry.center_crop(K[None], (4, 5)).shape == (1, 2, 4, 5)
 
 
-def test_public_functions_name_the_axes_of_their_arrays(pytestconfig):
-  *checked, _ = pytestconfig.getoption('jaxtyping_packages').split(',')
+def test_public_functions_name_the_axes_of_their_arrays():
   found = 0
   for module in pkgutil.walk_packages(jaxrec.__path__, 'jaxrec.'):
-    if not any(f'{module.name}.'.startswith(f'{package}.') for package in checked):
+    if not any(f'{module.name}.'.startswith(f'{package}.') for package in CHECKED):
       continue
     for label, function in inspect.getmembers(importlib.import_module(module.name), inspect.isfunction):
       if function.__module__ != module.name or label.startswith('_'):
