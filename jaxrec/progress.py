@@ -9,7 +9,7 @@ from tqdm import tqdm
 _SECONDS = 1.0
 
 
-class Forecast:
+class Remaining:
   """Says once, in a line above the bar, what the rest of some work takes.
 
   What is measured begins after the first unit that was computed, which compiled.

@@ -9,7 +9,7 @@ from flax import struct
 from jax import lax
 
 from jaxrec.networks import Network
-from jaxrec.types import Array, Delta, Image, Key, Objective, Reconstructor, Sample, Scalar, Variables
+from jaxrec.types import AnyArray, Delta, Image, Key, Objective, Reconstructor, Sample, Scalar, Variables
 
 
 def _unknown_budget(delta: Delta, sample: Sample) -> Scalar:
@@ -47,8 +47,8 @@ class SearchResult:
   """
 
   delta: Delta
-  loss: Array
-  trace: Array
+  loss: AnyArray
+  trace: AnyArray
 
 
 @runtime_checkable
@@ -92,12 +92,12 @@ class AttackResult:
 
   delta: Delta
   sample: Sample
-  clean: Array
-  adversarial: Array
-  clean_loss: Array
-  loss: Array
-  trace: Array
-  budget: Array
+  clean: AnyArray
+  adversarial: AnyArray
+  clean_loss: AnyArray
+  loss: AnyArray
+  trace: AnyArray
+  budget: AnyArray
 
 
 def attack(

@@ -9,7 +9,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Float, Int
 
-from jaxrec.types import Array, Image, Key, Scalar, Variables
+from jaxrec.types import AnyArray, Array, Image, Key, Scalar, Variables
 
 
 class Sampler(NamedTuple):
@@ -48,11 +48,11 @@ class Invariances:
     output: y of the input.
   """
 
-  images: Array
+  images: AnyArray
   outputs: Any
-  drawn: Array
+  drawn: AnyArray
   drawn_outputs: Any
-  noise: Array
+  noise: AnyArray
   output: Any
 
 
@@ -131,11 +131,11 @@ class Consistency:
     reconstruction: `[]`, the autoencoder's own reconstruction of the input.
   """
 
-  samples: Array
-  drawn: Array
-  fresh: Array
-  mismatched: Array
-  reconstruction: Array
+  samples: AnyArray
+  drawn: AnyArray
+  fresh: AnyArray
+  mismatched: AnyArray
+  reconstruction: AnyArray
 
   def gap(self) -> Scalar:
     """Median distance of the samples over the median distance of fresh noise; below 1 means more alike than two scans."""
@@ -190,8 +190,8 @@ def consistency(
   return run
 
 
-def diversity(images: Float[Array, 'sample row col']) -> Image:
-  """Standard deviation over samples, `[sample, row, col]` to `[row, col]`."""
+def diversity(images: Float[Array, 'sample first *rest']) -> Float[Array, 'first *rest']:
+  """Standard deviation over samples, `[sample, ...]` to `[...]`."""
   return jnp.std(images, axis=0, ddof=1)
 
 
@@ -206,10 +206,10 @@ class Moments:
     level: `[]`, what that is for independent entries and this many examples.
   """
 
-  mean: Array
-  std: Array
-  correlation: Array
-  level: Array
+  mean: AnyArray
+  std: AnyArray
+  correlation: AnyArray
+  level: AnyArray
 
 
 def noise_moments(v: Float[Array, 'example latent']) -> Moments:

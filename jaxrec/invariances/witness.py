@@ -15,7 +15,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Float, Int
 
-from jaxrec.types import Array, Image, Scalar
+from jaxrec.types import AnyArray, Array, Image, Scalar
 
 # Fixed before any network was judged by them: units are deviations of the evidence over scans.
 FELL = 2.0
@@ -39,14 +39,14 @@ class Tests:
     spread: `[]`, below which 95% of the distances between outputs of two scans lie.
   """
 
-  before: Array
-  after: Array
-  absent: Array
-  signal: Array
-  whiten: Array
-  norms: Array
-  mode: Array
-  spread: Array
+  before: AnyArray
+  after: AnyArray
+  absent: AnyArray
+  signal: AnyArray
+  whiten: AnyArray
+  norms: AnyArray
+  mode: AnyArray
+  spread: AnyArray
 
 
 class Findings(NamedTuple):

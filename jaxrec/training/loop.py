@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxrec.progress import Forecast
+from jaxrec.progress import Remaining
 from jaxrec.training.checkpoint import Checkpointer
 from jaxrec.training.parallel import Parallel
 from jaxrec.training.tasks import Task
@@ -130,7 +130,7 @@ def fit(
   def reported(done):
     return done % report_every == 0 or done % validate_every == 0 or done == num_steps
 
-  forecast = Forecast('train', 'step', num_steps, note=', validation not counted', silent=parallel.part > 0)
+  remaining = Remaining('train', 'step', num_steps, note=', validation not counted', silent=parallel.part > 0)
   with tqdm(total=num_steps, initial=first, desc='train', unit='step', disable=parallel.part > 0) as bar:
     share = parallel.shard(batch)
     for i in range(first, num_steps):
@@ -138,7 +138,7 @@ def fit(
       state, metrics = step(state, share, keys)
       settle(reported(i))
       if pending is not None:
-        forecast.step(i)
+        remaining.step(i)
       done = i + 1
       pending = done, metrics
       if done < num_steps:

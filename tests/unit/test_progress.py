@@ -19,25 +19,25 @@ def clock(monkeypatch):
   return wait
 
 
-def run(steps, forecast, clock):
+def run(steps, remaining, clock):
   for done, seconds in enumerate(steps, 1):
     clock(seconds)
-    forecast.step(done)
+    remaining.step(done)
 
 
 def test_the_rest_is_told_once_without_the_first_step(clock, capsys):
-  run([90, 30, 30, 30, 30], progress.Forecast('train', 'step', 6, note=', without validation'), clock)
+  run([90, 30, 30, 30, 30], progress.Remaining('train', 'step', 6, note=', without validation'), clock)
   assert capsys.readouterr().err == 'train: 4 more steps: about 2 min, without validation\n'
 
 
 def test_short_steps_are_averaged_over_a_second(clock, capsys):
-  run([9, *[0.25, 0.5] * 3], progress.Forecast('attack', 'batch', 404), clock)
+  run([9, *[0.25, 0.5] * 3], progress.Remaining('attack', 'batch', 404), clock)
   assert capsys.readouterr().err == 'attack: 400 more batches: about 2 min\n'
 
 
 @pytest.mark.parametrize('steps, silent', [([50, 50], False), ([5, 0.1, 0.1], False), ([50] * 5, True), ([], False)])
 def test_nothing_is_said_of_what_is_over_or_of_other_processes(steps, silent, clock, capsys):
-  run(steps, progress.Forecast('detect', 'patient', max(len(steps), 1), silent=silent), clock)
+  run(steps, progress.Remaining('detect', 'patient', max(len(steps), 1), silent=silent), clock)
   assert capsys.readouterr().err == ''
 
 
