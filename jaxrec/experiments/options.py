@@ -19,6 +19,7 @@ from jaxrec import attacks, masks
 from jaxrec.audit.plan import AIMS
 from jaxrec.data import annotations
 from jaxrec.experiments import build
+from jaxrec.invariances import known as known_networks
 from jaxrec.models import registry
 from jaxrec.training.tasks import LOSSES
 from jaxrec.workflows import factory
@@ -188,7 +189,7 @@ OPTIONS: dict[str, Rule] = {
   }),
   **_at('known', {
     'patients': _whole(4, 10_000), 'scans': _whole(4, 10_000), 'reference': _whole(4, 10_000), 'train_steps': _whole(1), 'removed': _real(0, 1e4, above=True),
-    'batch_size': _SIZE, 'learning_rate': _RATE, 'sampled': _several(_TEXT, least=0), 'sampled_aims': _several(_real(0, 1e4, above=True), least=0),
+    'batch_size': _SIZE, 'learning_rate': _RATE, 'sampled': _several(_choice(*known_networks.NAMES), least=0), 'sampled_aims': _several(_real(0, 1e4, above=True), least=0),
     'vae_steps': _whole(1), 'vae_learning_rate': _RATE, 'flow_steps': _whole(1), 'flow_learning_rate': _RATE, 'weights.*_weight': _WEIGHT,
     **{f'{part}.{name}': rule for part in ('bottleneck', 'vae', 'critic', 'flow') for name, rule in _NETWORK.items()},
   }),

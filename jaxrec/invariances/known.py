@@ -81,6 +81,12 @@ def contrasts(noise: Texture, diameters: Sequence[float], aims: Sequence[float])
   return np.asarray(aims) / units[:, None]
 
 
+# Of `networks`, and of the one that a run trains.
+NAMES = (
+  'identity', 'smoothing', 'sharpening', 'directional', 'haar', 'constant', 'low_pass', 'removal', 'opening_7', 'opening_9', 'bottleneck',
+)  # fmt: skip
+
+
 class Known(NamedTuple):
   """A network whose answer is known.
 
