@@ -190,7 +190,7 @@ def consistency(
   return run
 
 
-def diversity(images: Float[Array, 'sample first *rest']) -> Float[Array, 'first *rest']:
+def diversity(images: Float[Array, 'sample ...']) -> Float[Array, '...']:
   """Standard deviation over samples, `[sample, ...]` to `[...]`."""
   return jnp.std(images, axis=0, ddof=1)
 
