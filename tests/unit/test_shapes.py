@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 
 import jaxrec
 from jaxrec import fourier, geometry, masks, metrics, noise, tomography
-from jaxrec.invariances import analysis, observers, sampling, witness
+from jaxrec.invariances import analysis, observers, witness
 from jaxrec.types import Array, Scan
 from tests.conftest import CHECKED
 
@@ -37,7 +37,6 @@ WRONG = {
   'ellipses of five numbers': lambda: tomography.ellipse_sinogram(np.ones((2, 5), np.float32), SCAN),
   'integers as a key': lambda: tomography.counts(0, X, 1e5),
   'a reference of another size': lambda: analysis.excess_variation(np.ones((2, 8, 9)), np.ones((3, 8, 8))),
-  'samples without an axis of their own': lambda: sampling.diversity(X),
   'a signal of other pixels': lambda: observers.site_statistics(X, X[:, 1:]),
   'a corner of three numbers': lambda: witness.cut(X, np.arange(3), 2),
 }  # fmt: skip
