@@ -341,10 +341,11 @@ def test_a_surrogate_from_a_config_gives_the_rows_of_a_direct_call(tmp_path, cap
   row = found['white']['region']
   (volume,) = (v for v in fastmri.index(root / 'multicoil_val').volumes if v.name == row['file'])
   draw = fastmri.mask_drawer(kind='random', center_fractions=(0.04,), accelerations=(8,))
-  boxes = annotations.read(root / 'annotations.csv').boxes[row['file']]
-  (box,) = (b for b in boxes if b.annotation == int(row['annotation']))
   scan = sources.KSpace('').read(volume, int(row['slice']), draw)
-  scan = scan.replace(region=annotations.region_mask(annotations.locate(box, scan.target.shape), scan.target.shape))
+  shape = scan.target.shape
+  regions = [annotations.locate(box, shape) for box in annotations.read(root / 'annotations.csv').boxes[row['file']]]
+  (region,) = (r for r in regions if r.annotation == int(row['annotation']))
+  scan = scan.replace(region=annotations.region_mask(region, shape))
   for run, surrogate in (('white', None), ('black', other)):
     worst = jax.jit(
       jaxrec.attack(
