@@ -58,6 +58,8 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   train.learning_rate = 3e-4
   train.drop_at = 0.8
   train.drop_factor = 0.1
+  # `step` drops as said above; `cosine` falls to the share `final`. Either after a warm-up, a share of the steps.
+  train.schedule = ml_collections.ConfigDict(dict(name='step', warmup=0.0, final=0.0))
   train.weight_decay = 0.0
   train.validate_every = 0
   train.max_validation = 0

@@ -7,11 +7,12 @@ from jaxrec.training.loop import Diverged, Stopped, fit
 from jaxrec.training.parallel import Parallel, data_parallel
 from jaxrec.training.representation import VAEState, cvae, flow
 from jaxrec.training.robust import consistency, free, jacobian, jitter, worst_case
+from jaxrec.training.schedules import schedule
 from jaxrec.training.tasks import Task, TrainState, image_loss, image_scores, optimizer, supervised
 
 __all__ = [
   'AdversarialState', 'Adversary', 'Checkpointer', 'CheckpointError', 'Diverged', 'GANState', 'Parallel', 'Stopped', 'Task', 'TrainState',
   'VAEState', 'adversarial', 'consistency', 'cut_mix', 'cvae', 'data_parallel', 'du_gan', 'fit', 'flow', 'free', 'image_adversary', 'image_loss', 'image_scores',
-  'jacobian', 'jitter', 'kspace_adversary', 'optimizer', 'sobel', 'supervised',
+  'jacobian', 'jitter', 'kspace_adversary', 'optimizer', 'schedule', 'sobel', 'supervised',
   'wgan_vgg', 'worst_case',
 ]  # fmt: skip

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from jaxrec import attacks, models, training
@@ -241,13 +242,31 @@ def defended(config: ml_collections.ConfigDict, module) -> tuple[Reconstructor, 
   return reconstruct, attacks.expectation(draws)
 
 
-def optimizer(options: ml_collections.ConfigDict, num_steps: int) -> optax.GradientTransformation:
-  """The optimiser of a `train` section."""
-  drop_at = int(round(options.drop_at * num_steps)) if options.drop_at else None
-  return training.optimizer(
-    options.optimizer, options.learning_rate, drop_at=drop_at, drop_factor=options.drop_factor,
-    weight_decay=options.weight_decay, b1=options.get('b1', 0.9),
-  )  # fmt: skip
+def schedule(options: ml_collections.ConfigDict, num_steps: int) -> optax.ScalarOrSchedule:
+  """The learning rate of a `train` section over its updates."""
+  return training.schedule(
+    options.learning_rate,
+    num_steps,
+    drop_at=options.drop_at,
+    drop_factor=options.drop_factor,
+    **options.get('schedule', {}),
+  )
+
+
+def learning_rates(options: ml_collections.ConfigDict, num_steps: int) -> np.ndarray:
+  """Learning rate of the last update of every step of a `train` section, `[num_steps]`.
+
+  All at once: one by one they would wait behind the steps of the training.
+  """
+  rate = schedule(options, num_steps)
+  last = updates_per_step(options) * np.arange(1, num_steps + 1) - 1
+  return np.asarray(jax.vmap(rate)(last)) if callable(rate) else np.full(num_steps, rate)
+
+
+def updates_per_step(options: ml_collections.ConfigDict) -> int:
+  """How often the task of a `train` section updates the network with a batch."""
+  taken = inspect.signature(_pick(TASKS, 'train.task.name', options.task.name)).parameters
+  return options.task.get('replays', taken['replays'].default) if 'replays' in taken else 1
 
 
 def num_steps(config: ml_collections.ConfigDict, steps_per_epoch: int) -> int:
@@ -281,7 +300,12 @@ def task(
   Raises:
     ValueError: for options that the task does not have.
   """
-  rule = optimizer(config.train, steps)
+  rule = training.optimizer(
+    config.train.optimizer,
+    schedule(config.train, steps),
+    weight_decay=config.train.weight_decay,
+    b1=config.train.get('b1', 0.9),
+  )
   if hasattr(module, 'batch_axis'):
     module = module.clone(batch_axis=parallel.axis)
   options = dict(config.train.task)

@@ -19,6 +19,7 @@ from jaxrec import attacks, masks
 from jaxrec.audit.plan import AIMS
 from jaxrec.data import annotations
 from jaxrec.models import registry
+from jaxrec.training.schedules import SCHEDULES
 from jaxrec.training.tasks import LOSSES
 from jaxrec.workflows import factory
 
@@ -148,6 +149,7 @@ OPTIONS: dict[str, Rule] = {
     'learning_rate': _RATE, 'drop_at': _real(0, 1), 'drop_factor': _RATE, 'weight_decay': _real(0, 1), 'b1': _real(0, 1, below=True),
     'validate_every': _whole(0), 'max_validation': _whole(0), 'report_every': _whole(1), 'num_devices': _whole(0, 100_000), 'tensorboard': _FLAG,
     'best': _choice('loss', 'ssim', 'psnr'), 'patience': _whole(0), 'micro_batch': _whole(0), 'checkpoint_minutes': _real(0, 1e6), 'start_from': _FILE,
+    **_at('schedule', {'name': _choice(*SCHEDULES), 'warmup': _real(0, 1, below=True), 'final': _real(0, 1)}),
   }),
   **_at('train.task', {
     'name': _part(factory.TASKS), **dict.fromkeys(('network', 'autoencoder', 'frozen'), _RUN), 'layer': _whole(0, 1000), 'image': _choice('low_dose', 'target'),
@@ -382,5 +384,20 @@ def _check_together(config, prefix):
   if 'known' in config and config.known.side % 2:
     raise ValueError(f'{prefix}known.side: {config.known.side} is odd; give an even number')
   train = config.get('train', {})
+  _check_schedule(train, prefix)
   if train.get('task', {}).get('name') in ('cvae', 'flow') and train.best != 'loss':
     raise ValueError(f'{prefix}train.best: {train.best!r} is not measured by the task {train.task.name}; choose loss')
+
+
+def _check_schedule(train, prefix):
+  chosen = train.get('schedule', {})
+  if chosen and (chosen.name != 'step' or chosen.warmup) and factory.updates_per_step(train) > 1:
+    raise ValueError(
+      f'{prefix}train.schedule: the task {train.task.name} updates several times with a batch, and its learning rate has '
+      'the drop of train.drop_at alone; use name=step and warmup=0'
+    )
+  if chosen:
+    try:
+      factory.schedule(train, 1)
+    except ValueError as error:
+      raise ValueError(f'{prefix}{error}') from None

@@ -23,8 +23,9 @@ from jaxrec.workflows import datasets, factory, workers
 class _Ledger:
   """Metrics, costs and waiting of a training, written by the first process."""
 
-  def __init__(self, config, run_folder: results.Run, parallel: Parallel, every: int):
+  def __init__(self, config, run_folder: results.Run, parallel: Parallel, every: int, rates: np.ndarray):
     self.config, self.folder, self.part, self.every = config, run_folder.folder, parallel.part, every
+    self.rates = rates
     self.start, self.waited = time.perf_counter(), 0.0
     self.before = results.read_json(self.folder / 'cost.json').get('seconds', 0.0)
     self.tensorboard = _tensorboard(config, run_folder, parallel)
@@ -37,6 +38,9 @@ class _Ledger:
   def write(self, record: dict[str, Any]) -> None:
     """Writes the metrics of a step."""
     if self.part == 0:
+      if 'loss' in record:
+        # Seven digits: those of float32.
+        record = {**record, 'learning_rate': float(f'{self.rates[record["step"] - 1]:.7g}')}
       results.append_jsonl(self.folder / 'metrics.jsonl', [record])
       self.tensorboard(record)
       if record['step'] % self.every == 0:
@@ -91,7 +95,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
       f'{len(examples)}), validation every {every}; {done} done'
     )
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
-  ledger = _Ledger(config, run_folder, parallel, every)
+  ledger = _Ledger(config, run_folder, parallel, every, factory.learning_rates(config.train, num_steps))
   read = datasets.reader(config, redraw=True)
   task, micro_batch = fitted(config, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
   ledger.task = task

@@ -148,7 +148,7 @@ def flow(parallel):
 
 TABLE = {
   'supervised l1': lambda parallel: training.supervised(
-    Tiny(), training.optimizer('rmsprop', 1e-3, drop_at=2), loss='l1', average=parallel.average
+    Tiny(), training.optimizer('rmsprop', training.schedule(1e-3, 4, drop_at=0.5)), loss='l1', average=parallel.average
   ),
   'supervised batch norm': batch_norm,
   'worst case': of_scans(training.worst_case, perturbation=FIXED, search=PGD, objective=jaxrec.region_mse()),

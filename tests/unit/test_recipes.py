@@ -93,6 +93,10 @@ def hyperparameters(run):
     found.pop('train.num_epochs' if run.train.num_steps else 'train.num_steps')
     if not run.train.drop_at:
       del found['train.drop_factor']
+    if found.pop('train.schedule.name') == 'step':
+      del found['train.schedule.final']
+    if not run.train.schedule.warmup:
+      del found['train.schedule.warmup']
     if run.train.task.name in ('cvae', 'flow'):
       del found['train.loss']
   if 'attack' in run.stages:
