@@ -61,6 +61,10 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   # `step` drops as said above; `cosine` falls to the share `final`. Either after a warm-up, a share of the steps.
   train.schedule = ml_collections.ConfigDict(dict(name='step', warmup=0.0, final=0.0))
   train.weight_decay = 0.0
+  # Of the mean of the weights that is validated and kept; 0: the weights themselves.
+  train.ema_decay = 0.0
+  # Training examples moved at random, with a probability that grows up to this one.
+  train.augment = ml_collections.ConfigDict(dict(probability=0.0, max_degrees=0.0, max_pixels=0.0))
   train.validate_every = 0
   train.max_validation = 0
   train.report_every = 20

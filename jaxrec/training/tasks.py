@@ -38,6 +38,8 @@ class Task(NamedTuple):
     evaluate: `(state, batch) -> metrics`, each with one value per example.
     variables: `state -> variables` of the reconstructor.
     calls: forward and backward passes of the reconstructor per example and step.
+    with_variables: `(state, variables) -> state` with these variables of the reconstructor.
+    steps: `state -> []`, the number of finished steps.
   """
 
   init: Callable[[Key, Sample], Any]
@@ -45,6 +47,8 @@ class Task(NamedTuple):
   evaluate: Callable[[Any, Sample], dict[str, Array]]
   variables: Callable[[Any], Any]
   calls: tuple[int, int] = (1, 1)
+  with_variables: Callable[[Any, Any], Any] = lambda state, variables: state.replace(variables=variables)
+  steps: Callable[[Any], Array] = lambda state: state.step
 
 
 def image_loss(kind: str) -> Callable[[Image, Sample], Scalar]:

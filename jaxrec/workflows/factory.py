@@ -29,6 +29,8 @@ PERTURBATIONS = {
   'rotation': attacks.rotation,
   'translation': attacks.translation,
 }
+# Perturbations that are movements of the patient, and their options in `train.augment`.
+MOVEMENTS = {'rotation': 'max_degrees', 'translation': 'max_pixels'}
 OBJECTIVES = {
   'region_mse': attacks.region_mse,
   'region_ssim': attacks.region_ssim,
@@ -340,7 +342,17 @@ def task(
     del common['loss']
     parts |= _representation(name, options, load)
   made = _pick(TASKS, 'train.task.name', name)
-  return _call(made, f'train.task.{name}', parts | options | common)
+  return _modified(config.train, _call(made, f'train.task.{name}', parts | options | common), steps)
+
+
+def _modified(options, task, steps):
+  """The task with augmented examples and averaged weights, where a `train` section asks for them."""
+  chosen = options.get('augment', {})
+  if chosen and chosen.probability:
+    moves = [PERTURBATIONS[name](chosen[key]) for name, key in MOVEMENTS.items() if chosen[key]]
+    task = training.augmented(task, attacks.compose(*moves), probability=chosen.probability, num_steps=steps)
+  decay = options.get('ema_decay', 0.0)
+  return training.averaged(task, decay) if decay else task
 
 
 def accumulates(name: str) -> bool:

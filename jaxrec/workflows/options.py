@@ -149,6 +149,8 @@ OPTIONS: dict[str, Rule] = {
     'learning_rate': _RATE, 'drop_at': _real(0, 1), 'drop_factor': _RATE, 'weight_decay': _real(0, 1), 'b1': _real(0, 1, below=True),
     'validate_every': _whole(0), 'max_validation': _whole(0), 'report_every': _whole(1), 'num_devices': _whole(0, 100_000), 'tensorboard': _FLAG,
     'best': _choice('loss', 'ssim', 'psnr'), 'patience': _whole(0), 'micro_batch': _whole(0), 'checkpoint_minutes': _real(0, 1e6), 'start_from': _FILE,
+    'ema_decay': _real(0, 1, below=True),
+    **_at('augment', {'probability': _real(0, 1), 'max_degrees': _real(0, 90), 'max_pixels': _real(0, 8192)}),
     **_at('schedule', {'name': _choice(*SCHEDULES), 'warmup': _real(0, 1, below=True), 'final': _real(0, 1)}),
   }),
   **_at('train.task', {
@@ -385,6 +387,7 @@ def _check_together(config, prefix):
     raise ValueError(f'{prefix}known.side: {config.known.side} is odd; give an even number')
   train = config.get('train', {})
   _check_schedule(train, prefix)
+  _check_augment(config, prefix)
   if train.get('task', {}).get('name') in ('cvae', 'flow') and train.best != 'loss':
     raise ValueError(f'{prefix}train.best: {train.best!r} is not measured by the task {train.task.name}; choose loss')
 
@@ -401,3 +404,15 @@ def _check_schedule(train, prefix):
       factory.schedule(train, 1)
     except ValueError as error:
       raise ValueError(f'{prefix}{error}') from None
+
+
+def _check_augment(config, prefix):
+  chosen = config.get('train', {}).get('augment', {})
+  if not chosen or not chosen.probability:
+    return
+  if not any(chosen[key] for key in factory.MOVEMENTS.values()):
+    raise ValueError(
+      f'{prefix}train.augment.probability: moves nothing; give train.augment.{" or ".join(factory.MOVEMENTS.values())} above 0'
+    )
+  if config.data.get('layout') == 'ldct' or config.data.get('form') == 'image':
+    raise ValueError(f'{prefix}train.augment.probability: movements are of k-space; set it to 0')

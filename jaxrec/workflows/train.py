@@ -16,7 +16,7 @@ from jaxrec import models, results
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.networks import Network
-from jaxrec.training import Checkpointer, Parallel, Task, fit, memory
+from jaxrec.training import AveragedState, Checkpointer, Parallel, Task, fit, memory
 from jaxrec.workflows import datasets, factory, workers
 
 
@@ -142,12 +142,12 @@ def started(task: Task, config) -> Task:
 
   def init(key, batch):
     state = task.init(key, batch)
-    own, given = (jax.tree.map(np.shape, tree) for tree in (state.variables, variables))
+    own, given = (jax.tree.map(np.shape, tree) for tree in (task.variables(state), variables))
     if own != given:
       raise ValueError(
         f'train.start_from: {path} is of a network of another size; set model.chans and the like to its own'
       )
-    return state.replace(variables=variables)
+    return task.with_variables(state, variables)
 
   return task._replace(init=init)
 
@@ -344,6 +344,8 @@ def generator_of(config, folder: Path, data: datasets.Data, parallel: Parallel):
     raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={own.train.task.name}')
   module, _ = factory.network(own)
   state, _ = restored(own, module, folder, data, parallel)
+  if isinstance(state, AveragedState):
+    state = state.state
   return factory.adversary(
     own.train.task.generator, _training_sample(own, data), own.train.task.perturbation.relative_radius
   ), state.generator.variables

@@ -93,6 +93,10 @@ def hyperparameters(run):
     found.pop('train.num_epochs' if run.train.num_steps else 'train.num_steps')
     if not run.train.drop_at:
       del found['train.drop_factor']
+    for name in ('train.ema_decay', 'train.augment.probability'):
+      if not found[name]:
+        for path in [path for path in found if path == name or path.startswith('train.augment.') and 'augment' in name]:
+          del found[path]
     if found.pop('train.schedule.name') == 'step':
       del found['train.schedule.final']
     if not run.train.schedule.warmup:
