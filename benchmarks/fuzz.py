@@ -50,7 +50,7 @@ class Options:
   """One option of one smoke profile on the command line, as far as the check."""
 
   def __init__(self, folder, rng):
-    from jaxrec.workflows import options
+    from jaxrec.experiments import options
 
     self.folder, self.rng, self.leaves = folder, rng, []
     for path in sorted((ROOT / 'configs').glob('*.py')):
@@ -77,7 +77,7 @@ class Options:
     return f'{config} {leaf}={value}'
 
   def __call__(self, number):
-    from jaxrec.workflows import options, run
+    from jaxrec.experiments import options, run
 
     config, leaf, value = self.case(number)
     checked = run.run

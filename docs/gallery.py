@@ -27,14 +27,14 @@ TITLES = ('fully sampled', 'perturbed', 'change', 'zero-filled at 4x', 'perturbe
 def full(sample):
   """The image of all that was measured."""
   if isinstance(sample, Slice):
-    return sample.low_dose
+    return sample.input
   return jaxrec.fourier.rss(jaxrec.fourier.ifft2c(sample.kspace))
 
 
 def reconstruct(_, sample):
   """What is attacked: the zero-filled image, or a slice smoothed by its neighbours."""
   if isinstance(sample, Slice):
-    x = sample.low_dose
+    x = sample.input
     return (x + jax.numpy.roll(x, 1, 0) + jax.numpy.roll(x, 1, 1)) / 3
   return networks.zero_filled(sample)[0]
 

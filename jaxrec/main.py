@@ -9,8 +9,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from jaxrec.experiments import catalog, run
 from jaxrec.training import Stopped
-from jaxrec.workflows import catalog, run, workers
+from jaxrec.workflows import workers
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment: varnet_8x, varnet_8x:demo, or a Python file.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; runs/<config>-<profile> if not given.')
@@ -37,9 +38,8 @@ def main(argv: list[str]) -> int:
   try:
     if len(rest := flags.FLAGS(catalog.prepare(argv))) > 1:
       raise flags.Error(f'unexpected argument {rest[1]!r}')
-    if _CONFIG.value is None:
+    if (config := _CONFIG.value) is None:
       raise flags.Error('--config: is missing; give a config, jaxrec --help lists them')
-    config = _CONFIG.value
   except (flags.Error, OSError, ValueError, KeyError, AttributeError, TypeError, ImportError, SyntaxError) as error:
     return _fail(error)
   try:

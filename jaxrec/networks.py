@@ -50,7 +50,7 @@ def measured(sample: Sample) -> tuple:
   Returns:
     `(kspace, mask, acs)`, or the image alone.
   """
-  return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.low_dose,)
+  return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.input,)
 
 
 def zero_filled(sample: Sample) -> tuple[Image]:
@@ -63,7 +63,7 @@ def zero_filled(sample: Sample) -> tuple[Image]:
     `([row, col],)` float.
   """
   if not isinstance(sample, Scan):
-    return (sample.low_dose,)
+    return (sample.input,)
   return (rss(ifft2c(jnp.where(sample.mask, sample.kspace, 0))),)
 
 

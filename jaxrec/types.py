@@ -129,16 +129,16 @@ class Scan(struct.PyTreeNode):
 
 
 class Slice(struct.PyTreeNode):
-  """One CT slice in normalised Hounsfield units.
+  """One slice of a network that takes images: CT in normalised Hounsfield units, or the zero-filled image of a scan.
 
   Attributes:
-    low_dose: `[row, col]` float32, the network's input.
-    target: `[row, col]` float32, the full-dose image.
+    input: `[row, col]` float32, what the network takes: the low-dose or the zero-filled image.
+    target: `[row, col]` float32, the full-dose or fully sampled image.
     region: `[row, col]` float32, 1 inside the annotated box.
     scale: `[]` float32, data range used by PSNR and SSIM.
   """
 
-  low_dose: AnyArray
+  input: AnyArray
   target: AnyArray
   region: AnyArray
   scale: AnyArray

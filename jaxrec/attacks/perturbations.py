@@ -176,13 +176,13 @@ def image_noise(
         raise ValueError('reference: deviation is for images; use norm for a Scan')
       # By Parseval the coil images have the norms of their k-space.
       return sample.kspace
-    image = sample.low_dose
+    image = sample.input
     return image if reference == 'norm' else image - jnp.mean(image)
 
   def apply(delta, sample):
     if isinstance(sample, Scan):
       return sample.replace(kspace=sample.kspace + fft2c(delta))
-    return sample.replace(low_dose=sample.low_dose + delta)
+    return sample.replace(input=sample.input + delta)
 
   return Perturbation(
     init=lambda key, sample: ball.start(key, against(sample), everywhere, start, drawn=everywhere),

@@ -235,13 +235,13 @@ def _scores(image, sample, suffix):
 
 
 def _measurement(sample):
-  return sample.low_dose if isinstance(sample, Slice) else sample.kspace
+  return sample.input if isinstance(sample, Slice) else sample.kspace
 
 
 def _control(perturbation, delta, perturbed, sample):
   """The attacked but fully sampled image, aligned and cropped; of a slice, its target with the same change."""
   if isinstance(sample, Slice):
-    return sample.target + perturbation.align(delta, perturbed.low_dose) - sample.low_dose
+    return sample.target + perturbation.align(delta, perturbed.input) - sample.input
   image = rss(ifft2c(jnp.where(perturbed.acquired, perturbed.kspace, 0)))
   return center_crop(perturbation.align(delta, image), sample.target.shape)
 

@@ -57,7 +57,7 @@ def zero_filled(scan: Scan, *, relative: bool = False) -> Slice:
   low = centre_of(image, scan.target.shape).astype(np.float32)
   if relative:
     return Slice(low / scan.scale, scan.target / scan.scale, scan.region, np.float32(1))
-  return Slice(low_dose=low, target=scan.target, region=scan.region, scale=scan.scale)
+  return Slice(input=low, target=scan.target, region=scan.region, scale=scan.scale)
 
 
 def centred_images(kspace: np.ndarray) -> np.ndarray:

@@ -210,7 +210,7 @@ def sites_mr(
 
 
 def _seen(scan):
-  return zero_filled(scan).low_dose / scan.scale
+  return zero_filled(scan).input / scan.scale
 
 
 def _complex_normal(rng, scan):

@@ -243,6 +243,8 @@ class CVAE(nn.Module):
     texture: side of the filters that make noise out of a code per pixel; 0, as
       published, has no such code.
     texture_width: channels of its networks.
+    texture_scale: unit of that code, in those of the images; about three times the
+      deviation of their noise, as the code starts with a deviation of a quarter.
 
   Reference:
     Eulig et al. 2022, Reconstructing invariances of CT image denoising networks;
@@ -262,6 +264,7 @@ class CVAE(nn.Module):
   conditional: bool = True
   texture: int = 0
   texture_width: int = 16
+  texture_scale: float = 1.0
 
   def setup(self):
     if any(n % 2**self.blocks for n in self.size):
@@ -284,13 +287,17 @@ class CVAE(nn.Module):
     moments = self.encoder(jnp.stack([image, condition], -1) if self.conditional else image[..., None])
     if not self.texture:
       return moments
-    mean, log_variance = (jnp.concatenate(parts, -1) for parts in zip(moments, self.texture_encoder(image, condition)))
+    texture = self.texture_encoder(image / self.texture_scale, condition / self.texture_scale)
+    mean, log_variance = (jnp.concatenate(parts, -1) for parts in zip(moments, texture))
     return mean, log_variance
 
   def decode(self, z: Array, condition: Array) -> Array:
     """`[batch, code]` and `[batch, row, col]` to images `[batch, row, col]`."""
     image = self.decoder(z[:, : self.latent], condition if self.conditional else None)
-    return image + self.texture_decoder(z[:, self.latent :], condition) if self.texture else image
+    if not self.texture:
+      return image
+    scale = self.texture_scale
+    return image + scale * self.texture_decoder(z[:, self.latent :], condition / scale)
 
   def __call__(self, image: Array, condition: Array, key: Key) -> tuple[Array, Array, Array]:
     """Reconstruction from one posterior sample, mean and log-variance."""

@@ -17,7 +17,7 @@ def export(module: nn.Module, variables: Variables, sample: Sample, *, platforms
   """A trained network with its weights, for samples of one shape.
 
   Whoever loads it needs JAX but neither jaxrec nor Flax:
-  `jax.export.deserialize(data).call(kspace, mask, acs)`, or `.call(low_dose)`.
+  `jax.export.deserialize(data).call(kspace, mask, acs)`, or `.call(input)`.
 
   Args:
     module: see `bind`.

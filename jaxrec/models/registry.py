@@ -146,7 +146,7 @@ def observer(module: nn.Module, layer: int | None = None) -> Callable[[Variables
 
 def inputs(sample: Sample) -> tuple[Array, ...]:
   """What a network takes of a sample: k-space, mask and centre of a scan, the low-dose image of a slice."""
-  return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.low_dose,)
+  return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.input,)
 
 
 def hardware_key(key: Key) -> Key:

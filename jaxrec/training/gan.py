@@ -264,7 +264,7 @@ def du_gan(
     critics, shown = dict(state.critics), {}
     share = mix_probability * jnp.minimum(state.generator.step / mix_steps, 1)
     for i, (name, (view, repeats)) in enumerate(views.items()):
-      images = view(batch.target), view(made), view(batch.low_dose)
+      images = view(batch.target), view(made), view(batch.input)
       keys = jax.random.split(jax.random.fold_in(key, i), repeats)
       critics[name], losses = lax.scan(lambda judge, k: train_critic(judge, *images, share, k), critics[name], keys)
       shown[f'loss_{name}'] = losses[-1]

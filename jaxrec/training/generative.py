@@ -68,21 +68,21 @@ def image_adversary(module: nn.Module, *, latent: int = 100, latent_scale: float
   """
 
   def unit(batch):
-    return jnp.std(batch.low_dose, axis=(-2, -1), keepdims=True, ddof=1)
+    return jnp.std(batch.input, axis=(-2, -1), keepdims=True, ddof=1)
 
   def noise(key, count, dtype):
     return latent_scale * jax.random.normal(key, (count, latent), dtype)
 
   def perturb(variables, key, batch):
     images, changed = module.apply(
-      variables, noise(key, batch.low_dose.shape[0], batch.low_dose.dtype), mutable=['batch_stats']
+      variables, noise(key, batch.input.shape[0], batch.input.dtype), mutable=['batch_stats']
     )
     return unit(batch) * images, {**variables, **changed}
 
   return Adversary(
-    init=lambda key, batch: module.init(key, jnp.zeros((2, latent), batch.low_dose.dtype)),
+    init=lambda key, batch: module.init(key, jnp.zeros((2, latent), batch.input.dtype)),
     perturb=perturb,
-    draw=lambda variables, key, sample: unit(sample) * module.apply(variables, noise(key, 1, sample.low_dose.dtype))[0],
+    draw=lambda variables, key, sample: unit(sample) * module.apply(variables, noise(key, 1, sample.input.dtype))[0],
   )
 
 

@@ -85,7 +85,7 @@ def cvae(
   critic_optimizer: optax.GradientTransformation,
   observe: Callable[[Image], Image],
   *,
-  image: Callable[[Any], Image] = lambda batch: batch.low_dose,
+  image: Callable[[Any], Image] = lambda batch: batch.input,
   perceptual: Callable[[Image, Image], Array] | None = None,
   l1_weight: float = 0.0011852172680049085,
   kl_weight: float = 0.5750362872947617,
@@ -131,7 +131,7 @@ def cvae(
     def make(key, batch):
       keys = jax.random.split(key, 3)
       x = image(batch)
-      y = observe(batch.low_dose)
+      y = observe(batch.input)
       return VAEState(
         start(optimizer, module.init(keys[0], x, y, keys[1])),
         start(critic_optimizer, critic.init(keys[2], x, y)),
@@ -151,7 +151,7 @@ def cvae(
 
   def step(state, batch, key):
     x = image(batch)
-    y = jax.lax.stop_gradient(observe(batch.low_dose))
+    y = jax.lax.stop_gradient(observe(batch.input))
     draw, mix = jax.random.split(key)
 
     def vae_loss(params):
@@ -179,7 +179,7 @@ def cvae(
 
   def evaluate(state, batch):
     x = image(batch)
-    y = observe(batch.low_dose)
+    y = observe(batch.input)
     # Every example meets the same noise, whatever its place in a batch.
     output = jax.vmap(
       lambda x, y: jax.tree.map(lambda t: t[0], module.apply(state.vae.variables, x[None], y[None], jax.random.key(0)))

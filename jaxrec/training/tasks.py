@@ -85,7 +85,7 @@ def image_loss(kind: str) -> Callable[[Image, Sample], Scalar]:
 
 def _normalised_l1(image, sample):
   shape = sample.target.shape
-  seen = zero_filled(sample.kspace, sample.mask) if isinstance(sample, Scan) else sample.low_dose
+  seen = zero_filled(sample.kspace, sample.mask) if isinstance(sample, Scan) else sample.input
   mean, std = moments(center_crop(seen, shape), (-2, -1))
   # The target that fastMRI shows is clipped as the input is.
   target = jnp.clip(sample.target, mean - 6 * std, mean + 6 * std)

@@ -1,1 +1,1 @@
-"""Stages that turn a config into trained networks, rows and reports."""
+"""Stages that turn typed experiments into trained networks, rows and reports."""

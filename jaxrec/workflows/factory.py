@@ -21,7 +21,7 @@ from jaxrec import attacks, models, training
 from jaxrec.audit.plan import Start, Sweep
 from jaxrec.networks import Network
 from jaxrec.training import Parallel, Task
-from jaxrec.types import Objective, Reconstructor, Sample, Variables
+from jaxrec.types import Objective, Reconstructor, Sample, Slice, Variables
 
 PERTURBATIONS = {
   'coil_noise': attacks.coil_noise,
@@ -51,6 +51,8 @@ TASKS = {
 }
 CRITICS = {'wgan_vgg': 'wganvgg_critic', 'du_gan': 'dugan_discriminator', 'cvae': 'cvae_critic'}
 Load = Callable[[str], tuple[Any, Variables]]
+# What an autoencoder describes, as `train.task.image` names it.
+_DOMAINS = {'low_dose': 'input', 'target': 'target'}
 STEPS = {'steepest': attacks.steepest_step, 'advrec': attacks.advrec_step}
 
 
@@ -375,7 +377,7 @@ def _adversarial(config, options, radius, sample, load, axis):
 def _representation(name, options, load):
   """What an autoencoder or a flow is told of the network that it describes."""
   network, layer = options.pop('network'), options.pop('layer', 0) or None
-  domain = options.pop('image', 'low_dose')
+  domain = _DOMAINS[options.pop('image', 'low_dose')]
   if name == 'flow':
     return dict(codes=codes(load, network, options.pop('autoencoder'), layer, domain))
   judged, variables = load(network)
@@ -444,8 +446,8 @@ def codes(load: Load, network: str, autoencoder: str, layer: int | None, domain:
   output, tap = models.observer(module), models.observer(module, layer)
 
   def draw(key, batch):
-    mean, logvar = vae.apply(weights, getattr(batch, domain), output(variables, batch.low_dose), method='encode')
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype), tap(variables, batch.low_dose)
+    mean, logvar = vae.apply(weights, getattr(batch, domain), output(variables, batch.input), method='encode')
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype), tap(variables, batch.input)
 
   return draw
 
@@ -456,9 +458,9 @@ def adversary(options: dict[str, Any], sample: Sample, radius: float, *, axis: s
   name = options.pop('name')
   if name == 'dcgan':
     noise = {k: options.pop(k) for k in ('latent', 'latent_scale') if k in options}
-    if not hasattr(sample, 'low_dose'):
+    if not isinstance(sample, Slice):
       raise ValueError('train.task.generator: dcgan perturbs images; set data.form=image or use kspace_generator')
-    return training.image_adversary(models.build(name, size=sample.low_dose.shape, batch_axis=axis, **options), **noise)
+    return training.image_adversary(models.build(name, size=sample.input.shape, batch_axis=axis, **options), **noise)
   if name == 'kspace_generator':
     return training.kspace_adversary(models.build(name, **options), relative_radius=radius)
   raise ValueError(f'train.task.generator.name: {name!r} is unknown; choose one of dcgan, kspace_generator')

@@ -162,8 +162,8 @@ def _tap(name, network, config, made, run_folder, parallel) -> sampling.Tap:
   coder = vae, _fit(f'{name}_vae', task, options.vae_steps, options.batch_size, config, made, run_folder, parallel)
 
   def codes(key, batch):
-    y = network(batch.low_dose)
-    mean, logvar = vae.apply(coder[1], batch.low_dose, y, method='encode')
+    y = network(batch.input)
+    mean, logvar = vae.apply(coder[1], batch.input, y, method='encode')
     return mean + jax.numpy.exp(0.5 * logvar) * jax.random.normal(key, mean.shape), y
 
   flow = models.build('cinn', **options.flow)

@@ -22,7 +22,8 @@ from configs import (
 )
 from jaxrec import geometry, models, training
 from jaxrec.data import ldct, singlecoil, sites, synthetic
-from jaxrec.workflows import denoise, factory, verify_data
+from jaxrec.experiments import denoise, verify_data
+from jaxrec.workflows import factory
 from tests.e2e.test_main import launch
 
 
@@ -178,7 +179,7 @@ def test_one_root_serves_all_runs(experiments):
   (wganvgg, 'train.task'),
 ])  # fmt: skip
 def test_vgg_features_are_asked_for_before_any_training(experiments, where, tmp_path):
-  from jaxrec.workflows.run import run
+  from jaxrec.experiments.run import run
 
   with pytest.raises(ValueError, match=f'^{where}.perceptual.vgg: is missing; give a vgg'):
     run(experiments.get_config('paper'), tmp_path / 'run')
@@ -201,7 +202,7 @@ def test_one_seed_serves_all_runs_and_their_phantom(experiments, profile):
 
 
 def test_one_vgg_file_serves_all_runs_of_its_kind(tmp_path):
-  from jaxrec.workflows.run import run
+  from jaxrec.experiments.run import run
 
   config = invariances_networks.get_config('paper')
   parts = config.experiments
@@ -217,7 +218,7 @@ def test_one_vgg_file_serves_all_runs_of_its_kind(tmp_path):
 
 def test_weights_of_two_kinds_of_features_are_not_mixed_up(tmp_path):
   """The weights of small profiles are for outputs of a denoiser: a file alone would leave them."""
-  from jaxrec.workflows.run import run
+  from jaxrec.experiments.run import run
 
   config = wganvgg.get_config('smoke')
   config.experiments.wganvgg.train.task.perceptual.vgg = __file__
@@ -298,7 +299,7 @@ def test_mistakes_in_the_analysis_are_named(tmp_path):
   config.stages = ('invariances',)
   single = config.experiments.denoiser
   single.stages = ('invariances',)
-  from jaxrec.workflows.run import run
+  from jaxrec.experiments.run import run
 
   with pytest.raises(ValueError, match='invariances needs the experiments'):
     run(single, tmp_path / 'x')

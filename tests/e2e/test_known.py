@@ -4,8 +4,8 @@ import pytest
 
 from configs import invariances_known
 from jaxrec import results
+from jaxrec.experiments.run import run
 from jaxrec.workflows import detect, known
-from jaxrec.workflows.run import run
 
 
 @pytest.fixture(scope='module')

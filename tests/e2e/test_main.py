@@ -240,7 +240,7 @@ def run_main(capsys, monkeypatch, arguments):
   ('LDCT_ROOT', 'cnn10', False), ('LDCT_ROOT', 'invariances_cnn10', False), ('FASTMRI_ROOT', 'invariances_cnn10', True),
 ])  # fmt: skip
 def test_the_demo_runs_without_data_of_its_kind(variable, config, demo, monkeypatch):
-  from jaxrec.workflows import catalog
+  from jaxrec.experiments import catalog
 
   monkeypatch.chdir(ROOT)
   for name in ('FASTMRI_ROOT', 'LDCT_ROOT'):
@@ -316,7 +316,7 @@ def test_help_lists_every_config_with_its_cost(capsys, monkeypatch):
   ('configs/varnet_8x.py:smoke', ROOT / 'configs/varnet_8x.py:smoke'), ('configs/none.py', 'configs/none.py'),
 ])  # fmt: skip
 def test_configs_of_the_package_are_found_from_anywhere(given, found, tmp_path, monkeypatch):
-  from jaxrec.workflows import catalog
+  from jaxrec.experiments import catalog
 
   monkeypatch.chdir(tmp_path)
   monkeypatch.delenv('FASTMRI_ROOT', raising=False)
@@ -354,7 +354,7 @@ def test_verify_data_names_bad_files(dataset, tmp_path):
   shutil.copytree(dataset, data)
   bad = sorted((data / 'multicoil_val').glob('*.h5'))[0]
   bad.write_bytes(bad.read_bytes()[:2000])
-  run = [sys.executable, '-m', 'jaxrec.workflows.verify_data']
+  run = [sys.executable, '-m', 'jaxrec.experiments.verify_data']
   done = subprocess.run(
     [*run, str(data), str(data / 'annotations.csv')], cwd=ROOT, env=environment(), capture_output=True, text=True
   )

@@ -11,7 +11,8 @@ from configs import adversarial_unet, common, defences
 from jaxrec import models, training
 from jaxrec.data import singlecoil, synthetic
 from jaxrec.data.errors import DataError
-from jaxrec.workflows import datasets, factory, options, train
+from jaxrec.experiments import options
+from jaxrec.workflows import datasets, factory, train
 from tests.e2e.test_main import launch
 
 

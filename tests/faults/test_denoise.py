@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrec.data import ct_images, ldct
-from jaxrec.workflows import denoise
+from jaxrec.experiments import denoise
 
 pydicom = pytest.importorskip('pydicom', reason='the extra ct is not installed')
 Image = pytest.importorskip('PIL.Image')

@@ -7,7 +7,7 @@ import ml_collections
 import pytest
 
 from configs import common, unet_8x
-from jaxrec.workflows import options
+from jaxrec.experiments import options
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [p.stem for p in sorted((ROOT / 'configs').glob('*.py')) if 'def get_config' in p.read_text()]

@@ -174,11 +174,11 @@ def test_image_noise_on_a_ct_slice():
   delta = p.init(jax.random.key(1), sample)
   assert delta.dtype == image.dtype
   np.testing.assert_allclose(jnp.linalg.norm(delta), 0.1 * jnp.linalg.norm(image), rtol=1e-5)
-  np.testing.assert_array_equal(p.apply(delta, sample).low_dose, image + delta)
+  np.testing.assert_array_equal(p.apply(delta, sample).input, image + delta)
   # n eta^2 is the bound of the squared norm in units of the variance, whatever the mean.
   p = jaxrec.image_noise(0.1, start='random', reference='deviation')
   for level in (0, 100):
-    bright = sample.replace(low_dose=image + level)
+    bright = sample.replace(input=image + level)
     delta = p.project(100 * delta, bright)
     np.testing.assert_allclose(jnp.sum(delta**2), 144 * 0.1**2 * jnp.var(image), rtol=1e-3)
 

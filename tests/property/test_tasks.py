@@ -141,7 +141,7 @@ def autoencoder(parallel):
 
 def flow(parallel):
   def codes(key, batch):
-    return batch.low_dose[:, :4, 0], batch.target
+    return batch.input[:, :4, 0], batch.target
 
   return training.flow(TinyFlow(), adam(), codes, average=parallel.average)
 
@@ -217,7 +217,7 @@ def fit(name, folder, steps, *, poison=None, **options):
   def batches(start):
     for i in range(start, 1000):
       yield (
-        data.replace(**{x: getattr(data, x) * np.nan for x in ('target', 'low_dose') if hasattr(data, x)})
+        data.replace(**{x: getattr(data, x) * np.nan for x in ('target', 'input') if hasattr(data, x)})
         if i == poison
         else data
       )

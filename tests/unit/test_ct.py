@@ -143,3 +143,21 @@ def test_vae_without_condition_ignores_it():
   ):
     with pytest.raises(ValueError, match=words):
       jax.eval_shape(models.build('cvae', **{**sizes, **option}).init, jax.random.key(0), x, x, jax.random.key(1))
+
+
+def test_texture_code_works_in_its_unit():
+  sizes = dict(size=(16, 16), latent=6, width=8, blocks=2, chunk=2, classes=2, class_hidden=2, embedding=2, encoder_width=2, stages=(1,), texture=3)  # fmt: skip
+  x, y = jax.random.normal(jax.random.key(2), (2, 3, 16, 16))
+  first, second = (models.build('cvae', **sizes, texture_scale=s) for s in (1.0, 0.125))
+  variables = first.init(jax.random.key(0), x, y, jax.random.key(1))
+  code = first.apply(variables, x, y, method='encode')[0].at[:, :6].set(0)
+  smaller = second.apply(variables, x / 8, y / 8, method='encode')[0]
+  np.testing.assert_allclose(code[:, 6:], (x - y).reshape(3, -1), atol=1e-6)
+  np.testing.assert_allclose(code[:, 6:], smaller[:, 6:], rtol=1e-6)
+
+  def added(module, condition):
+    images = [module.apply(variables, z, condition, method='decode') for z in (code, jnp.zeros_like(code))]
+    return images[0] - images[1]
+
+  np.testing.assert_allclose(added(first, y), 8 * added(second, y / 8), rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(added(first, y), x - y, atol=0.4)

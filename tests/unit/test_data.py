@@ -328,7 +328,7 @@ def test_training_draws_a_new_mask_every_epoch_and_the_same_one_again(dataset):
     for inserted in (None, dict(count=3, diameters=(4.0,), contrasts=(0.5,)))
   )
   place = np.unravel_index((spots.target - plain.target).argmax(), plain.target.shape)
-  assert (spots.target - plain.target)[place] > 0.3 * plain.scale and (spots.low_dose - plain.low_dose)[
+  assert (spots.target - plain.target)[place] > 0.3 * plain.scale and (spots.input - plain.input)[
     place
   ] > 0.05 * plain.scale
 
@@ -366,8 +366,8 @@ def test_emulated_single_coil_fits_the_root_sum_of_squares():
 def test_zero_filled_images_are_those_of_the_sampled_k_space():
   scan = synthetic.scan(0, rows=48, cols=40, coils=3)
   full = singlecoil.zero_filled(scan.replace(mask=np.ones_like(scan.mask)))
-  np.testing.assert_allclose(full.low_dose, scan.target, rtol=1e-4, atol=1e-4 * scan.target.max())
-  low = singlecoil.zero_filled(scan).low_dose
+  np.testing.assert_allclose(full.input, scan.target, rtol=1e-4, atol=1e-4 * scan.target.max())
+  low = singlecoil.zero_filled(scan).input
   assert low.shape == scan.target.shape and np.linalg.norm(low - scan.target) > 0.05 * np.linalg.norm(scan.target)
 
 

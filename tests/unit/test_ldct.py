@@ -83,7 +83,7 @@ def test_hdf5_gives_normalised_slices(phantom):
   series = found.volumes[0]
   sample = ldct.read_slice(series, 0)
   with h5py.File(series.path) as file:
-    np.testing.assert_allclose(ldct.hounsfield(sample.low_dose), file['low_dose'][0], atol=0.01)
+    np.testing.assert_allclose(ldct.hounsfield(sample.input), file['low_dose'][0], atol=0.01)
   assert sample.target.shape == (64, 64) and sample.scale == np.float32(4095 / ldct.STD)
   # Fat is about -100 HU, 85% of the deviation above the mean of the LDCT images.
   np.testing.assert_allclose(ldct.normalise(np.array([-100.0])), 0.8813, atol=1e-3)
@@ -91,12 +91,12 @@ def test_hdf5_gives_normalised_slices(phantom):
 
 def test_patches_are_drawn_by_patient_and_reach_every_pixel(phantom):
   series = ldct.index(phantom, 'train', patch=40).volumes[0]
-  same = [ldct.read_patch(series, (0, 1, 2)).low_dose for _ in range(2)]
+  same = [ldct.read_patch(series, (0, 1, 2)).input for _ in range(2)]
   np.testing.assert_array_equal(*same)
-  whole = ldct.read_slice(series._replace(crop=(64, 64)), 0).low_dose
+  whole = ldct.read_slice(series._replace(crop=(64, 64)), 0).input
   corners = set()
   for i in range(400):
-    patch = ldct.read_patch(series, (i,)).low_dose
+    patch = ldct.read_patch(series, (i,)).input
     at = np.argwhere(whole == patch[0, 0])
     corners |= {
       tuple(a) for a in at if a.max() <= 24 and np.array_equal(whole[a[0] : a[0] + 40, a[1] : a[1] + 40], patch)

@@ -16,7 +16,7 @@ from jaxrec import Scan, fourier, masks, metrics, networks
 from jaxrec.data import chest, fastmri, ldct, synthetic
 from jaxrec.data import source as sources
 from jaxrec.data.errors import DataError
-from jaxrec.workflows import verify_data
+from jaxrec.experiments import verify_data
 
 
 def assert_same(found, want, **tolerance):

@@ -1,4 +1,4 @@
-"""Denoises images with a trained network: `python -m jaxrec.workflows.denoise RUN INPUT OUTPUT`.
+"""Denoises images with a trained network: `python -m jaxrec.experiments.denoise RUN INPUT OUTPUT`.
 
 RUN is the run folder of a denoiser, INPUT a DICOM, TIFF or NumPy image or a folder of
 them, OUTPUT another folder, which mirrors the folders of INPUT: a derived series for
@@ -140,7 +140,7 @@ def _network(run):
 def main(arguments: list[str]) -> int:
   """Command line; returns the exit code."""
   if len(arguments) != 3:
-    print('usage: python -m jaxrec.workflows.denoise RUN INPUT OUTPUT', file=sys.stderr)
+    print('usage: python -m jaxrec.experiments.denoise RUN INPUT OUTPUT', file=sys.stderr)
     return 2
   try:
     bad = denoise(*arguments)

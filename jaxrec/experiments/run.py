@@ -6,6 +6,7 @@ import jax
 import ml_collections
 
 from jaxrec import results
+from jaxrec.experiments import options
 from jaxrec.training import data_parallel
 from jaxrec.workflows import (
   attack,
@@ -14,7 +15,6 @@ from jaxrec.workflows import (
   invariance_report,
   invariances,
   known,
-  options,
   places,
   plan,
   report,

@@ -1,4 +1,4 @@
-"""Checks a data set: `python -m jaxrec.workflows.verify_data ROOT [annotations.csv] [--offset=1024]`.
+"""Checks a data set: `python -m jaxrec.experiments.verify_data ROOT [annotations.csv] [--offset=1024]`.
 
 Reads every slice of every volume as a run would, names each bad file with the
 reason, and counts the annotations that can and cannot be used. The format is
@@ -69,7 +69,7 @@ def _by(shape):
 def main(arguments: list[str]) -> int:
   """Command line; returns the exit code, and leaves with 2 for wrong arguments."""
   parser = argparse.ArgumentParser(
-    prog='python -m jaxrec.workflows.verify_data', description='Names every bad file of a data set.'
+    prog='python -m jaxrec.experiments.verify_data', description='Names every bad file of a data set.'
   )
   parser.add_argument('root', help='folder of the data set')
   parser.add_argument('annotations', nargs='?', help='fastMRI+ boxes (MR)')

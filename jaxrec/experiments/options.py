@@ -118,7 +118,7 @@ _NETWORK = {
   'remat': _FLAG, 'conditional': _FLAG, 'reference': _FLAG, 'size': _several(_PIXELS, least=2, most=2), 'stages': _several(_SIZE),
   'pools': _whole(1, 10), 'sens_pools': _whole(1, 10), 'depth': _whole(1, 10), 'blocks': _whole(1, 100), 'num_cascades': _whole(1, 100),
   'smoothing_samples': _whole(0, 1000), 'smoothing_std': _real(0, 10), 'smoothing_seed': _SEED, 'out_chans': _SIZE,
-  'latent': _SIZE, 'texture': _whole(0, 101), 'texture_width': _SIZE, 'latent_scale': _real(0, 1e3, above=True),
+  'latent': _SIZE, 'texture': _whole(0, 101), 'texture_width': _SIZE, 'texture_scale': _real(0, 1e6, above=True), 'latent_scale': _real(0, 1e3, above=True),
   **dict.fromkeys(('chans', 'sens_chans', 'hidden', 'code', 'width', 'chunk', 'classes', 'class_hidden', 'embedding', 'encoder_width'), _SIZE),
 }  # fmt: skip
 _PHANTOM = {

@@ -1,0 +1,1 @@
+"""From a config to an experiment, and its run: the only room that sees a config."""
