@@ -68,6 +68,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   train.validate_every = 0
   train.max_validation = 0
   train.report_every = 20
+  train.pictures = 3
   train.micro_batch = 0
   train.start_from = ''
   train.checkpoint_minutes = 10.0
@@ -108,6 +109,9 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   attack.draws = 4
   attack.lipschitz_iterations = 0
 
+  # Volumes reconstructed and scored as the fastMRI leaderboard has them, with evaluate in the stages.
+  config.evaluate = ml_collections.ConfigDict(dict(split='val', batch_size=1))
+
   config.report = ml_collections.ConfigDict(dict(draws=1000, runs=(), generators=()))
 
   phantom = data.phantom
@@ -134,6 +138,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
     train.num_steps = 4
     train.validate_every = 2
     train.report_every = 1
+    train.pictures = 0
     attack.max_examples = 3
     attack.pictures = 2
     config.perturbation.coil_noise.relative_radius = (0.0, 0.01, 0.02)

@@ -12,6 +12,7 @@ from jaxrec.workflows import (
   attack,
   datasets,
   detectability,
+  evaluate,
   invariance_report,
   invariances,
   known,
@@ -91,7 +92,7 @@ def _run_stages(config, workdir):
   parallel = data_parallel(config.train.num_devices or None)
   folder = results.Run(workdir, part=parallel.part)
   folder.check_config(config.to_dict())
-  if 'train' in config.stages or 'attack' in config.stages:
+  if {'train', 'evaluate', 'attack'} & set(config.stages):
     data = datasets.data(config, workdir, parallel)
     volumes = [*data.train.volumes, *data.val.volumes]
     folder.write_provenance(
@@ -99,6 +100,8 @@ def _run_stages(config, workdir):
     )
     if 'train' in config.stages:
       train.run(config, folder, data, parallel)
+    if 'evaluate' in config.stages:
+      evaluate.run(config, folder, data, parallel)
     if 'attack' in config.stages:
       attack.run(config, folder, data, parallel)
   if 'report' in config.stages and parallel.part == 0:

@@ -17,7 +17,7 @@ from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.networks import Network
 from jaxrec.training import AveragedState, Checkpointer, Parallel, Task, fit, memory
-from jaxrec.workflows import datasets, factory, workers
+from jaxrec.workflows import datasets, factory, pictures, workers
 
 
 class _Ledger:
@@ -27,7 +27,7 @@ class _Ledger:
     self.config, self.folder, self.part, self.every = config, run_folder.folder, parallel.part, every
     self.rates = rates
     self.start, self.waited = time.perf_counter(), 0.0
-    self.before = results.read_json(self.folder / 'cost.json').get('seconds', 0.0)
+    self.before = results.read_json(self.folder / 'cost.json')
     self.tensorboard = _tensorboard(config, run_folder, parallel)
     self.task: Task | None = None
 
@@ -61,8 +61,9 @@ class _Ledger:
       self._write_cost(last)
 
   def _write_cost(self, steps):
-    seconds = self.before + time.perf_counter() - self.start
-    _write_cost(self.folder / 'cost.json', self.task, self.config, steps, seconds)
+    seconds = self.before.get('seconds', 0.0) + time.perf_counter() - self.start
+    waited = self.before.get('waited', 0.0) + self.waited
+    _write_cost(self.folder / 'cost.json', self.task, self.config, steps, seconds, waited)
 
 
 def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
@@ -99,7 +100,7 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
   read = datasets.reader(config, redraw=True)
   task, micro_batch = fitted(config, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
   ledger.task = task
-  validate = validation(config, data, task, parallel, micro_batch)
+  validate = _validation(config, data, task, module, parallel, micro_batch, run_folder.folder)
   with workers.termination() as stop:
     fit(
       task,
@@ -205,11 +206,34 @@ def step_shapes(task: Task, sample, count: int, devices: int):
   return lead(state, devices), lead(batch, devices), lead(jax.eval_shape(lambda: jax.random.key(0)), devices)
 
 
-def _write_cost(path, task, config, steps, seconds):
-  """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen."""
+def _write_cost(path, task, config, steps, seconds, waited):
+  """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen.
+
+  In `waited` of them the devices had nothing to do but to wait for data.
+  """
   forward, backward = (n * config.train.batch_size for n in task.calls)
-  cost = {'steps': steps, 'seconds': seconds, 'forward_per_step': forward, 'backward_per_step': backward}
+  cost = {
+    'steps': steps,
+    'seconds': seconds,
+    'waited': waited,
+    'forward_per_step': forward,
+    'backward_per_step': backward,
+  }
   results.write_text(path, json.dumps(cost) + '\n')
+
+
+def _validation(config, data: datasets.Data, task, module, parallel: Parallel, micro_batch: int, folder: Path):
+  """Scores, and pictures of the first process if there are to be any."""
+  score = validation(config, data, task, parallel, micro_batch)
+  if parallel.part or not config.train.get('pictures', 0) or config.train.task.name in pictures.NO_RECONSTRUCTORS:
+    return score
+  paint = pictures.painter(config, data, task, module, parallel, folder / 'figures')
+
+  def run_validation(state) -> dict[str, float]:
+    paint(state)
+    return score(state)
+
+  return run_validation
 
 
 def validation(config, data: datasets.Data, task, parallel: Parallel, micro_batch: int):

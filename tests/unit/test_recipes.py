@@ -19,7 +19,7 @@ NO_SOURCE = '-'
 # What a run needs to know of the machine, of files and of other runs; it changes no result of the training.
 TECHNICAL = {
   'model.weights', 'model.sha256', 'model.checkpoint', 'model.batch_axis', 'model.remat', 'model.smoothing_seed',
-  'train.report_every', 'train.micro_batch', 'train.start_from', 'train.checkpoint_minutes', 'train.num_devices', 'train.tensorboard', 'train.max_validation', 'train.task.frozen',
+  'train.report_every', 'train.pictures', 'train.micro_batch', 'train.start_from', 'train.checkpoint_minutes', 'train.num_devices', 'train.tensorboard', 'train.max_validation', 'train.task.frozen',
   'train.task.network', 'train.task.autoencoder', 'train.task.perceptual.vgg', 'train.task.perceptual.network',
   'train.task.perceptual.sha256', 'train.task.generator.batch_axis',
 }  # fmt: skip

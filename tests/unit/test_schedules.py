@@ -8,7 +8,8 @@ import pytest
 
 from configs import common, defences
 from jaxrec import training
-from jaxrec.workflows import factory, options
+from jaxrec.experiments import options
+from jaxrec.workflows import factory
 
 STEPS, RATE = 40, 3e-3
 
