@@ -18,12 +18,14 @@ from jaxrec.audit.plan import Sweep
 from jaxrec.types import Objective
 from jaxrec.workflows.experiment import (
   Attack,
+  Augmentation,
   Comparison,
   Critic,
   CTData,
   DataSet,
   Described,
   Detection,
+  Evaluation,
   Experiment,
   Features,
   Forecast,
@@ -37,6 +39,7 @@ from jaxrec.workflows.experiment import (
   Recipe,
   Report,
   Sampler,
+  Schedule,
   Training,
   Trial,
 )
@@ -48,6 +51,8 @@ PERTURBATIONS = {
   'rotation': attacks.rotation,
   'translation': attacks.translation,
 }
+# Perturbations that are movements of the patient, and their options in `train.augment`.
+MOVEMENTS = {'rotation': 'max_degrees', 'translation': 'max_pixels'}
 OBJECTIVES = {
   'region_mse': attacks.region_mse,
   'region_ssim': attacks.region_ssim,
@@ -151,13 +156,16 @@ def _common(config: Section, folder: Path) -> dict[str, Any]:
 
 
 def _experiment(config: Section, folder: Path, planned: bool) -> Experiment:
-  attacked, forecast = 'attack' in config['stages'] or planned, planned and 'plan' in config
+  stages, forecast = config['stages'], planned and 'plan' in config
+  attacked, evaluated = 'attack' in stages or planned, 'evaluate' in stages
   return Experiment(
     **_common(config, folder),
     data=data(config),
     model=model(_section(config, 'model')),
     training=train(_section(config, 'train')),
+    defence=_defence(config) if attacked or evaluated else None,
     attack=attack(config) if attacked else None,
+    evaluation=_part(Evaluation, 'evaluate', _section(config, 'evaluate')) if evaluated else None,
     forecast=_part(Forecast, 'plan', config['plan']) if forecast else None,
   )
 
@@ -247,7 +255,13 @@ def model(options: Section) -> Model:
 
 def train(options: Section) -> Training:
   """The training of a section `train`."""
-  return _part(Training, 'train', options, task=recipe(_section(options, 'task'), options))
+  schedule = _part(Schedule, 'train.schedule', options.get('schedule', {}))
+  chosen, augment = options.get('augment', {}), None
+  if chosen.get('probability'):
+    moves = [PERTURBATIONS[name](chosen[key]) for name, key in MOVEMENTS.items() if chosen[key]]
+    augment = Augmentation(attacks.compose(*moves), chosen['probability'])
+  task = recipe(_section(options, 'task'), options)
+  return _part(Training, 'train', options, task=task, schedule=schedule, augment=augment)
 
 
 def recipe(options: Section, around: Section) -> Recipe:
@@ -294,7 +308,12 @@ def recipe(options: Section, around: Section) -> Recipe:
     of_flow = {'autoencoder': take('autoencoder')} if kind == 'flow' else {}
     domain = _DOMAINS[options.pop('image', 'low_dose')]
     parts['described'] = Described(take('network'), domain, layer=int(options.pop('layer', 0)), **of_flow)
-  return Recipe(kind, _pick(TASKS, 'train.task.name', kind), options, **parts)
+  return Recipe(kind, task_factory(kind), options, **parts)
+
+
+def task_factory(name: str) -> Callable[..., training.Task]:
+  """The factory of a task by name, or the user's own."""
+  return _pick(TASKS, 'train.task.name', name)
 
 
 def features(options: Section) -> Features:
@@ -303,18 +322,21 @@ def features(options: Section) -> Features:
 
 
 def attack(config: Section) -> Attack:
-  """The attacks of a config: its sections `attack`, `perturbation`, `search`, `objective` and `defence`."""
+  """The attacks of a config: its sections `attack`, `perturbation`, `search` and `objective`."""
   families = config.get('perturbation', {})
-  options = dict(config.get('defence', {'name': 'none'}))
-  defence = _pick(DEFENCES, 'defence.name', options.pop('name'))
   return _part(
     Attack,
     'attack',
     _section(config, 'attack'),
     sweeps={name: sweep(config, name) for name in families},
     generators={name: family['generator'] for name, family in families.items() if family.get('generator')},
-    defence=defence and functools.partial(defence, **options),
   )
+
+
+def _defence(config):
+  options = dict(config.get('defence', {'name': 'none'}))
+  made = _pick(DEFENCES, 'defence.name', options.pop('name'))
+  return made and functools.partial(made, **options)
 
 
 def _pick(table, section, name):

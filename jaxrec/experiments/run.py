@@ -12,6 +12,7 @@ from jaxrec.workflows import (
   attack,
   datasets,
   detectability,
+  evaluate,
   invariance_report,
   invariances,
   known,
@@ -96,7 +97,7 @@ def _run_stages(experiment: Experiment) -> None:
   parallel = data_parallel(experiment.num_devices or None)
   folder = results.Run(experiment.folder, part=parallel.part)
   folder.check_config(experiment.resolved)
-  if 'train' in experiment.stages or 'attack' in experiment.stages:
+  if {'train', 'evaluate', 'attack'} & set(experiment.stages):
     data = datasets.data(experiment.data, experiment.folder, parallel)
     volumes = [*data.train.volumes, *data.val.volumes]
     folder.write_provenance(
@@ -105,6 +106,8 @@ def _run_stages(experiment: Experiment) -> None:
     context = train.Context(data, parallel, build.stored)
     if 'train' in experiment.stages:
       train.run(experiment, folder, context)
+    if 'evaluate' in experiment.stages:
+      evaluate.run(experiment, folder, context)
     if 'attack' in experiment.stages:
       attack.run(experiment, folder, context)
   if experiment.report and parallel.part == 0:

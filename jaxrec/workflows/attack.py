@@ -68,7 +68,7 @@ def _started(attack: Attack, name: str, folder: Path, context: Context) -> Sweep
 def _network(experiment: Experiment, attack: Attack, folder: Path, context: Context):
   """The network with its defence and what the search looks at; and its reconstructor without the defence."""
   module, variables = trained(experiment, folder, context)
-  reconstruct, seen = factory.defended(attack, module)
+  reconstruct, seen = factory.defended(attack, experiment.defence, module)
   network = Network(reconstruct, variables, experiment.model.name)
   if attack.surrogate:
     surrogate, weights = loader_of(folder, context)(attack.surrogate)

@@ -233,6 +233,34 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Schedule:
+  """The learning rate over the updates of a training.
+
+  Attributes:
+    name: one of `schedules.SCHEDULES`.
+    warmup: share of the updates with a rising rate.
+    final: of `cosine`, share of the rate that is left.
+  """
+
+  name: str = 'step'
+  warmup: float = 0.0
+  final: float = 0.0
+
+
+@dataclass(frozen=True)
+class Augmentation:
+  """Movements of the patient in training examples.
+
+  Attributes:
+    moves: the largest ones.
+    probability: at the end of the training.
+  """
+
+  moves: Perturbation
+  probability: float
+
+
+@dataclass(frozen=True)
 class Training:
   """How a network is trained.
 
@@ -258,6 +286,10 @@ class Training:
     micro_batch: examples of a device at a time; 0: what fits.
     checkpoint_minutes: between checkpoints.
     start_from: file of fastMRI weights; empty for none.
+    schedule: of the learning rate.
+    augment: movements of the examples, or `None`.
+    ema_decay: of the mean of the weights that is kept; 0: the weights themselves.
+    pictures: slices that are shown at every validation.
   """
 
   task: Recipe
@@ -281,6 +313,10 @@ class Training:
   micro_batch: int = 0
   checkpoint_minutes: float = 10.0
   start_from: str = ''
+  schedule: Schedule = Schedule()
+  augment: Augmentation | None = None
+  ema_decay: float = 0.0
+  pictures: int = 0
 
 
 @dataclass(frozen=True)
@@ -290,7 +326,6 @@ class Attack:
   Attributes:
     sweeps: attacks by name.
     generators: run of the generator whose draws start a sweep, by its name.
-    defence: `(reconstruct=, complete=) -> reconstructor`, or `None`.
     attacked: out of `AIMS`.
     batch_size: slices per device; 0: what fits.
     chunk: strengths computed together; 0: what fits.
@@ -306,7 +341,6 @@ class Attack:
 
   sweeps: Mapping[str, Sweep]
   generators: Mapping[str, str]
-  defence: Callable[..., Reconstructor] | None
   attacked: tuple[str, ...]
   batch_size: int
   chunk: int
@@ -318,6 +352,19 @@ class Attack:
   draws: int
   lipschitz_iterations: int
   surrogate: str = ''
+
+
+@dataclass(frozen=True)
+class Evaluation:
+  """Whole volumes that are reconstructed and scored.
+
+  Attributes:
+    split: `val` or `test`.
+    batch_size: slices of a device at a time.
+  """
+
+  split: str
+  batch_size: int
 
 
 @dataclass(frozen=True)
@@ -537,14 +584,18 @@ class Experiment(_Run):
     data: what on.
     model: the network.
     training: how it was or is trained.
+    defence: `(reconstruct=, complete=) -> reconstructor`, or `None`.
     attack: what with; `None` if nothing asks for it.
+    evaluation: of whole volumes; `None` without that stage.
     forecast: of the stage `plan`; `None` if nothing asks for it.
   """
 
   data: DataSet
   model: Model
   training: Training
+  defence: Callable[..., Reconstructor] | None
   attack: Attack | None
+  evaluation: Evaluation | None
   forecast: Forecast | None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrec import attacks, models, training
@@ -93,17 +94,24 @@ def undefended(module) -> Reconstructor:
   return module.reconstruct if isinstance(module, Network) else models.bind(module)
 
 
-def defended(attack: Attack, module) -> tuple[Reconstructor, Reconstructor | None]:
+def reconstructor(defence: Callable[..., Reconstructor] | None, module) -> Reconstructor:
+  """The network with its defence, `None` for none."""
+  plain = undefended(module)
+  if not defence:
+    return plain
+  return called(defence, 'defence', dict(reconstruct=plain, complete=models.bind_complete(module)))
+
+
+def defended(
+  attack: Attack, defence: Callable[..., Reconstructor] | None, module
+) -> tuple[Reconstructor, Reconstructor | None]:
   """The network with its defence, and what an attack's search looks at (`None`: the same).
 
   `attack.sees` is `defence` (gradients through the defence, expectation over
   `attack.draws` of its randomness) or `network`, for attacks that do not know it.
   """
-  plain = undefended(module)
+  plain, reconstruct = undefended(module), reconstructor(defence, module)
   randomised = getattr(module, 'smoothing_samples', 0) > 0
-  reconstruct = plain
-  if attack.defence:
-    reconstruct = called(attack.defence, 'defence', dict(reconstruct=plain, complete=models.bind_complete(module)))
   if attack.sees == 'network':
     return reconstruct, models.bind(module.clone(smoothing_samples=0)) if randomised else plain
   if not randomised:
@@ -112,13 +120,34 @@ def defended(attack: Attack, module) -> tuple[Reconstructor, Reconstructor | Non
   return reconstruct, attacks.expectation(draws)
 
 
-def optimizer(options: Training, num_steps: int) -> optax.GradientTransformation:
-  """The optimiser of a training."""
-  drop_at = int(round(options.drop_at * num_steps)) if options.drop_at else None
-  return training.optimizer(
-    options.optimizer, options.learning_rate, drop_at=drop_at, drop_factor=options.drop_factor,
-    weight_decay=options.weight_decay, b1=options.b1,
+def schedule(options: Training, num_steps: int) -> optax.ScalarOrSchedule:
+  """The learning rate of a training over its updates."""
+  chosen = options.schedule
+  return training.schedule(
+    options.learning_rate, num_steps, name=chosen.name, warmup=chosen.warmup, drop_at=options.drop_at,
+    drop_factor=options.drop_factor, final=chosen.final,
   )  # fmt: skip
+
+
+def learning_rates(options: Training, num_steps: int) -> np.ndarray:
+  """Learning rate of the last update of every step of a training, `[num_steps]`.
+
+  All at once: one by one they would wait behind the steps of the training.
+  """
+  rate = schedule(options, num_steps)
+  last = updates_per_step(options.task.made, options.task.options) * np.arange(1, num_steps + 1) - 1
+  return np.asarray(jax.vmap(rate)(last)) if callable(rate) else np.full(num_steps, rate)
+
+
+def updates_per_step(made: Callable[..., Task], options: Mapping[str, Any]) -> int:
+  """How often a task updates the network with a batch.
+
+  Args:
+    made: its factory.
+    options: arguments of it.
+  """
+  taken = inspect.signature(made).parameters
+  return options.get('replays', taken['replays'].default) if 'replays' in taken else 1
 
 
 def num_steps(options: Training, steps_per_epoch: int) -> int:
@@ -152,7 +181,10 @@ def task(
   Raises:
     ValueError: for options that the task does not have.
   """
-  recipe, rule = options.task, optimizer(options, steps)
+  recipe = options.task
+  rule = training.optimizer(
+    options.optimizer, schedule(options, steps), weight_decay=options.weight_decay, b1=options.b1
+  )
   if hasattr(module, 'batch_axis'):
     module = module.clone(batch_axis=parallel.axis)
   common: dict[str, Any] = dict(loss=options.loss, average=parallel.average)
@@ -177,7 +209,16 @@ def task(
   if recipe.described:
     del common['loss']
     parts |= _representation(recipe.described, load)
-  return called(recipe.made, f'train.task.{recipe.name}', {**parts, **recipe.options, **common})
+  made = called(recipe.made, f'train.task.{recipe.name}', {**parts, **recipe.options, **common})
+  return _modified(options, made, steps)
+
+
+def _modified(options: Training, task: Task, steps: int) -> Task:
+  """The task with augmented examples and averaged weights, where a training asks for them."""
+  chosen = options.augment
+  if chosen:
+    task = training.augmented(task, chosen.moves, probability=chosen.probability, num_steps=steps)
+  return training.averaged(task, options.ema_decay) if options.ema_decay else task
 
 
 def accumulates(recipe: Recipe) -> bool:

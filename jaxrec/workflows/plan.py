@@ -197,7 +197,7 @@ def _training(experiment, module, sample, here):
 
 
 def _attack(experiment: Experiment, attacks: Attack, module, sample, name):
-  reconstruct, seen = factory.defended(attacks, module)
+  reconstruct, seen = factory.defended(attacks, experiment.defence, module)
   variables = jax.eval_shape(lambda key, s: models.start(module, key, s), _key(), sample)
   network = Network(reconstruct, variables, experiment.model.name)
   if seen is not None:

@@ -15,8 +15,8 @@ from jaxrec import models, results
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.networks import Network
-from jaxrec.training import Checkpointer, Parallel, Task, fit, memory
-from jaxrec.workflows import datasets, factory, workers
+from jaxrec.training import AveragedState, Checkpointer, Parallel, Task, fit, memory
+from jaxrec.workflows import datasets, factory, pictures, workers
 from jaxrec.workflows.experiment import CTData, Experiment, Training
 
 
@@ -31,10 +31,11 @@ class Context(NamedTuple):
 class _Ledger:
   """Metrics, costs and waiting of a training, written by the first process."""
 
-  def __init__(self, training: Training, run_folder: results.Run, parallel: Parallel, every: int):
+  def __init__(self, training: Training, run_folder: results.Run, parallel: Parallel, every: int, rates: np.ndarray):
     self.training, self.folder, self.part, self.every = training, run_folder.folder, parallel.part, every
+    self.rates = rates
     self.start, self.waited = time.perf_counter(), 0.0
-    self.before = results.read_json(self.folder / 'cost.json').get('seconds', 0.0)
+    self.before = results.read_json(self.folder / 'cost.json')
     self.tensorboard = _tensorboard(training, run_folder, parallel)
     self.task: Task | None = None
 
@@ -45,6 +46,9 @@ class _Ledger:
   def write(self, record: dict[str, Any]) -> None:
     """Writes the metrics of a step."""
     if self.part == 0:
+      if 'loss' in record:
+        # Seven digits: those of float32.
+        record = {**record, 'learning_rate': float(f'{self.rates[record["step"] - 1]:.7g}')}
       results.append_jsonl(self.folder / 'metrics.jsonl', [record])
       self.tensorboard(record)
       if record['step'] % self.every == 0:
@@ -65,8 +69,9 @@ class _Ledger:
       self._write_cost(last)
 
   def _write_cost(self, steps):
-    seconds = self.before + time.perf_counter() - self.start
-    _write_cost(self.folder / 'cost.json', self.task, self.training, steps, seconds)
+    seconds = self.before.get('seconds', 0.0) + time.perf_counter() - self.start
+    waited = self.before.get('waited', 0.0) + self.waited
+    _write_cost(self.folder / 'cost.json', self.task, self.training, steps, seconds, waited)
 
 
 def run(experiment: Experiment, run_folder: results.Run, context: Context) -> None:
@@ -100,11 +105,11 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
       f'{len(examples)}), validation every {every}; {done} done'
     )
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
-  ledger = _Ledger(training, run_folder, parallel, every)
+  ledger = _Ledger(training, run_folder, parallel, every, factory.learning_rates(training, num_steps))
   read = datasets.reader(experiment.data, redraw=True)
   task, micro_batch = fitted(experiment, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
   ledger.task = task
-  validate = validation(experiment, data, task, parallel, micro_batch)
+  validate = _validation(experiment, data, task, module, parallel, micro_batch, run_folder.folder)
   with workers.termination() as stop:
     fit(
       task,
@@ -148,12 +153,12 @@ def started(task: Task, experiment: Experiment) -> Task:
 
   def init(key, batch):
     state = task.init(key, batch)
-    own, given = (jax.tree.map(np.shape, tree) for tree in (state.variables, variables))
+    own, given = (jax.tree.map(np.shape, tree) for tree in (task.variables(state), variables))
     if own != given:
       raise ValueError(
         f'train.start_from: {path} is of a network of another size; set model.chans and the like to its own'
       )
-    return state.replace(variables=variables)
+    return task.with_variables(state, variables)
 
   return task._replace(init=init)
 
@@ -212,11 +217,36 @@ def step_shapes(task: Task, sample, count: int, devices: int):
   return lead(state, devices), lead(batch, devices), lead(jax.eval_shape(lambda: jax.random.key(0)), devices)
 
 
-def _write_cost(path, task, training, steps, seconds):
-  """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen."""
+def _write_cost(path, task, training, steps, seconds, waited):
+  """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen.
+
+  In `waited` of them the devices had nothing to do but to wait for data.
+  """
   forward, backward = (n * training.batch_size for n in task.calls)
-  cost = {'steps': steps, 'seconds': seconds, 'forward_per_step': forward, 'backward_per_step': backward}
+  cost = {
+    'steps': steps,
+    'seconds': seconds,
+    'waited': waited,
+    'forward_per_step': forward,
+    'backward_per_step': backward,
+  }
   results.write_text(path, json.dumps(cost) + '\n')
+
+
+def _validation(
+  experiment: Experiment, data: datasets.Data, task, module, parallel: Parallel, micro_batch: int, folder: Path
+):
+  """Scores, and pictures of the first process if there are to be any."""
+  training, score = experiment.training, validation(experiment, data, task, parallel, micro_batch)
+  if parallel.part or not training.pictures or training.task.described:
+    return score
+  paint = pictures.painter(experiment, data, task, module, parallel, folder / 'figures')
+
+  def run_validation(state) -> dict[str, float]:
+    paint(state)
+    return score(state)
+
+  return run_validation
 
 
 def validation(experiment: Experiment, data: datasets.Data, task, parallel: Parallel, micro_batch: int):
@@ -340,4 +370,6 @@ def generator_of(folder: Path, context: Context):
     raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={recipe.name}')
   module, _ = factory.network(own.model)
   state, _ = restored(own, module, folder, context)
+  if isinstance(state, AveragedState):
+    state = state.state
   return factory.adversary(recipe.generator, _training_sample(own, context.data)), state.generator.variables

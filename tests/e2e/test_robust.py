@@ -92,7 +92,7 @@ def test_every_experiment_has_a_task_and_a_defence(experiments, profile):
     module, _ = factory.network(experiment.model)
     parallel = training.data_parallel(1)._replace(average=lambda tree: tree, axis=None)
     factory.task(experiment.training, module, parallel, 10, sample_of(experiment))
-    reconstruct, surrogate = factory.defended(experiment.attack, module)
+    reconstruct, surrogate = factory.defended(experiment.attack, experiment.defence, module)
     assert (surrogate is None) == (name not in ('smoothing', 'smoothing_unseen', 'cyclic_unseen')), name
 
 
@@ -132,7 +132,7 @@ def test_mistakes_are_named(mistake):
   with pytest.raises(ValueError, match=words):
     options.check(config, 'runs/x')
     experiment = build.build(config, 'runs/x')
-    factory.defended(experiment.attack, module)
+    factory.defended(experiment.attack, experiment.defence, module)
     factory.task(
       experiment.training, module, training.data_parallel(1), 10, synthetic.scan(0, rows=32, cols=32, coils=2)
     )

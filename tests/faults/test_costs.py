@@ -1,11 +1,13 @@
 """What training cost is what the network has behind it, through every interruption."""
 
 import json
+import time
 
 import pytest
 
 from configs import unet_8x
 from jaxrec import results
+from jaxrec.data import loader
 from jaxrec.experiments import build
 from jaxrec.training import data_parallel
 from jaxrec.workflows import datasets, train
@@ -25,6 +27,14 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   experiment = build.build(config, folder.folder)
   context = train.Context(datasets.data(experiment.data, folder.folder, parallel), parallel, build.stored)
   cost = folder.folder / 'cost.json'
+
+  def late(*arguments, **options):
+    for batch in training_batches(*arguments, **options):
+      time.sleep(0.2)
+      yield batch
+
+  training_batches = loader.training_batches
+  monkeypatch.setattr(loader, 'training_batches', late)
 
   def go():
     train.run(experiment, folder, context)
@@ -48,6 +58,7 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   whole = json.loads(cost.read_text())
   assert whole['steps'] == config.train.num_steps == 4 and whole['seconds'] > seen
   assert whole['forward_per_step'] == config.train.batch_size
+  assert 0 < whole['waited'] < whole['seconds']
   before = cost.read_bytes()
   go()
   assert cost.read_bytes() == before

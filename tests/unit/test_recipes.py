@@ -20,7 +20,7 @@ NO_SOURCE = '-'
 # What a run needs to know of the machine, of files and of other runs; it changes no result of the training.
 TECHNICAL = {
   'model.weights', 'model.sha256', 'model.checkpoint', 'model.batch_axis', 'model.remat', 'model.smoothing_seed',
-  'train.report_every', 'train.micro_batch', 'train.start_from', 'train.checkpoint_minutes', 'train.num_devices', 'train.tensorboard', 'train.max_validation', 'train.task.frozen',
+  'train.report_every', 'train.pictures', 'train.micro_batch', 'train.start_from', 'train.checkpoint_minutes', 'train.num_devices', 'train.tensorboard', 'train.max_validation', 'train.task.frozen',
   'train.task.network', 'train.task.autoencoder', 'train.task.perceptual.vgg', 'train.task.perceptual.network',
   'train.task.perceptual.sha256', 'train.task.generator.batch_axis',
 }  # fmt: skip
@@ -92,6 +92,14 @@ def hyperparameters(run):
     found.pop('train.num_epochs' if run.train.num_steps else 'train.num_steps')
     if not run.train.drop_at:
       del found['train.drop_factor']
+    for name in ('train.ema_decay', 'train.augment.probability'):
+      if not found[name]:
+        for path in [path for path in found if path == name or path.startswith('train.augment.') and 'augment' in name]:
+          del found[path]
+    if found.pop('train.schedule.name') == 'step':
+      del found['train.schedule.final']
+    if not run.train.schedule.warmup:
+      del found['train.schedule.warmup']
     if run.train.task.name in ('cvae', 'flow'):
       del found['train.loss']
   if 'attack' in run.stages:
