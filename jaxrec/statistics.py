@@ -1,13 +1,16 @@
 """Uncertainty over patients: the only place that computes an interval."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
+
+_Numbers: TypeAlias = Sequence[float] | Float[np.ndarray, ' example']
 
 
 def bootstrap(
-  values: Sequence[float], groups: Sequence[str], *, draws: int = 1000, level: float = 0.95, seed: int = 0
+  values: _Numbers, groups: Sequence[str] | Shaped[np.ndarray, ' example'], *, draws: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
   """Mean and percentile interval of a bootstrap over groups (patients).
 
@@ -62,7 +65,7 @@ def corrected(level: float, comparisons: int) -> float:
   return 1 - (1 - level) / comparisons
 
 
-def roc_area(scores: Sequence[float], truths: Sequence[bool]) -> float:
+def roc_area(scores: _Numbers, truths: Sequence[bool] | Bool[np.ndarray, ' example']) -> float:
   """Area under the ROC curve: the share of pairs that the scores order rightly, ties counted half.
 
   Raises:
