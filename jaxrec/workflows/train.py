@@ -125,6 +125,8 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     )  # fmt: skip
   ledger.close(done, checkpointer.latest_step() or 0)
   checkpointer.close()
+  # What the first process wrote is read by all.
+  parallel.barrier('trained')
 
 
 def started(task: Task, config) -> Task:
