@@ -416,9 +416,10 @@ class Json(Files):
 
   def read(self):
     from jaxrec import results
-    from jaxrec.workflows import comparison, report, train
+    from jaxrec.experiments import build
+    from jaxrec.workflows import comparison, report
 
-    train.stored_config(self.run.folder)
+    build.stored(self.run.folder)
     report._Source(self.run.folder)
     report._bad_input(None, [self.run])
     comparison.cost_of(self.run.folder)

@@ -159,6 +159,7 @@ TOGETHER = {
   ('invariances_known', 'known.few', 193, 'is more than known.scans=192'),
   ('invariances_known', 'known.side', 17, 'is odd'),
   ('invariances_known', 'known.bottleneck.code', 0, 'a whole number from 1'),
+  ('invariances_known', 'known.sampled', ('haar', 'bottelneck'), "'bottelneck' is unknown; choose one of identity, .*, bottleneck"),
 ])  # fmt: skip
 def test_analyses_refuse_too_little(name, option, value, words, tmp_path):
   config = config_of(name)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxrec import results
-from jaxrec.workflows import comparison, report, train
+from jaxrec.experiments import build
+from jaxrec.workflows import comparison, report
 from tests.e2e.test_main import run_main
 
 ROOT = Path(__file__).parents[2]
@@ -143,8 +144,8 @@ DAMAGE = {
   'half skipped': ('skipped-00000.json', halve, lambda run: report._bad_input(None, [run]), 'is damaged.*delete it'),
   'config a list': ('config.json', lambda p: p.write_text('[1]'), lambda run: run.check_config({'seed': 0}), 'it holds a list.*put back'),
   'half config': ('config.json', halve, lambda run: run.check_config({'seed': 0}), 'is damaged.*put back'),
-  'config of another run': ('config.json', lambda p: p.write_text('[1]'), lambda run: train.stored_config(run.folder), 'it holds a list'),
-  'config without model': ('config.json', lambda p: p.write_text('{"data": {}}'), lambda run: train.stored_config(run.folder), 'no section model'),
+  'config of another run': ('config.json', lambda p: p.write_text('[1]'), lambda run: build.stored(run.folder), 'it holds a list'),
+  'config without model': ('config.json', lambda p: p.write_text('{"data": {}}'), lambda run: build.stored(run.folder), 'no section model'),
   'half array': ('arrays/x.npz', halve, lambda run: run.compact_arrays(), 'is damaged.*delete it to go on without'),
   'empty array': ('arrays/x.npz', lambda p: p.write_bytes(b''), lambda run: run.compact_arrays(), 'is damaged.*delete it to go on without'),
   'half images': ('images.h5', halve, images, 'is damaged.*delete it and run the attack stage'),
