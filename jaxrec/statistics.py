@@ -10,7 +10,12 @@ _Numbers: TypeAlias = Sequence[float] | Float[np.ndarray, ' example']
 
 
 def bootstrap(
-  values: _Numbers, groups: Sequence[str] | Shaped[np.ndarray, ' example'], *, draws: int = 1000, level: float = 0.95, seed: int = 0
+  values: _Numbers,
+  groups: Sequence[str] | Shaped[np.ndarray, ' example'],
+  *,
+  draws: int = 1000,
+  level: float = 0.95,
+  seed: int = 0,
 ) -> tuple[float, float, float]:
   """Mean and percentile interval of a bootstrap over groups (patients).
 
