@@ -76,7 +76,7 @@ def seen(path):
       )
     return found
   if path.name == 'cost.json':
-    return {k: v for k, v in json.loads(path.read_text()).items() if k != 'seconds'}
+    return {k: v for k, v in json.loads(path.read_text()).items() if k not in ('seconds', 'waited')}
   if path.suffix == '.html':
     # Pictures are compared as numbers, in images.h5; their axes can hold seconds.
     text = re.sub(r'src="data:[^"]*"', '', path.read_text())

@@ -58,10 +58,17 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   train.learning_rate = 3e-4
   train.drop_at = 0.8
   train.drop_factor = 0.1
+  # `step` drops as said above; `cosine` falls to the share `final`. Either after a warm-up, a share of the steps.
+  train.schedule = ml_collections.ConfigDict(dict(name='step', warmup=0.0, final=0.0))
   train.weight_decay = 0.0
+  # Of the mean of the weights that is validated and kept; 0: the weights themselves.
+  train.ema_decay = 0.0
+  # Training examples moved at random, with a probability that grows up to this one.
+  train.augment = ml_collections.ConfigDict(dict(probability=0.0, max_degrees=0.0, max_pixels=0.0))
   train.validate_every = 0
   train.max_validation = 0
   train.report_every = 20
+  train.pictures = 3
   train.micro_batch = 0
   train.start_from = ''
   train.checkpoint_minutes = 10.0
@@ -102,6 +109,9 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   attack.draws = 4
   attack.lipschitz_iterations = 0
 
+  # Volumes reconstructed and scored as the fastMRI leaderboard has them, with evaluate in the stages.
+  config.evaluate = ml_collections.ConfigDict(dict(split='val', batch_size=1))
+
   config.report = ml_collections.ConfigDict(dict(draws=1000, runs=(), generators=()))
 
   phantom = data.phantom
@@ -128,6 +138,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
     train.num_steps = 4
     train.validate_every = 2
     train.report_every = 1
+    train.pictures = 0
     attack.max_examples = 3
     attack.pictures = 2
     config.perturbation.coil_noise.relative_radius = (0.0, 0.01, 0.02)

@@ -171,6 +171,34 @@ def panel(examples: Sequence[tuple[str, Mapping[str, np.ndarray]]], caption: str
   return figure
 
 
+def validation_panel(examples: Sequence[tuple[str, np.ndarray, np.ndarray]], caption: str) -> Figure:
+  """Target, reconstruction and the size of the error; the error's white is a quarter of the image's.
+
+  Args:
+    examples: `(label, target, reconstruction)`, images of one shape each.
+    caption: title.
+
+  Returns:
+    The figure.
+  """
+  titles = ('target', 'reconstruction', '|error|, x 4')
+  figure = Figure(figsize=(7.2, 2.4 * len(examples) + 0.5), layout='constrained')
+  grid = figure.subplots(len(examples), len(titles), squeeze=False)
+  for line, (label, target, image) in zip(grid, examples):
+    bottom, top = _window(target)
+    error = dict(cmap='magma', vmin=0, vmax=0.25 * (top - bottom))
+    for axes, shown in zip(line, (target, image, np.abs(image - target))):
+      limits = error if axes is line[-1] else dict(cmap='gray', vmin=bottom, vmax=top)
+      axes.imshow(shown, interpolation='nearest', **limits)
+      axes.set_xticks([])
+      axes.set_yticks([])
+    line[0].set_ylabel(label, fontsize=8)
+  for axes, title in zip(grid[0], titles):
+    axes.set_title(title, fontsize=10)
+  figure.suptitle(caption, fontsize=10)
+  return figure
+
+
 def training_curve(records: Mapping[str, Sequence[Mapping[str, Any]]], look: Mapping[str, tuple[int, str]]) -> Figure:
   """Training loss and validation SSIM against the step.
 
@@ -349,7 +377,7 @@ def sample_panel(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], ct: bool)
   """
   count = rows[0][1]['samples'].shape[0]
   titles = ('x', 'y', 'f(x)', *(f'sample {i + 1}' for i in range(count)), 'deviation')
-  figure = Figure(figsize=(1.55 * len(titles), 3.5 * len(rows) + 0.3), layout='constrained')
+  figure = Figure(figsize=(1.55 * len(titles), 3.1 * len(rows) + 0.3), layout='constrained')
   grid = figure.subplots(2 * len(rows), len(titles), squeeze=False)
   for line, (layer, arrays) in enumerate(rows):
     above = [arrays['input'], arrays['target'], arrays['output'], *arrays['samples'], arrays['deviation']]

@@ -42,6 +42,8 @@ TECHNICAL = (
   'train.num_devices',
   'train.micro_batch',
   'train.checkpoint_minutes',
+  'train.pictures',
+  'evaluate.batch_size',
   'attack.batch_size',
   'attack.chunk',
   'model.remat',
@@ -100,7 +102,14 @@ def exclusive(folder: str | Path, *, part: int = 0) -> Iterator[None]:
     stream.truncate(0)
     stream.write(f'process {os.getpid()} on {socket.gethostname()}, started {time.strftime("%Y-%m-%d %H:%M:%S %z")}\n')
     stream.flush()
-    for pattern in ('*.tmp', 'rows/*.tmp', 'arrays/*.tmp', 'detections/*.tmp', 'figures/*.tmp'):
+    for pattern in (
+      '*.tmp',
+      'rows/*.tmp',
+      'arrays/*.tmp',
+      'detections/*.tmp',
+      'figures/*.tmp',
+      'reconstructions/*.tmp',
+    ):
       for left in filter(Path.is_file, folder.glob(pattern)):
         left.unlink(missing_ok=True)
     yield
@@ -188,7 +197,7 @@ class Run:
     """Writes the arrays of one example, whole or not at all; those in `arrays` go into `images.h5`."""
     stream = io.BytesIO()
     np.savez(stream, **arrays)  # type: ignore[arg-type]  # the stub takes any name for allow_pickle
-    _write_bytes(self.folder / where / f'{safe_name(name)}.npz', stream.getvalue())
+    write_bytes(self.folder / where / f'{safe_name(name)}.npz', stream.getvalue())
 
   def compact(self) -> None:
     """Writes `results.csv` and `images.h5` from rows and arrays; process 0 only."""
@@ -210,7 +219,7 @@ class Run:
       for part in parts:
         for name, array in _load_arrays(part).items():
           file.create_dataset(f'{part.stem}/{name}', data=array, track_times=False)
-    _write_bytes(self.folder / 'images.h5', stream.getbuffer())
+    write_bytes(self.folder / 'images.h5', stream.getbuffer())
 
 
 def _load_arrays(path):
@@ -325,11 +334,15 @@ def write_text(path: str | Path, text: str) -> None:
   Raises:
     RunError: if it cannot be written.
   """
-  _write_bytes(path, text.encode())
+  write_bytes(path, text.encode())
 
 
-def _write_bytes(path, content):
-  """Replaces a file whole or not at all, even if the power fails."""
+def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
+  """Replaces a file whole or not at all, even if the power fails.
+
+  Raises:
+    RunError: if it cannot be written.
+  """
   path = Path(path)
   temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:

@@ -2,16 +2,19 @@
 
 `last` keeps the newest two, so that a process killed while writing leaves one
 whole, and that a damaged one has another behind it; `best` keeps the best by
-validation. Arrays are written by process 0, and the digests of all files after
-them: a flipped bit decompresses to other weights without an error.
+validation. Process 0 writes, while the training goes on: arrays, then the digests
+of all files, as a flipped bit decompresses to other weights without an error;
+then the folder gets its name, so that there is no checkpoint without digests.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 _DIGESTS = 'digests.json'
+# Orbax writes the time of the commit into it afterwards; nothing is read from it.
+_STAMP = '_CHECKPOINT_METADATA'
 
 
 class CheckpointError(ValueError):
@@ -28,6 +33,9 @@ class CheckpointError(ValueError):
 
 class Checkpointer:
   """Saves and restores states in `<folder>/last` and `<folder>/best`.
+
+  States are written in the background: one that could not be is told by the next
+  call, whichever it is.
 
   Args:
     folder: created if missing.
@@ -38,12 +46,29 @@ class Checkpointer:
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     self.folder = Path(folder).absolute()
     self._whole: set[Path] = set()
+    # Steps on their way to the disk, by manager.
+    self._writing: dict[str, int] = {}
     self._last = self._manager('last', keep=2)
     self._best = self._manager('best', keep=1)
 
   def _manager(self, name, keep):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
-    handlers = {'state': ocp.StandardCheckpointHandler(), 'score': ocp.JsonCheckpointHandler()}
+    background = ocp.options.AsyncOptions(post_finalization_callback=lambda: self._seal(name))
+    several = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+      # Each process reads for itself and one writes: threads in the background that meet those of others would
+      # meet them in another order than the training does.
+      part = jax.process_index()
+      several = ocp.options.MultiprocessingOptions(
+        primary_host=part, active_processes={part}, barrier_sync_key_prefix=f'{name}_{part}'
+      )
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, create=False, async_options=background, multiprocessing_options=several
+    )
+    (self.folder / name).mkdir(parents=True, exist_ok=True)
+    handlers = {
+      'state': ocp.StandardCheckpointHandler(multiprocessing_options=several),
+      'score': ocp.JsonCheckpointHandler(multiprocessing_options=several),
+    }
     return ocp.CheckpointManager(self.folder / name, options=options, item_handlers=handlers)
 
   def latest_step(self) -> int | None:
@@ -76,11 +101,18 @@ class Checkpointer:
     return float(self._best.restore(step, args=ocp.args.Composite(score=ocp.args.JsonRestore()))['score']['score'])
 
   def save_last(self, step: int, state: Any) -> None:
-    """Writes the newest state; keeps the one before it.
+    """Begins to write the newest state, on process 0; keeps the one before it.
+
+    Args:
+      step: its number.
+      state: NumPy arrays, which nobody changes any more.
 
     Raises:
-      CheckpointError: if it cannot be written; earlier states are intact.
+      CheckpointError: if the one before cannot be written; earlier states are intact.
     """
+    if jax.process_index():
+      return
+    self._wait(self._last)
     for later in self._last.all_steps():
       # Training went on from before it, so it was damaged.
       if later >= step:
@@ -88,38 +120,89 @@ class Checkpointer:
     self._save(self._last, step, state=ocp.args.StandardSave(state))
 
   def save_best(self, step: int, state: Any, score: float) -> None:
-    """Writes a state as the best one.
+    """Begins to write a state as the best one, on process 0.
+
+    Args:
+      step: its number.
+      state: as in `save_last`.
+      score: of its validation.
 
     Raises:
-      CheckpointError: if it cannot be written; the best one so far is intact.
+      CheckpointError: if the one before cannot be written; the best one so far is intact.
     """
+    if jax.process_index():
+      return
+    self._wait(self._best)
     if step not in self._best.all_steps():
       self._save(self._best, step, state=ocp.args.StandardSave(state), score=ocp.args.JsonSave({'score': float(score)}))
 
+  def wait(self) -> None:
+    """Waits until all states are on the disk.
+
+    Raises:
+      CheckpointError: if one cannot be written; earlier states are intact.
+    """
+    for manager in (self._last, self._best):
+      self._wait(manager)
+
+  @contextlib.contextmanager
+  def settled(self) -> Iterator[None]:
+    """Whatever ends the context, all states are on the disk after it.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      CheckpointError: as `wait`, if nothing else was raised.
+    """
+    try:
+      yield
+    except BaseException:
+      with contextlib.suppress(CheckpointError):
+        self.wait()
+      raise
+    self.wait()
+
   def _save(self, manager, step, **parts):
-    path = Path(manager.directory) / str(step)
-    self._remove_unfinished()
+    self._remove_unfinished(manager)
+    self._writing[Path(manager.directory).name] = step
     try:
       manager.save(step, args=ocp.args.Composite(**parts))
-      manager.wait_until_finished()
-      if jax.process_index() == 0:
-        (path / _DIGESTS).write_text(json.dumps(_digests(path)))
     except (OSError, ValueError) as error:
-      self._remove_unfinished()
-      (path / _DIGESTS).unlink(missing_ok=True)
-      # TensorStore hides the system's words in a paragraph.
-      words = re.search(r': ([^:]*) \[os_error_code', str(error))
-      raise CheckpointError(
-        f'{path}: cannot be written ({words[1] if words else _reason(error)}); free the disk, then run the same command to go on'
-      ) from None
-    self._whole.add(path)
+      self._failed(manager, error)
 
-  def _remove_unfinished(self):
-    if jax.process_index() == 0:
-      for left in self.folder.glob('*/*.orbax-checkpoint-tmp*'):
-        shutil.rmtree(left, ignore_errors=True)
+  def _seal(self, name):
+    """The digests of a checkpoint that is about to get its name."""
+    for path in (self.folder / name).glob(f'{self._writing[name]}.orbax-checkpoint-tmp*'):
+      (path / _DIGESTS).write_text(json.dumps(_digests(path)))
+
+  def _wait(self, manager):
+    name = Path(manager.directory).name
+    if name not in self._writing:
+      return
+    try:
+      manager.wait_until_finished()
+      manager.check_for_errors()
+    except (OSError, ValueError) as error:
+      self._failed(manager, error)
+    self._whole.add(self.folder / name / str(self._writing.pop(name)))
+
+  def _failed(self, manager, error):
+    name = Path(manager.directory).name
+    path = self.folder / name / str(self._writing.pop(name))
+    self._remove_unfinished(manager)
+    # TensorStore hides the system's words in a paragraph.
+    words = re.search(r': ([^:]*) \[os_error_code', str(error))
+    raise CheckpointError(
+      f'{path}: cannot be written ({words[1] if words else _reason(error)}); free the disk, then run the same command to go on'
+    ) from None
+
+  def _remove_unfinished(self, manager):
+    for left in Path(manager.directory).glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(left, ignore_errors=True)
 
   def _newest(self, manager):
+    self._wait(manager)
     steps = sorted(manager.all_steps(), reverse=True)
     damaged = {}
     for step in steps:
@@ -172,9 +255,16 @@ class Checkpointer:
       ) from None
 
   def close(self) -> None:
-    """Waits for writes and frees the managers."""
-    self._last.close()
-    self._best.close()
+    """Waits for writes and frees the managers.
+
+    Raises:
+      CheckpointError: as `wait`.
+    """
+    try:
+      self.wait()
+    finally:
+      self._last.close()
+      self._best.close()
 
 
 def _check_shapes(folder, saved, like):
@@ -204,7 +294,7 @@ def _path(path):
 def _digests(folder):
   """SHA-256 of every file of a checkpoint by its path."""
   found = {}
-  for path in sorted(p for p in folder.rglob('*') if p.is_file() and p != folder / _DIGESTS):
+  for path in sorted(p for p in folder.rglob('*') if p.is_file() and p not in (folder / _DIGESTS, folder / _STAMP)):
     with open(path, 'rb') as stream:
       found[str(path.relative_to(folder))] = hashlib.file_digest(stream, 'sha256').hexdigest()
   return found
@@ -216,7 +306,7 @@ def _fault(folder):
     return ''
   try:
     written, found = json.loads((folder / _DIGESTS).read_text()), _digests(folder)
-    changed = sorted(name for name in written if found.get(name) != written[name])
+    changed = sorted(name for name in written if name != _STAMP and found.get(name) != written[name])
   except (OSError, ValueError, TypeError) as error:
     return f'{_DIGESTS}: {_reason(error)}'
   return f'{changed[0]} {"has changed" if changed[0] in found else "is missing"}' if changed else ''

@@ -115,6 +115,8 @@ def wgan_vgg(
     lambda state, batch: evaluate(state.generator, batch),
     lambda state: state.generator.variables,
     (2, 1),
+    _with_generator,
+    lambda state: state.generator.step,
   )
 
 
@@ -131,6 +133,10 @@ def _starter(module, optimizer, critic, rule, names):
     return GANState(first_state(module, optimizer, first, batch), critics)
 
   return lambda key, batch: jax.jit(start)(hardware_key(key), jax.tree.map(jnp.asarray, batch))
+
+
+def _with_generator(state, variables):
+  return state.replace(generator=state.generator.replace(variables=variables))
 
 
 def sobel(images: Image) -> Image:
@@ -289,4 +295,6 @@ def du_gan(
     lambda state, batch: evaluate(state.generator, batch),
     lambda state: state.generator.variables,
     (2, 1),
+    _with_generator,
+    lambda state: state.generator.step,
   )

@@ -239,4 +239,13 @@ def adversarial(
     keys = jnp.broadcast_to(jax.random.key(0), (jax.tree.leaves(batch)[0].shape[0],))
     return jax.vmap(one)(keys, batch)
 
-  return Task(init, step, evaluate, lambda state: state.reconstructor.variables, (3, 3) if frozen is None else (3, 1))
+  return Task(
+    init,
+    step,
+    evaluate,
+    lambda state: state.reconstructor.variables,
+    (3, 3) if frozen is None else (3, 1),
+    lambda state, variables: state.replace(reconstructor=state.reconstructor.replace(variables=variables)),
+    # The reconstructor may be frozen.
+    lambda state: state.generator.step,
+  )

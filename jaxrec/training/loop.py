@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxrec.progress import Remaining
 from jaxrec.training.checkpoint import Checkpointer
 from jaxrec.training.parallel import Parallel
 from jaxrec.training.tasks import Task
@@ -53,7 +54,8 @@ def fit(
   resumed reports the same numbers as an uninterrupted one.
 
   While a step is computed the next batch is read and copied to the devices, and
-  one step waits in their queue: nothing is fetched that is not finished.
+  one step waits in their queue: nothing is fetched that is not finished. States
+  are copied to the host, and written while the training goes on.
 
   Args:
     task: what to train; its state is never looked into.
@@ -100,8 +102,10 @@ def fit(
     # Flows start from the batch, of which every process has its own part.
     state = parallel.agree(jax.device_get(task.init(init_key, batch)))
 
+  best_at = checkpointer.best_step() or 0
+
   def stalled(done):
-    return patience is not None and done > 0 and done - (checkpointer.best_step() or 0) >= patience * validate_every
+    return patience is not None and done > 0 and done - best_at >= patience * validate_every
 
   if first >= num_steps or stalled(first):
     return state
@@ -129,12 +133,16 @@ def fit(
   def reported(done):
     return done % report_every == 0 or done % validate_every == 0 or done == num_steps
 
-  with tqdm(total=num_steps, initial=first, desc='train', unit='step', disable=parallel.part > 0) as bar:
+  remaining = Remaining('train', 'step', num_steps, note=', validation not counted', silent=parallel.part > 0)
+  progress = tqdm(total=num_steps, initial=first, desc='train', unit='step', disable=parallel.part > 0)
+  with checkpointer.settled(), progress as bar:
     share = parallel.shard(batch)
     for i in range(first, num_steps):
       keys = _device_keys(jax.random.fold_in(step_key, i), parallel)
       state, metrics = step(state, share, keys)
       settle(reported(i))
+      if pending is not None:
+        remaining.step(i)
       done = i + 1
       pending = done, metrics
       if done < num_steps:
@@ -151,7 +159,7 @@ def fit(
           writer({'step': done, **scores})
           value = -scores[score] if score == 'val_loss' else scores[score]
           if value > best:
-            best = value
+            best, best_at = value, done
             checkpointer.save_best(done, parallel.first(state), best)
         checkpointer.save_last(done, parallel.first(state))
         saved = time.monotonic()
@@ -166,6 +174,7 @@ def fit(
           checkpointer.save_last(done, parallel.first(state))
           saved = time.monotonic()
         if stopping:
+          checkpointer.wait()
           raise Stopped(f'training: stopped after step {done} as asked; the same command goes on from there')
       bar.update()
   return parallel.first(state)

@@ -187,4 +187,11 @@ def cvae(
     own, _ = terms(x, y, output)
     return {'loss': own, 'l1': jnp.mean(jnp.abs(output[0] - x), (1, 2))}
 
-  return Task(init, step, evaluate, lambda state: state.vae.variables)
+  return Task(
+    init,
+    step,
+    evaluate,
+    lambda state: state.vae.variables,
+    with_variables=lambda state, variables: state.replace(vae=state.vae.replace(variables=variables)),
+    steps=lambda state: state.vae.step,
+  )

@@ -38,6 +38,8 @@ class Task(NamedTuple):
     evaluate: `(state, batch) -> metrics`, each with one value per example.
     variables: `state -> variables` of the reconstructor.
     calls: forward and backward passes of the reconstructor per example and step.
+    with_variables: `(state, variables) -> state` with these variables of the reconstructor.
+    steps: `state -> []`, the number of finished steps.
   """
 
   init: Callable[[Key, Sample], Any]
@@ -45,6 +47,8 @@ class Task(NamedTuple):
   evaluate: Callable[[Any, Sample], dict[str, Array]]
   variables: Callable[[Any], Any]
   calls: tuple[int, int] = (1, 1)
+  with_variables: Callable[[Any, Any], Any] = lambda state, variables: state.replace(variables=variables)
+  steps: Callable[[Any], Array] = lambda state: state.step
 
 
 def image_loss(kind: str) -> Callable[[Image, Sample], Scalar]:
@@ -234,16 +238,13 @@ def scoring(module: nn.Module, loss: str) -> Callable[[TrainState, Sample], dict
 
 
 def optimizer(
-  name: str, learning_rate: float, *, drop_at: int | None = None, drop_factor: float = 0.1, weight_decay: float = 0.0,
-  b1: float = 0.9,
-) -> optax.GradientTransformation:  # fmt: skip
-  """The optimisers of fastMRI and of the CT networks, with a step-wise drop of the learning rate.
+  name: str, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, b1: float = 0.9
+) -> optax.GradientTransformation:
+  """The optimisers of fastMRI and of the CT networks.
 
   Args:
     name: `adam`, `rmsprop` (PyTorch's form, decay 0.99) or `adamw`.
-    learning_rate: before the drop.
-    drop_at: step of the drop, or `None`.
-    drop_factor: factor of the drop.
+    learning_rate: a number, or a `schedule`.
     weight_decay: of `adamw`.
     b1: decay of the first moment of `adam` and `adamw`.
 
@@ -253,13 +254,10 @@ def optimizer(
   Raises:
     ValueError: for an unknown name.
   """
-  schedule = learning_rate
-  if drop_at is not None:
-    schedule = optax.piecewise_constant_schedule(learning_rate, {drop_at: drop_factor})
   if name == 'adam':
-    return optax.adam(schedule, b1=b1)
+    return optax.adam(learning_rate, b1=b1)
   if name == 'adamw':
-    return optax.adamw(schedule, b1=b1, weight_decay=weight_decay)
+    return optax.adamw(learning_rate, b1=b1, weight_decay=weight_decay)
   if name == 'rmsprop':
-    return optax.rmsprop(schedule, decay=0.99, eps=1e-8, eps_in_sqrt=False)
+    return optax.rmsprop(learning_rate, decay=0.99, eps=1e-8, eps_in_sqrt=False)
   raise ValueError(f'train.optimizer: {name!r} is unknown; choose one of adam, adamw, rmsprop')

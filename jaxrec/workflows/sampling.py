@@ -15,14 +15,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxrec import invariances, results
 from jaxrec.data.sites import Site
 from jaxrec.invariances import observers, witness
+from jaxrec.progress import Remaining
 from jaxrec.types import Image, Variables
 from jaxrec.workflows import detect
+from jaxrec.workflows.experiment import Invariances
 from jaxrec.workflows.places import Question
 
 MEASURED = 'sampled.jsonl'
@@ -92,7 +93,7 @@ class Sampling:
     taps: what to sample.
     asked: classes and sites.
     searched: classes to sample.
-    options: section `invariances` of the config.
+    options: how samples are drawn and judged.
     folds: of the observers.
     seed: of the samples; the same noise v at every layer and network.
   """
@@ -103,7 +104,7 @@ class Sampling:
     taps: Sequence[Tap],
     asked: Question,
     searched: Sequence[int],
-    options: ConfigDict,
+    options: Invariances,
     *,
     folds: int,
     seed: int,
@@ -125,6 +126,7 @@ class Sampling:
     """Samples for inputs without structures at some sites, and at the first site of a patient for those of every searched class."""
     path = self.folder.folder / 'rows' / f'{part:05d}.{MEASURED}'
     done = {tuple(row[k] for k in KEY) for row in measured(self.folder.folder)}
+    remaining = Remaining('sample', 'patient', len(self.asked.patients), silent=part > 0)
     for p, name in enumerate(tqdm(self.asked.patients, desc='sample', unit='patient', disable=part > 0)):
       if p % parts != part:
         continue
@@ -136,6 +138,7 @@ class Sampling:
               start = time.perf_counter()
               found, _ = self.ask(t, name, site, kind, number=number)
               results.append_jsonl(path, [{**key, **found, 'seconds': time.perf_counter() - start}])
+      remaining.step(p + 1)
 
   def ask(
     self, t: int, patient: str, site: Site, kind: int, *, number: int = 0

@@ -4,6 +4,11 @@ import contextlib
 import re
 import resource
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -80,6 +85,21 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(kind, folder, capsys):
   assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  'spoil',
+  [flip, lambda path: path.write_bytes(b''), lambda path: path.write_bytes(b'\xff{'), lambda path: path.unlink()],
+)
+def test_the_file_that_has_no_digest_is_not_needed(spoil, folder, capfd):
+  """Orbax's own time stamps."""
+  for step in (3, 6):
+    spoil(folder / f'last/{step}/_CHECKPOINT_METADATA')
+  with opened(folder) as checkpointer:
+    np.testing.assert_equal(checkpointer.restore(STATE), state(6))
+    checkpointer.save_last(9, state(9))
+    np.testing.assert_equal(checkpointer.restore(STATE), state(9))
+  assert not capfd.readouterr().err
+
+
 @pytest.mark.parametrize('which, steps', [('last', (3, 6)), ('best', (3,))])
 def test_nothing_is_taken_where_all_are_damaged(which, steps, folder):
   for step in steps:
@@ -130,6 +150,7 @@ def full_disk(limit=20_000):
 def test_a_full_disk_leaves_the_earlier_checkpoints(which, folder, capfd):
   def save(checkpointer):
     (checkpointer.save_last(9, state(9)) if which == 'last' else checkpointer.save_best(9, state(9), 0.7))
+    checkpointer.wait()
 
   kept = sorted(folder.glob('*/*'))
   with opened(folder) as checkpointer, full_disk():
@@ -152,3 +173,61 @@ def test_what_a_kill_left_half_written_is_removed(folder):
     assert checkpointer.latest_step() == 6 and left.exists()
     checkpointer.save_last(9, state(9))
   assert not left.exists()
+
+
+def test_the_next_call_tells_what_could_not_be_written(folder, capfd):
+  kept = sorted(folder.glob('*/*'))
+  with opened(folder) as checkpointer:
+    with full_disk():
+      checkpointer.save_last(9, state(9))
+      checkpointer.save_best(9, state(9), 0.7)
+      for again, name in (
+        (lambda: checkpointer.save_last(12, state(12)), 'last/9'),
+        (checkpointer.best_score, 'best/9'),
+      ):
+        with pytest.raises(CheckpointError, match=f'^{folder}/{name}: cannot be written .*; free the disk, then'):
+          again()
+    assert sorted(folder.glob('*/*')) == kept and not capfd.readouterr().err
+    checkpointer.save_last(12, state(12))
+  with opened(folder) as checkpointer:
+    assert (checkpointer.latest_step(), checkpointer.best_step()) == (12, 3)
+
+
+def test_a_checkpoint_has_its_digests_as_soon_as_it_has_its_name(tmp_path):
+  """Looked at all the time while it is written."""
+  big = {'w': np.random.default_rng(0).normal(size=(200, 100, 100)).astype(np.float32)}
+  seen = set()
+  with opened(tmp_path) as checkpointer:
+    for step in (1, 2, 3):
+      checkpointer.save_last(step, big)
+      end = time.monotonic() + 60
+      while not (tmp_path / f'last/{step}').exists() and time.monotonic() < end:
+        pass
+      seen.add((tmp_path / f'last/{step}/digests.json').exists())
+    checkpointer.wait()
+    assert seen == {True} and sorted(p.name for p in (tmp_path / 'last').iterdir()) == ['2', '3']
+  with opened(tmp_path) as checkpointer:
+    np.testing.assert_equal(checkpointer.restore(big), big)
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
+  code = textwrap.dedent("""
+    import os, signal, sys, threading, time
+    import numpy as np
+    from jaxrec.training import Checkpointer
+    state = lambda step: {'w': np.full((400, 100, 100), step, np.float32), 'step': np.int32(step)}
+    checkpointer = Checkpointer(sys.argv[1])
+    checkpointer.save_last(1, state(1))
+    checkpointer.wait()
+    checkpointer.save_last(2, state(2))
+    time.sleep(float(sys.argv[2]))
+    os.kill(os.getpid(), signal.SIGKILL)
+  """)
+  for i, delay in enumerate((0.0, 0.01, 0.05, 0.2)):
+    folder = tmp_path / str(i)
+    done = subprocess.run([sys.executable, '-c', code, str(folder), str(delay)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with opened(folder) as checkpointer:
+      step = checkpointer.latest_step()
+      found = checkpointer.restore({'w': np.zeros((400, 100, 100), np.float32), 'step': np.int32(0)})
+      assert step in (1, 2) and found['step'] == step and np.all(found['w'] == step)

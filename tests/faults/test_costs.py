@@ -1,11 +1,14 @@
 """What training cost is what the network has behind it, through every interruption."""
 
 import json
+import time
 
 import pytest
 
 from configs import unet_8x
 from jaxrec import results
+from jaxrec.data import loader
+from jaxrec.experiments import build
 from jaxrec.training import data_parallel
 from jaxrec.workflows import datasets, train
 
@@ -21,11 +24,20 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   config.data.workers = 0
   parallel = data_parallel(1)
   folder = results.Run(tmp_path / 'run')
-  data = datasets.data(config, folder.folder, parallel)
+  experiment = build.build(config, folder.folder)
+  context = train.Context(datasets.data(experiment.data, folder.folder, parallel), parallel, build.stored)
   cost = folder.folder / 'cost.json'
 
+  def late(*arguments, **options):
+    for batch in training_batches(*arguments, **options):
+      time.sleep(0.2)
+      yield batch
+
+  training_batches = loader.training_batches
+  monkeypatch.setattr(loader, 'training_batches', late)
+
   def go():
-    train.run(config, folder, data, parallel)
+    train.run(experiment, folder, context)
 
   append = results.append_jsonl
 
@@ -46,6 +58,7 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   whole = json.loads(cost.read_text())
   assert whole['steps'] == config.train.num_steps == 4 and whole['seconds'] > seen
   assert whole['forward_per_step'] == config.train.batch_size
+  assert 0 < whole['waited'] < whole['seconds']
   before = cost.read_bytes()
   go()
   assert cost.read_bytes() == before

@@ -40,7 +40,7 @@ def codes(key, batch):
 @pytest.fixture(scope='module')
 def fitted():
   module = models.build('cinn', blocks=3, hidden=32, depth=0, embedding=4)
-  task = training.flow(module, training.optimizer('adam', 3e-3, drop_at=1500), codes)
+  task = training.flow(module, training.optimizer('adam', training.schedule(3e-3, 3000, drop_at=0.5)), codes)
   like = jnp.zeros((256,))
   state = task.init(jax.random.key(0), like)
 

@@ -146,9 +146,20 @@ def flow(parallel):
   return training.flow(TinyFlow(), adam(), codes, average=parallel.average)
 
 
+def averaged_players(parallel):
+  return training.averaged(two_players(parallel), 0.5)
+
+
+def moved(parallel):
+  """Movements of the patient, and averaged weights."""
+  moves = jaxrec.attacks.compose(jaxrec.rotation(10.0), jaxrec.translation(2.0))
+  task = training.supervised(Tiny(), adam(), loss='l1', average=parallel.average)
+  return training.averaged(training.augmented(task, moves, probability=0.5, num_steps=6), 0.9)
+
+
 TABLE = {
   'supervised l1': lambda parallel: training.supervised(
-    Tiny(), training.optimizer('rmsprop', 1e-3, drop_at=2), loss='l1', average=parallel.average
+    Tiny(), training.optimizer('rmsprop', training.schedule(1e-3, 4, drop_at=0.5)), loss='l1', average=parallel.average
   ),
   'supervised batch norm': batch_norm,
   'worst case': of_scans(training.worst_case, perturbation=FIXED, search=PGD, objective=jaxrec.region_mse()),
@@ -158,6 +169,8 @@ TABLE = {
   'jacobian': of_scans(training.jacobian, perturbation=FIXED),
   'two players, k-space': two_players,
   'two players, images': of_images,
+  'two players, averaged': averaged_players,
+  'moved and averaged': moved,
   'WGAN-VGG': of_critic(training.wgan_vgg, TinyCritic(), perceptual=l1, perceptual_weight=100.0),
   'DU-GAN': of_critic(training.du_gan, TinyDiscriminator(), mix_steps=1000),
   'conditional VAE': autoencoder,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxrec.experiments import build
 from jaxrec.models import registry
 from jaxrec.workflows import factory
 
@@ -19,7 +20,7 @@ NO_SOURCE = '-'
 # What a run needs to know of the machine, of files and of other runs; it changes no result of the training.
 TECHNICAL = {
   'model.weights', 'model.sha256', 'model.checkpoint', 'model.batch_axis', 'model.remat', 'model.smoothing_seed',
-  'train.report_every', 'train.micro_batch', 'train.start_from', 'train.checkpoint_minutes', 'train.num_devices', 'train.tensorboard', 'train.max_validation', 'train.task.frozen',
+  'train.report_every', 'train.pictures', 'train.micro_batch', 'train.start_from', 'train.checkpoint_minutes', 'train.num_devices', 'train.tensorboard', 'train.max_validation', 'train.task.frozen',
   'train.task.network', 'train.task.autoencoder', 'train.task.perceptual.vgg', 'train.task.perceptual.network',
   'train.task.perceptual.sha256', 'train.task.generator.batch_axis',
 }  # fmt: skip
@@ -65,13 +66,11 @@ def fields(name):
 def defaults(section):
   """Options of a task and of its other networks that a config may leave out, with their defaults."""
   made = {
-    k: p.default
-    for k, p in inspect.signature(factory.TASKS[section.name]).parameters.items()
-    if p.default is not p.empty
+    k: p.default for k, p in inspect.signature(build.TASKS[section.name]).parameters.items() if p.default is not p.empty
   }
   found = {f'train.task.{k}': v for k, v in made.items() if k not in BUILT}
   for part, name in (
-    ('critic', factory.CRITICS.get(section.name)),
+    ('critic', build.CRITICS.get(section.name)),
     ('generator', section.get('generator', {}).get('name')),
   ):
     if name:
@@ -93,6 +92,14 @@ def hyperparameters(run):
     found.pop('train.num_epochs' if run.train.num_steps else 'train.num_steps')
     if not run.train.drop_at:
       del found['train.drop_factor']
+    for name in ('train.ema_decay', 'train.augment.probability'):
+      if not found[name]:
+        for path in [path for path in found if path == name or path.startswith('train.augment.') and 'augment' in name]:
+          del found[path]
+    if found.pop('train.schedule.name') == 'step':
+      del found['train.schedule.final']
+    if not run.train.schedule.warmup:
+      del found['train.schedule.warmup']
     if run.train.task.name in ('cvae', 'flow'):
       del found['train.loss']
   if 'attack' in run.stages:
@@ -185,6 +192,7 @@ def test_no_run_has_two_values_of_one_hyperparameter():
 def test_weights_of_vgg_features_meet_vgg_features():
   for name, run in RUNS.items():
     if run.train.task.name in ('cvae', 'wgan_vgg'):
-      assert run.train.task.perceptual.network == '', name
+      task = run.train.task
+      assert task.perceptual.network == '', name
       with pytest.raises(ValueError, match='perceptual.vgg: is missing'):
-        factory.check_perceptual(run)
+        factory.check_features(task.name, task.get('perceptual_weight'), build.features(task.perceptual))

@@ -1,0 +1,100 @@
+"""The options of a training, together and as users set them: pictures, averages, schedules, movements, scores of volumes."""
+
+import csv
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from jaxrec import metrics
+from jaxrec.data import fastmri
+from tests.e2e.test_main import launch
+
+VARNET = 'configs/varnet_8x.py:smoke'
+ASKED = (
+  "--config.stages=('train', 'evaluate')", '--config.train.schedule.name=cosine', '--config.train.schedule.warmup=0.5',
+  '--config.train.learning_rate=1e-3', '--config.train.ema_decay=0.9', '--config.train.augment.probability=1.0',
+  '--config.train.augment.max_degrees=5.0', '--config.train.augment.max_pixels=2.0', '--config.train.pictures=2',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  done = launch(workdir, *ASKED, config=VARNET)
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def rows(path):
+  with open(path) as stream:
+    return list(csv.DictReader(stream))
+
+
+def test_every_step_tells_its_learning_rate(finished):
+  records = [json.loads(line) for line in (finished[0] / 'metrics.jsonl').read_text().splitlines()]
+  found = {r['step']: r['learning_rate'] for r in records if 'loss' in r}
+  np.testing.assert_allclose([found[s] for s in (1, 2, 3, 4)], [1e-3 / 3, 2e-3 / 3, 1e-3, 0.5e-3], rtol=1e-5)
+
+
+def test_every_validation_has_its_picture(finished):
+  pictures = sorted(p.name for p in (finished[0] / 'figures').glob('validation-*.png'))
+  assert pictures == ['validation-00000002.png', 'validation-00000004.png']
+  assert all((finished[0] / 'figures' / name).read_bytes()[:4] == b'\x89PNG' for name in pictures)
+
+
+def test_volumes_are_reconstructed_and_scored(finished):
+  workdir, done = finished
+  volumes = {v.name: v for v in fastmri.index(next(workdir.parent.glob('phantom-*')) / 'multicoil_val').volumes}
+  scored = {row['file']: row for row in rows(workdir / 'evaluation.csv')}
+  assert set(scored) == set(volumes) == {p.stem for p in (workdir / 'reconstructions').glob('*.h5')}
+  for name, volume in volumes.items():
+    with h5py.File(workdir / 'reconstructions' / f'{name}.h5') as made, h5py.File(volume.path) as file:
+      images, targets = made['reconstruction'][()], file['reconstruction_rss'][()]
+    assert (
+      images.shape == targets.shape
+      and scored[name]['acquisition'] == 'PHANTOM_PD'
+      and scored[name]['acceleration'] == '8'
+    )
+    error = ((images - targets) ** 2).sum()
+    np.testing.assert_allclose(float(scored[name]['nmse']), error / (targets**2).sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+      float(scored[name]['psnr']), 10 * np.log10(targets.max() ** 2 * targets.size / error), rtol=1e-4
+    )
+    ssim = np.mean([float(metrics.ssim(i, t, targets.max())) for i, t in zip(images, targets)])
+    np.testing.assert_allclose(float(scored[name]['ssim']), ssim, rtol=1e-4)
+  mean, every = rows(workdir / 'evaluation_by_acquisition.csv')
+  assert (mean['acquisition'], every['acquisition']) == ('PHANTOM_PD', 'all') and mean['volumes'] == every[
+    'volumes'
+  ] == '2'
+  np.testing.assert_allclose(float(every['ssim']), np.mean([float(r['ssim']) for r in scored.values()]), rtol=1e-6)
+  assert f'evaluate: 8x all, 2 volumes: SSIM {float(every["ssim"]):.4f}' in done.stdout
+
+
+@pytest.mark.fault
+def test_what_is_missing_is_made_again_and_the_rest_is_left(finished):
+  workdir, _ = finished
+  first, second = sorted((workdir / 'reconstructions').glob('*.h5'))
+  content, stamp, table = first.read_bytes(), second.stat().st_mtime_ns, (workdir / 'evaluation.csv').read_bytes()
+  first.unlink()
+  done = launch(workdir, *ASKED, '--config.evaluate.batch_size=2', config=VARNET)
+  assert done.returncode == 0, done.stderr
+  assert second.stat().st_mtime_ns == stamp and len(first.read_bytes()) == len(content)
+  ours, again = (rows(workdir / 'evaluation.csv'), list(csv.DictReader(table.decode().splitlines())))
+  for a, b in zip(ours, again):
+    assert a['file'] == b['file'] and np.isclose(float(a['ssim']), float(b['ssim']), rtol=1e-5)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+  'asked, words',
+  [
+    (('--config.evaluate.split=test', "--config.stages=('evaluate',)"), 'error: evaluate.split: the phantom has no volumes to test; use val, or set data.root'),
+    (('--config.train.augment.probability=0.5',), 'error: train.augment.probability: moves nothing; give train.augment.max_degrees or max_pixels above 0'),
+    (('--config.train.ema_decay=1.0',), 'error: train.ema_decay: 1.0 is not allowed; give a number from 0 and below 1'),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_in_a_line(asked, words, tmp_path):
+  done = launch(tmp_path / 'run', *asked, config=VARNET)
+  assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == words
