@@ -211,7 +211,9 @@ class _First:
     if report.failed:
       self.failed = self.failed or report.nodeid
 
-  pytest_collectreport = pytest_runtest_logreport
+  def pytest_collectreport(self, report):
+    if report.failed:
+      self.failed = self.failed or report.nodeid
 
 
 class _Calls:
