@@ -1,5 +1,6 @@
 """What is said of programs before they run: their work, their memory, and how they spread over devices."""
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -41,8 +42,7 @@ def smoke(name='unet_8x', **changes):
 @pytest.mark.parametrize('slices, devices', [(1, 1), (5, 1), (9, 2)])
 def test_an_attack_takes_at_once_what_fits(room, batch, chunk, slices, devices, monkeypatch):
   """Of programs whose need is slices per device times strengths; what the config says is taken as it is."""
-  config = smoke()
-  config.attack.update(batch_size=batch, chunk=chunk)
+  asked = dataclasses.replace(smoke().attack, batch_size=batch, chunk=chunk)
   several = types.SimpleNamespace(
     memory=room, devices=devices, map_batch=lambda need: types.SimpleNamespace(compile=lambda count: need * count)
   )
@@ -51,7 +51,7 @@ def test_an_attack_takes_at_once_what_fits(room, batch, chunk, slices, devices, 
   monkeypatch.setattr(memory, 'takes_at_most', lambda room, compiled: compiled() / devices <= room)
   cases = [types.SimpleNamespace(shape=(8, 8), read=lambda: np.zeros(())) for _ in range(slices)]
   found = functools.partial(
-    attack._at_once, config, several, None, {'noise': types.SimpleNamespace(is_grid=False)}, cases
+    attack._at_once, asked, several, None, {'noise': types.SimpleNamespace(is_grid=False)}, cases
   )
   if batch and chunk:
     assert found() == (batch, chunk)

@@ -105,7 +105,7 @@ def test_bootstrap_covers_the_mean_and_narrows_with_patients():
 
 @pytest.mark.parametrize('level', [0.5, 0.9, 0.95])
 def test_an_interval_is_central_and_holds_its_level(level):
-  low, high = statistics.interval(np.random.default_rng(0).permutation(10_001), level)
+  low, high = statistics.interval(np.random.default_rng(0).permutation(np.arange(10_001.0)), level)
   assert low == pytest.approx(10_000 * (1 - level) / 2) and high == pytest.approx(10_000 - low)
 
 
