@@ -198,8 +198,9 @@ def network(config: ml_collections.ConfigDict):
     kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(options['name'])
     if kind is not None:
       module, variables = models.load_fastmri(weights, kind, sha256=digest)
-      # The sizes are in the file, the field of view is not.
-      return (module.clone(crop=options['crop']) if options.get('crop') else module), variables
+      # The sizes are in the file, the field of view and the type are not.
+      own = {key: options[key] for key in ('crop', 'dtype') if options.get(key)}
+      return module.clone(**own), variables
     if options['name'] not in ('cnn10', 'redcnn', 'wganvgg', 'dugan'):
       raise ValueError(
         f'model.weights: there is no import for {options["name"]}; use varnet, unet_recon, cnn10, redcnn, wganvgg or dugan'
