@@ -29,7 +29,7 @@ def config_of(name, steps, *, dtype, checkpoint=''):
 
   config = importlib.import_module(f'configs.{name}').get_config('demo')
   config.data.phantom.update(train=12, val=8, slices=2, rows=64, cols=64)
-  config.train.update(num_steps=steps, report_every=50, pictures=0)
+  config.train.update(num_steps=steps, validate_every=steps, report_every=50, pictures=0)
   config.model.update(dtype=dtype, checkpoint=checkpoint)
   config.stages = ('attack',) if checkpoint else ('train', 'attack')
   del config.perturbation.rotation
