@@ -126,5 +126,5 @@ def test_other_types_are_refused(tmp_path):
   config.model.dtype = 'float16'
   with pytest.raises(ValueError, match="^model.dtype: 'float16' is unknown; choose one of float32, bfloat16$"):
     options.check(config, tmp_path)
-  with pytest.raises(ValueError, match="^model.dtype: 'float16' is unknown; choose one of float32, bfloat16$"):
+  with pytest.raises(ValueError, match="^model.dtype: 'float16' is unknown; choose one of float32, bfloat16"):
     jax.eval_shape(models.UNet(2, 1, dtype='float16').init, jax.random.key(0), jnp.ones((8, 8, 1)))
