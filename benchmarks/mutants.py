@@ -1,19 +1,22 @@
 """Changes one thing in the code at a time and asks whether the fast tests notice.
 
-  python -m benchmarks.mutants [--count=160] [--seed=0] [--modules=jaxrec/masks.py,...] [--numbers=3,17] [--processes=1]
+  python -m benchmarks.mutants [--count=160] [--seed=0] [--modules=jaxrec/masks.py,...] [--numbers=3,17] [--minutes=60]
 
 Mutants are drawn by the seed among all places of a module where an operator, a
 comparison, a number, a truth value, a keyword argument's value or a statement can be another;
 texts, annotations, checks that only raise, and defaults that a docstring prints
-are left alone. Each runs in a process of its own, against the unit and property
-tests of its module, until the first failure. No file is touched. Writes
-benchmarks/results/mutants.csv and prints the score and every survivor.
+are left alone. First every test runs once and notes which functions it calls
+(benchmarks/results/calls.json). Each mutant then meets, in a process of its own,
+the tests that call its function, the fastest first, and if none notices, all
+other tests of their files. No file is touched. What was tried is added to
+benchmarks/results/mutants.csv, and the same command goes on from there; at the
+end the tests that noticed run once without a change. Prints every survivor and the score.
 """
 
 import argparse
 import ast
-import concurrent.futures
 import csv
+import hashlib
 import importlib.abc
 import importlib.util
 import json
@@ -21,54 +24,51 @@ import multiprocessing
 import os
 import random
 import sys
+import threading
 import time
 import types
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / 'benchmarks' / 'results' / 'mutants.csv'
-PHYSICS = ['tests/unit/test_physics.py', 'tests/property/test_perturbations.py', 'tests/unit/test_doctest.py']
-VERDICT = ['tests/unit/test_verdict.py', 'tests/unit/test_observers.py']
-ATTACKS = ['tests/property/test_searches.py', 'tests/property/test_perturbations.py', 'tests/unit/test_attack.py']
-DATA = ['tests/unit/test_data.py', 'tests/faults/test_data.py']
-TASKS = ['tests/unit/test_losses.py', 'tests/property/test_tasks.py']
-# Module, the tests that are to notice, and its share of the mutants.
+CALLS = ROOT / 'benchmarks' / 'results' / 'calls.json'
+HEAD = ['module', 'place', 'line', 'before', 'after', 'noticed', 'by']
+# Share of the mutants.
 MODULES = {
-  'jaxrec/fourier.py': (PHYSICS, 2),
-  'jaxrec/masks.py': (['tests/unit/test_physics.py', 'tests/parity/test_fastmri.py', 'tests/unit/test_doctest.py'], 3),
-  'jaxrec/geometry.py': (PHYSICS, 3),
-  'jaxrec/metrics.py': (PHYSICS + ['tests/parity/test_fastmri.py'], 3),
-  'jaxrec/noise.py': (['tests/unit/test_physics.py', 'tests/unit/test_doctest.py'], 2),
-  'jaxrec/tomography.py': (['tests/unit/test_tomography.py', 'tests/unit/test_doctest.py'], 2),
-  'jaxrec/statistics.py': (
-    [
-      'tests/unit/test_verdict.py',
-      'tests/unit/test_judgement.py',
-      'tests/property/test_analysis.py',
-      'tests/unit/test_observers.py',
-    ],
-    2,
-  ),
-  'jaxrec/attacks/core.py': (ATTACKS, 2),
-  'jaxrec/attacks/perturbations.py': (ATTACKS[1:], 3),
-  'jaxrec/attacks/searches.py': (ATTACKS, 4),
-  'jaxrec/attacks/objectives.py': (ATTACKS, 1),
-  'jaxrec/attacks/lipschitz.py': (['tests/property/test_defences.py'], 1),
-  'jaxrec/attacks/defences.py': (['tests/property/test_defences.py'], 1),
-  'jaxrec/invariances/analysis.py': (
-    ['tests/property/test_analysis.py', 'tests/unit/test_measurement.py', 'tests/unit/test_judgement.py'],
-    3,
-  ),
-  'jaxrec/invariances/observers.py': (VERDICT, 2),
-  'jaxrec/invariances/verdict.py': (VERDICT, 1),
-  'jaxrec/invariances/sampling.py': (['tests/property/test_invariances.py', 'tests/unit/test_measurement.py'], 2),
-  'jaxrec/training/tasks.py': (TASKS, 2),
-  'jaxrec/training/robust.py': (TASKS, 2),
-  'jaxrec/training/loop.py': (['tests/property/test_tasks.py'], 2),
-  'jaxrec/data/loader.py': (DATA, 2),
-  'jaxrec/data/annotations.py': (DATA, 2),
-  'jaxrec/workflows/attack.py': (['tests/unit/test_attack.py', 'tests/faults/test_data.py'], 2),
+  'jaxrec/fourier.py': 2,
+  'jaxrec/masks.py': 3,
+  'jaxrec/geometry.py': 3,
+  'jaxrec/metrics.py': 3,
+  'jaxrec/noise.py': 2,
+  'jaxrec/tomography.py': 2,
+  'jaxrec/statistics.py': 2,
+  'jaxrec/attacks/core.py': 2,
+  'jaxrec/attacks/perturbations.py': 3,
+  'jaxrec/attacks/searches.py': 4,
+  'jaxrec/attacks/objectives.py': 1,
+  'jaxrec/attacks/lipschitz.py': 1,
+  'jaxrec/attacks/defences.py': 1,
+  'jaxrec/invariances/analysis.py': 3,
+  'jaxrec/invariances/observers.py': 2,
+  'jaxrec/invariances/verdict.py': 1,
+  'jaxrec/invariances/sampling.py': 2,
+  'jaxrec/invariances/witness.py': 1,
+  'jaxrec/training/tasks.py': 2,
+  'jaxrec/training/robust.py': 2,
+  'jaxrec/training/loop.py': 2,
+  'jaxrec/data/loader.py': 2,
+  'jaxrec/data/annotations.py': 2,
+  'jaxrec/audit/program.py': 3,
+  'jaxrec/audit/engine.py': 3,
+  'jaxrec/workflows/attack.py': 1,
 }
+# Tests of a module's numbers; those of whole programs, of documents and of what is not changed here take long and say little.
+TESTS = ['tests/unit', 'tests/property', 'tests/parity', 'tests/faults']
+WITHOUT = {
+  'test_docs', 'test_imports', 'test_readme_numbers', 'test_recipes', 'test_models', 'test_vgg', 'test_workers', 'test_denoise', 'test_options',
+  'test_weights', 'test_run_folders', 'test_plan',
+}  # fmt: skip
 SECONDS = 600
 
 SWAPS = {
@@ -78,96 +78,99 @@ SWAPS = {
 }  # fmt: skip
 
 
+_LEFT_OUT = ('annotation', 'returns', 'decorator_list', 'type_params', 'type_comment', 'defaults', 'kw_defaults')
+_DROPPED = (
+  'conj', 'abs', 'sqrt', 'real', 'stop_gradient', 'ravel', 'sign', 'flip', 'ifftshift', 'fftshift', 'square',
+)  # fmt: skip
+
+
+def _change(node):
+  """What can be another in a node: the field's name and what is put there; or nothing."""
+  if isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in SWAPS:
+    return 'op', SWAPS[type(node.op)]()
+  if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+    return 'ops', [SWAPS[type(node.ops[0])](), *node.ops[1:]]
+  if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Invert)):
+    return 'op', ast.UAdd() if isinstance(node.op, ast.USub) else ast.Not()
+  if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+    return 'operand', ast.UnaryOp(ast.Not(), node.operand)
+  if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+    return 'value', not node.value
+  if isinstance(node, ast.Constant) and isinstance(node.value, (int, float, complex)):
+    return 'value', node.value + 1 if isinstance(node.value, int) else node.value * 1.1 if node.value else 1.0
+  if isinstance(node, (ast.If, ast.IfExp)):
+    return 'test', ast.UnaryOp(ast.Not(), node.test)
+  if isinstance(node, ast.AugAssign):
+    return 'op', SWAPS.get(type(node.op), ast.Add)()
+  if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _DROPPED:
+    if len(node.args) == 1 and not node.keywords:
+      return 'func', ast.parse('lambda x: x', mode='eval').body
+  return None
+
+
+def _checks(node):
+  """Whether a statement only raises; the fault table has rows of its own for it."""
+  return isinstance(node, ast.If) and len(node.body) == 1 and isinstance(node.body[0], ast.Raise)
+
+
 def _places(tree):
-  """`(node, field or index, what is put there)` of every mutant, in order."""
+  """`(node, field, what is put there, first line of the function)` of every mutant, in order."""
   found = []
 
   def visit(node, inside):
-    if (
-      isinstance(node, (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom))
-      or isinstance(node, ast.Constant)
-      and isinstance(node.value, str)
-    ):
+    text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    if text or isinstance(node, (ast.JoinedStr, ast.Raise, ast.Assert, ast.Import, ast.ImportFrom)):
       return
-    if isinstance(node, ast.If) and len(node.body) == 1 and isinstance(node.body[0], ast.Raise):
-      # A check has rows of its own in the fault table.
+    if _checks(node):
       for child in node.orelse:
         visit(child, inside)
       return
-    if inside:
-      if isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
-        found.append((node, 'op', SWAPS[type(node.op)]()))
-      elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
-        found.append((node, 'ops', [SWAPS[type(node.ops[0])](), *node.ops[1:]]))
-      elif isinstance(node, ast.BoolOp):
-        found.append((node, 'op', SWAPS[type(node.op)]()))
-      elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not, ast.Invert)):
-        found.append(
-          (
-            node,
-            'op',
-            ast.UAdd()
-            if isinstance(node.op, ast.USub)
-            else ast.Not()
-            if isinstance(node.op, ast.Invert)
-            else ast.Invert(),
-          )
-        )
-      elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        found.append((node, 'value', not node.value))
-      elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float, complex)):
-        found.append(
-          (node, 'value', node.value + 1 if isinstance(node.value, int) else node.value * 1.1 if node.value else 1.0)
-        )
-      elif isinstance(node, ast.IfExp):
-        found.append((node, 'test', ast.UnaryOp(ast.Not(), node.test)))
-      elif isinstance(node, ast.If):
-        found.append((node, 'test', ast.UnaryOp(ast.Not(), node.test)))
-      elif isinstance(node, ast.AugAssign):
-        found.append((node, 'op', SWAPS.get(type(node.op), ast.Add)()))
-      elif isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords and isinstance(node.func, ast.Attribute) and node.func.attr in (
-        'conj', 'abs', 'sqrt', 'real', 'stop_gradient', 'ravel', 'sign', 'flip', 'ifftshift', 'fftshift', 'square'
-      ):  # fmt: skip
-        found.append(
-          (
-            node,
-            'func',
-            ast.Lambda(ast.arguments([], [ast.arg('x')], None, [], [], None, []), ast.Name('x', ast.Load())),
-          )
-        )
+    change = _change(node) if inside else None
+    if change:
+      found.append((node, *change, inside))
+    if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+      inside = min(x.lineno for x in (node, *getattr(node, 'decorator_list', ())))
     for name, value in ast.iter_fields(node):
-      if name in ('annotation', 'returns', 'decorator_list', 'type_params', 'type_comment', 'defaults', 'kw_defaults'):
-        continue
-      for child in value if isinstance(value, list) else [value]:
-        if isinstance(child, ast.AST):
-          visit(child, inside or isinstance(node, (ast.FunctionDef, ast.Lambda)))
+      if name not in _LEFT_OUT:
+        for child in value if isinstance(value, list) else [value]:
+          if isinstance(child, ast.AST):
+            visit(child, inside)
 
-  visit(tree, False)
+  visit(tree, 0)
   return found
 
 
 def mutants(count, seed):
   """`(module, number of the place)` of all mutants, drawn by the seed."""
-  total = sum(share for _, share in MODULES.values())
+  total = sum(MODULES.values())
   chosen = []
-  for module, (_, share) in MODULES.items():
+  for module, share in MODULES.items():
     places = _places(ast.parse((ROOT / module).read_text()))
     wanted = min(max(round(count * share / total), 1), len(places))
     chosen += [(module, i) for i in sorted(random.Random(f'{seed} {module}').sample(range(len(places)), wanted))]
   return chosen
 
 
+class Mutant(NamedTuple):
+  """The code of a mutant, its line, that place before and after, and the first line of its function."""
+
+  code: types.CodeType
+  line: int
+  before: str
+  after: str
+  function: int
+
+
 def mutate(module, number):
-  """The code of a mutant, its line, and that line before and after."""
-  source = (ROOT / module).read_text()
-  tree = ast.parse(source)
-  node, field, value = _places(tree)[number]
-  line, before = node.lineno, ast.unparse(node)
+  tree = ast.parse((ROOT / module).read_text())
+  node, field, value, function = _places(tree)[number]
+  before = ast.unparse(node)
   setattr(node, field, value)
   after = ast.unparse(node)
-  if isinstance(node, (ast.If,)):
+  if isinstance(node, ast.If):
     before, after = before.split('\n')[0], after.split('\n')[0]
-  return compile(ast.fix_missing_locations(tree), str(ROOT / module), 'exec'), line, before, after
+  code = compile(ast.fix_missing_locations(tree), str(ROOT / module), 'exec')
+  return Mutant(code, node.lineno, before, after, function)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -189,90 +192,180 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     return self.path.read_text()
 
 
-def _child(module, number, tests, pipe):
+class _First:
+  """Runs the tests of a plan, in its order; or those that are not in it. Notes the first that fails."""
+
+  def __init__(self, chosen, others):
+    self.chosen, self.others, self.failed = {name: i for i, name in enumerate(chosen)}, others, ''
+
+  def pytest_collection_modifyitems(self, items):
+    if self.others:
+      items[:] = [item for item in items if item.nodeid not in self.chosen]
+    else:
+      items[:] = sorted(
+        (item for item in items if item.nodeid in self.chosen), key=lambda item: self.chosen[item.nodeid]
+      )
+
+  def pytest_runtest_logreport(self, report):
+    if report.failed:
+      self.failed = self.failed or report.nodeid
+
+  pytest_collectreport = pytest_runtest_logreport
+
+
+class _Calls:
+  """Notes which functions of the package each test calls, and how long it takes."""
+
+  def __init__(self):
+    self.called, self.tests, self.began = set(), {}, time.monotonic()
+    self.package = f'{ROOT}/jaxrec/'
+    sys.settrace(self._trace)
+    threading.settrace(self._trace)
+
+  def _trace(self, frame, event, arg):
+    if frame.f_code.co_filename.startswith(self.package):
+      self.called.add(frame.f_code)
+
+  def _taken(self):
+    taken = sorted({f'{c.co_filename.removeprefix(f"{ROOT}/")}:{c.co_firstlineno}' for c in self.called})
+    self.called.clear()
+    return taken
+
+  def pytest_collection_finish(self, session):
+    self.tests[''] = [time.monotonic() - self.began, self._taken()]
+
+  def pytest_runtest_logfinish(self, nodeid, location):
+    self.tests[nodeid][1] = self._taken()
+
+  def pytest_runtest_logreport(self, report):
+    self.tests.setdefault(report.nodeid, [0.0, []])[0] += report.duration
+
+
+def _pytest(test, plugin):
   import pytest
 
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-  if number is not None:
-    sys.meta_path.insert(0, _Finder(module, mutate(module, number)[0]))
-  failed = []
+  code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', test], plugins=[plugin])
+  return 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else int(code)
 
-  class First:
-    def pytest_runtest_logreport(self, report):
-      if report.failed:
-        failed.append(report.nodeid)
 
-    def pytest_collectreport(self, report):
-      if report.failed:
-        failed.append(report.nodeid)
-
-  for test in tests:
-    # One file after the other: most mutants fall at once, and some files are slow to collect.
-    code = pytest.main(['-x', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist', test], plugins=[First()])
-    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-      code = 0
-    if code:
-      break
-  pipe.send((int(code), failed[:1]))
+def _child(work, pipe):
+  for number in (1, 2):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+  pipe.send(work())
   pipe.close()
   os._exit(0)
 
 
-def attempt(module, number, tests=None):
-  """Exit code of the tests, the test that failed first, seconds."""
-  start = time.monotonic()
+def forked(work, seconds):
+  """What a function gives in a process of its own; nothing if that takes too long or dies."""
   context = multiprocessing.get_context('fork')
   pipe, other = context.Pipe()
-  child = context.Process(target=_child, args=(module, number, tests or MODULES[module][0], other))
+  child = context.Process(target=_child, args=(work, other))
   child.start()
   other.close()
-  code, failed = -1, ['the tests died']
   try:
-    if pipe.poll(SECONDS):
-      code, failed = pipe.recv()
-    else:
-      failed = [f'more than {SECONDS} s']
+    return pipe.recv() if pipe.poll(seconds) else 'time'
   except EOFError:
-    pass
-  child.kill()
-  child.join()
-  return code, failed[0] if failed else '', time.monotonic() - start
+    return 'dead'
+  finally:
+    child.kill()
+    child.join()
+
+
+def calls():
+  """What every test calls, by file and test; `''` is what its collection calls."""
+  found = json.loads(CALLS.read_text()) if CALLS.exists() else {}
+  files = [p for folder in TESTS for p in sorted((ROOT / folder).glob('test_*.py')) if p.stem not in WITHOUT]
+  for path in files:
+    name, content = str(path.relative_to(ROOT)), path.read_text()
+    if found.get(name, {}).get('content') == hash_of(content):
+      continue
+
+    def work(name=name):
+      plugin = _Calls()
+      _pytest(name, plugin)
+      return plugin.tests
+
+    tests = forked(work, 3600)
+    if isinstance(tests, str):
+      raise SystemExit(f'error: {name}: its tests ended without a result ({tests})')
+    found[name] = {'content': hash_of(content), 'tests': tests}
+    print(f'{name}: {len(tests) - 1} tests, {sum(seconds for seconds, _ in tests.values()):.0f} s', flush=True)
+    CALLS.parent.mkdir(exist_ok=True)
+    CALLS.write_text(json.dumps(found))
+  return {name: of['tests'] for name, of in found.items() if ROOT / name in files}
+
+
+def hash_of(content):
+  return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def plan(place, called):
+  """Files with tests that call a place, each with those tests, the fastest first."""
+  found = {}
+  for name, tests in called.items():
+    collected, mine = tests[''], {test: of for test, of in tests.items() if test}
+    chosen = list(mine) if place in collected[1] else [test for test, (_, places) in mine.items() if place in places]
+    if chosen:
+      found[name] = sorted(chosen, key=lambda test: mine[test][0])
+  return dict(sorted(found.items(), key=lambda item: called[item[0]][''][0] + called[item[0]][item[1][0]][0]))
+
+
+def attempt(module, number, called):
+  """Whether a mutant is noticed (nothing: time is over), and by which test."""
+  mutant = mutate(module, number)
+  files = plan(f'{module}:{mutant.function}', called)
+
+  def work():
+    sys.meta_path.insert(0, _Finder(module, mutant.code))
+    for others in (False, True):
+      for name, chosen in files.items():
+        first = _First(chosen, others)
+        if _pytest(name, first):
+          return True, first.failed or f'{name}: does not run'
+    return False, '' if files else 'no test calls it'
+
+  found = forked(work, SECONDS)
+  # A mutant that does not end, or takes all tests down with it, would not pass a run of the tests either.
+  return {'time': (None, f'more than {SECONDS} s'), 'dead': (True, 'the tests died')}.get(found, found)
+
+
+def _read():
+  if not RESULT.exists():
+    return {}
+  with open(RESULT, newline='') as stream:
+    return {(row['module'], int(row['place'])): row for row in csv.DictReader(stream)}
 
 
 def _write(rows):
   RESULT.parent.mkdir(exist_ok=True)
   with open(RESULT, 'w', newline='') as stream:
-    writer = csv.writer(stream, lineterminator='\n')
-    writer.writerow(['module', 'place', 'line', 'before', 'after', 'noticed', 'by'])
-    writer.writerows(sorted(rows))
+    writer = csv.DictWriter(stream, HEAD, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows[key] for key in sorted(rows))
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--count', type=int, default=160)
-  parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--modules', default='')
-  parser.add_argument('--numbers', default='', help='places of the modules, in place of a draw')
-  parser.add_argument('--processes', type=int, default=1)
-  parser.add_argument('--minutes', type=float, default=1e9, help='begin no mutant after so long')
-  given = parser.parse_args()
-  os.chdir(ROOT)
+def _chosen(given):
+  """Mutants, modules in turn, so that a run that is cut short has seen all."""
   wanted = given.modules.split(',') if given.modules else list(MODULES)
-  chosen = [(m, n) for m, n in mutants(given.count, given.seed) if m in wanted]
   if given.numbers:
-    chosen = [(m, int(n)) for m in wanted for n in given.numbers.split(',')]
-  # Modules in turn, so that a run that is cut short has seen all.
-  order = {m: i for i, m in enumerate(MODULES)}
-  rank = {}
+    return [(m, int(n)) for m in wanted for n in given.numbers.split(',')]
+  chosen = [(m, n) for m, n in mutants(given.count, given.seed) if m in wanted]
+  rank: dict = {}
   for m, n in chosen:
     rank[m, n] = sum(1 for other, _ in rank if other == m)
-  chosen.sort(key=lambda c: (rank[c], order[c[0]]))
-  # Imported before the forks, once; nothing of ours, and no device.
+  return sorted(chosen, key=lambda c: (rank[c], wanted.index(c[0])))
+
+
+def _warm():
+  """Imported before the forks, once; nothing of ours, and no device."""
   import flax.linen  # noqa: F401
   import grain  # noqa: F401
+  import h5py  # noqa: F401
   import hypothesis  # noqa: F401
   import jax  # noqa: F401
+  import matplotlib.pyplot  # noqa: F401
+  import ml_collections  # noqa: F401
   import optax  # noqa: F401
   import orbax.checkpoint  # noqa: F401
   import pytest  # noqa: F401
@@ -282,34 +375,47 @@ def main():
     import torch  # noqa: F401
   except ImportError:
     print('note: without torch the tests against it notice nothing')
-  rows, end = [], time.monotonic() + 60 * given.minutes
 
-  def one(mutant):
-    return (mutant, attempt(*mutant)) if time.monotonic() < end else None
 
-  with concurrent.futures.ThreadPoolExecutor(given.processes) as pool:
-    for future in concurrent.futures.as_completed([pool.submit(one, mutant) for mutant in chosen]):
-      if future.result() is None:
-        continue
-      (module, number), (code, failed, seconds) = future.result()
-      _, line, before, after = mutate(module, number)
-      noticed = code > 0 or failed == 'the tests died'
-      said = 'noticed' if noticed else 'SURVIVED' if code == 0 else 'undecided'
-      print(
-        f'{said} {module}:{line} [{number}] {json.dumps(before)} -> {json.dumps(after)} ({seconds:.0f} s) {failed}',
-        flush=True,
-      )
-      if said != 'undecided':
-        rows.append([module, number, line, before, after, int(noticed), failed])
-        _write(rows)
-    # A test that fails without a change has noticed nothing.
-    accusers = sorted({row[6] for row in rows if '::' in row[6]})
-    for test, (code, _, _) in zip(accusers, pool.map(lambda test: attempt(wanted[0], None, [test]), accusers)):
-      if code:
-        print(f'error: {test}: fails without a change')
-        return 2
-  count = sum(row[5] for row in rows)
-  print(f'{count} of {len(rows)} noticed ({100 * count / max(len(rows), 1):.1f}%); {RESULT}')
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--count', type=int, default=160)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--modules', default='')
+  parser.add_argument('--numbers', default='', help='places of the modules, in place of a draw')
+  parser.add_argument('--again', action='store_true', help='those that survived, with the tests as they are now')
+  parser.add_argument('--minutes', type=float, default=1e9, help='begin no mutant after so long')
+  given = parser.parse_args()
+  os.chdir(ROOT)
+  _warm()
+  called, rows, end = calls(), _read(), time.monotonic() + 60 * given.minutes
+  for module, number in _chosen(given):
+    before = rows.get((module, number))
+    if time.monotonic() > end or before and not (given.again and before['noticed'] != '1'):
+      continue
+    start = time.monotonic()
+    noticed, by = attempt(module, number, called)
+    mutant = mutate(module, number)
+    said = {True: 'noticed', False: 'SURVIVED', None: 'undecided'}[noticed]
+    print(
+      f'{said} {module}:{mutant.line} [{number}] {json.dumps(mutant.before)} -> {json.dumps(mutant.after)} '
+      f'({time.monotonic() - start:.0f} s) {by}', flush=True,
+    )  # fmt: skip
+    values = [module, number, mutant.line, mutant.before, mutant.after, '' if noticed is None else int(noticed), by]
+    rows[module, number] = dict(zip(HEAD, map(str, values)))
+    _write(rows)
+  # A test that fails without a change has noticed nothing.
+  accusers: dict = {}
+  for row in rows.values():
+    if '::' in row['by']:
+      accusers.setdefault(row['by'].partition('::')[0], []).append(row['by'])
+  for name, tests in accusers.items():
+    first = _First(tests, False)
+    if forked(lambda name=name, first=first: (_pytest(name, first), first.failed)[1], 3600):
+      print(f'error: {name}: fails without a change')
+      return 2
+  count, tried = (sum(row['noticed'] in of for row in rows.values()) for of in (('1',), ('0', '1')))
+  print(f'{count} of {tried} noticed ({100 * count / max(tried, 1):.1f}%); {RESULT}')
   return 0
 
 

@@ -1,5 +1,9 @@
 """jaxrec: adversarial robustness of learned medical image reconstruction, in JAX."""
 
+# Before what takes seconds to load.
+from jaxrec import interrupts
+
+# isort: split
 from jaxrec import attacks, data, fourier, geometry, invariances, masks, metrics, models, networks, noise, training
 from jaxrec.attacks import (
   AttackResult,

@@ -377,7 +377,7 @@ def sample_panel(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], ct: bool)
   """
   count = rows[0][1]['samples'].shape[0]
   titles = ('x', 'y', 'f(x)', *(f'sample {i + 1}' for i in range(count)), 'deviation')
-  figure = Figure(figsize=(1.55 * len(titles), 3.5 * len(rows) + 0.3), layout='constrained')
+  figure = Figure(figsize=(1.55 * len(titles), 3.1 * len(rows) + 0.3), layout='constrained')
   grid = figure.subplots(2 * len(rows), len(titles), squeeze=False)
   for line, (layer, arrays) in enumerate(rows):
     above = [arrays['input'], arrays['target'], arrays['output'], *arrays['samples'], arrays['deviation']]

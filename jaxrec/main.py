@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from jaxrec import interrupts
 from jaxrec.experiments import catalog, run
 from jaxrec.training import Stopped
 from jaxrec.workflows import workers
@@ -48,9 +49,6 @@ def main(argv: list[str]) -> int:
   except Stopped as stopped:
     print(f'\n{stopped}', file=sys.stderr)
     return 128 + signal.SIGTERM
-  except KeyboardInterrupt:
-    print('\nstopped; the same command goes on from here', file=sys.stderr)
-    return 130
   except (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError) as error:
     if os.environ.get('JAXREC_TRACEBACK'):
       raise
@@ -72,7 +70,7 @@ def _fail(error: Exception) -> int:
 def console() -> None:
   """The command `jaxrec`."""
   warnings.filterwarnings('default', category=DeprecationWarning, module='jaxrec')
-  sys.exit(main(sys.argv))
+  sys.exit(interrupts.ended(main, sys.argv, 'the same command goes on from here'))
 
 
 if __name__ == '__main__':

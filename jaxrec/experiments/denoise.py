@@ -17,15 +17,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxrec import results
+from jaxrec import interrupts, results
 from jaxrec.data import ct_images, ldct
 from jaxrec.data.errors import DataError
+from jaxrec.experiments import build
 from jaxrec.models import observer
 from jaxrec.training import data_parallel
 from jaxrec.types import Slice
 from jaxrec.version import __version__
 from jaxrec.workflows import datasets
-from jaxrec.workflows.train import loader_of
+from jaxrec.workflows.experiment import CTData
+from jaxrec.workflows.train import Context, loader_of
 
 
 def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str, str]:
@@ -126,15 +128,16 @@ def _digest(variables):
 def _network(run):
   if not (run / 'config.json').exists():
     raise DataError(f'{run}: is no run folder; train a denoiser first')
-  options = results.read_json(run / 'config.json').get('data', {})
-  if options.get('layout') != 'ldct':
+  trained_on = build.stored(run).data
+  if not isinstance(trained_on, CTData):
     raise DataError(f'{run}: is no run of a CT denoiser')
   # Checkpoints are restored by shapes alone: no data set is needed.
   zero = np.zeros((512, 512), np.float32)
   series = ldct.Series('', '', (1, 512, 512), (512, 512), '', (), 0.0, 1.0, True)
   found = ldct.Index([series], {})
   data = datasets.Data(found, found, None, lambda example, epoch: Slice(zero, zero, zero, np.float32(1)))
-  return *loader_of(run.absolute(), data, data_parallel(1))(str(run.absolute())), options['offset']
+  context = Context(data, data_parallel(1), build.stored)
+  return *loader_of(run.absolute(), context)(str(run.absolute())), trained_on.offset
 
 
 def main(arguments: list[str]) -> int:
@@ -153,4 +156,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(interrupts.ended(main, sys.argv[1:], 'the same command begins again'))

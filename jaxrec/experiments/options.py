@@ -18,9 +18,11 @@ import ml_collections
 from jaxrec import attacks, masks
 from jaxrec.audit.plan import AIMS
 from jaxrec.data import annotations
+from jaxrec.experiments import build
+from jaxrec.invariances import known as known_networks
 from jaxrec.models import registry
 from jaxrec.models.unet import DTYPES
-from jaxrec.training.schedules import SCHEDULES
+from jaxrec.training.schedules import SCHEDULES, schedule
 from jaxrec.training.tasks import LOSSES
 from jaxrec.workflows import factory
 
@@ -106,11 +108,11 @@ _POSITIVE = _several(_real(0, 1e4, above=True))
 _SEED = _whole(0, 2**31 - 1)
 
 _SEARCH = {
-  'name': _part(('pgd', 'apgd', 'random', 'grid')), 'num_steps': _whole(1), 'step': _choice(*factory.STEPS), 'step_size': _real(0, 1e3, above=True),
+  'name': _part(('pgd', 'apgd', 'random', 'grid')), 'num_steps': _whole(1), 'step': _choice(*build.STEPS), 'step_size': _real(0, 1e3, above=True),
   'momentum': _real(0, 1), 'num_restarts': _whole(1, 10_000), 'num_samples': _whole(1), 'chunk': _SIZE, 'step_degrees': _real(0, 180, above=True),
 }  # fmt: skip
 _PERTURBATION = {
-  'name': _part(factory.PERTURBATIONS), 'norm': _choice('l2', 'linf'), 'per_coil': _FLAG, 'columns': _choice('acquired', 'sampled'),
+  'name': _part(build.PERTURBATIONS), 'norm': _choice('l2', 'linf'), 'per_coil': _FLAG, 'columns': _choice('acquired', 'sampled'),
   'start': _choice('zero', 'random'), 'reference': _choice('norm', 'deviation'), 'method': _choice('fourier', 'resampled'),
 }  # fmt: skip
 _NETWORK = {
@@ -155,7 +157,7 @@ OPTIONS: dict[str, Rule] = {
     **_at('schedule', {'name': _choice(*SCHEDULES), 'warmup': _real(0, 1, below=True), 'final': _real(0, 1)}),
   }),
   **_at('train.task', {
-    'name': _part(factory.TASKS), **dict.fromkeys(('network', 'autoencoder', 'frozen'), _RUN), 'layer': _whole(0, 1000), 'image': _choice('low_dose', 'target'),
+    'name': _part(build.TASKS), **dict.fromkeys(('network', 'autoencoder', 'frozen'), _RUN), 'layer': _whole(0, 1000), 'image': _choice('low_dose', 'target'),
     'generator_learning_rate': _RATE, 'critic_learning_rate': _RATE, 'project': _FLAG, 'num_iterations': _whole(1, 10_000), 'replays': _whole(1, 10_000),
     'step_size': _real(0, 1e3, above=True), 'mix_probability': _real(0, 1), 'mix_steps': _whole(1), 'image_steps': _whole(1, 1000),
     'gradient_steps': _whole(1, 1000), 'penalty': _WEIGHT, '*_weight': _WEIGHT,
@@ -168,9 +170,9 @@ OPTIONS: dict[str, Rule] = {
   **_at('perturbation.*', {**_PERTURBATION, 'generator': _RUN, 'relative_radius': _strengths(1), 'max_degrees': _strengths(180), 'max_pixels': _strengths(8192)}),
   **_at('search.*', _SEARCH),
   **{f'{section}.{name}': rule for section in ('objective', 'train.task.objective') for name, rule in {
-    'name': _part(factory.OBJECTIVES), 'ssim_weight': _real(0, 1)}.items()},
+    'name': _part(build.OBJECTIVES), 'ssim_weight': _real(0, 1)}.items()},
   **_at('defence', {
-    'name': _part(('none', 'cyclic')), 'relative_radius': _RADIUS, 'num_steps': _whole(1), 'shifts': _several(_whole(-8192, 8192)),
+    'name': _part(build.DEFENCES), 'relative_radius': _RADIUS, 'num_steps': _whole(1), 'shifts': _several(_whole(-8192, 8192)),
   }),
   **_at('attack', {
     'attacked': _several(_choice(*AIMS)), 'batch_size': _whole(0), 'chunk': _whole(0), 'max_examples': _whole(0), 'pictures': _whole(0),
@@ -193,7 +195,7 @@ OPTIONS: dict[str, Rule] = {
   }),
   **_at('known', {
     'patients': _whole(4, 10_000), 'scans': _whole(4, 10_000), 'reference': _whole(4, 10_000), 'train_steps': _whole(1), 'removed': _real(0, 1e4, above=True),
-    'batch_size': _SIZE, 'learning_rate': _RATE, 'sampled': _several(_TEXT, least=0), 'sampled_aims': _several(_real(0, 1e4, above=True), least=0),
+    'batch_size': _SIZE, 'learning_rate': _RATE, 'sampled': _several(_choice(*known_networks.NAMES), least=0), 'sampled_aims': _several(_real(0, 1e4, above=True), least=0),
     'vae_steps': _whole(1), 'vae_learning_rate': _RATE, 'flow_steps': _whole(1), 'flow_learning_rate': _RATE, 'weights.*_weight': _WEIGHT,
     **{f'{part}.{name}': rule for part in ('bottleneck', 'vae', 'critic', 'flow') for name, rule in _NETWORK.items()},
   }),
@@ -296,12 +298,12 @@ def _arguments(table, **more):
 
 
 # Named parts: section, options by name, options of the section itself.
-_FAMILIES = _arguments(factory.PERTURBATIONS)
+_FAMILIES = _arguments(build.PERTURBATIONS)
 _SEARCHES = _arguments(
   {'pgd': attacks.pgd, 'apgd': attacks.apgd, 'random': attacks.random_search},
   pgd=('step_size', 'momentum', 'num_restarts'), apgd=('num_restarts',), random=('num_restarts',),
 ) | {'grid': {'step_degrees'}}  # fmt: skip
-_OBJECTIVES = _arguments(factory.OBJECTIVES)
+_OBJECTIVES = _arguments(build.OBJECTIVES)
 _NETWORKS = {name: set(registry.fields(name)) for name in registry.NAMES}
 _PARTS: tuple[tuple[str, dict[str, set[str]], set[str]], ...] = (
   ('perturbation.*', _FAMILIES, {'generator'}),
@@ -315,7 +317,7 @@ _PARTS: tuple[tuple[str, dict[str, set[str]], set[str]], ...] = (
   ('train.task.generator', _NETWORKS, {'latent', 'latent_scale'}),
   ('defence', {'none': set()} | _arguments({'cyclic': attacks.cyclic}), set()),
   ('train.task', _arguments(
-    factory.TASKS, adversarial=('generator', 'generator_learning_rate'), cvae=('network', 'critic_learning_rate'),
+    build.TASKS, adversarial=('generator', 'generator_learning_rate'), cvae=('network', 'critic_learning_rate'),
     flow=('network', 'autoencoder', 'layer', 'image'), wgan_vgg=('critic_learning_rate',), du_gan=('critic_learning_rate',),
   ), set()),
 )  # fmt: skip
@@ -379,7 +381,10 @@ def _check_together(config, prefix):
         f'{prefix}{section}.center_fractions: {fractions} does not fit accelerations={factors}; give as many of each'
       )
   if 'train' in config.stages and 'model' in config and not (config.model.weights or config.model.checkpoint):
-    factory.check_perceptual(config, f'{prefix}train.task')
+    task = config.train.task
+    if task.name in ('cvae', 'wgan_vgg'):
+      features = build.features(task.get('perceptual', {}))
+      factory.check_features(task.name, task.get('perceptual_weight'), features, f'{prefix}train.task')
   for section, name, most in (('detect', 'few', 'repeats'), ('known', 'few', 'scans')):
     own = config.get(section)
     if own and own[name] > own[most]:
@@ -405,25 +410,29 @@ def _check_together(config, prefix):
 
 def _check_schedule(train, prefix):
   chosen = train.get('schedule', {})
-  if chosen and (chosen.name != 'step' or chosen.warmup) and factory.updates_per_step(train) > 1:
+  if chosen and (chosen.name != 'step' or chosen.warmup) and _updates(train.task) > 1:
     raise ValueError(
       f'{prefix}train.schedule: the task {train.task.name} updates several times with a batch, and its learning rate has '
       'the drop of train.drop_at alone; use name=step and warmup=0'
     )
   if chosen:
     try:
-      factory.schedule(train, 1)
+      schedule(train.learning_rate, 1, drop_at=train.drop_at, drop_factor=train.drop_factor, **chosen)
     except ValueError as error:
       raise ValueError(f'{prefix}{error}') from None
+
+
+def _updates(task):
+  return factory.updates_per_step(build.task_factory(task.name), task)
 
 
 def _check_augment(config, prefix):
   chosen = config.get('train', {}).get('augment', {})
   if not chosen or not chosen.probability:
     return
-  if not any(chosen[key] for key in factory.MOVEMENTS.values()):
+  if not any(chosen[key] for key in build.MOVEMENTS.values()):
     raise ValueError(
-      f'{prefix}train.augment.probability: moves nothing; give train.augment.{" or ".join(factory.MOVEMENTS.values())} above 0'
+      f'{prefix}train.augment.probability: moves nothing; give train.augment.{" or ".join(build.MOVEMENTS.values())} above 0'
     )
   if not _is_of_kspace(config):
     raise ValueError(f'{prefix}train.augment.probability: movements are of k-space; set it to 0')

@@ -6,7 +6,7 @@ import jax
 import ml_collections
 
 from jaxrec import results
-from jaxrec.experiments import options
+from jaxrec.experiments import build, options
 from jaxrec.training import data_parallel
 from jaxrec.workflows import (
   attack,
@@ -21,6 +21,7 @@ from jaxrec.workflows import (
   report,
   train,
 )
+from jaxrec.workflows.experiment import Comparison, Experiment, Report, Trial
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
@@ -39,108 +40,112 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   Raises:
     ValueError: for bad options or input, with one clear line.
   """
-  workdir = Path(workdir)
   options.check(config, workdir)
   # What is not pinned where it stands: graphics cards and TPUs multiply in less than float32 by default.
   jax.config.update('jax_default_matmul_precision', 'highest')
-  if 'plan' in config.stages:
-    _plan(config, workdir)
-    if len(config.stages) == 1:
-      return workdir
-  if 'known' in config:
-    with results.exclusive(workdir, part=jax.process_index()):
-      _known(config, workdir)
-    return workdir
-  if 'experiments' in config:
-    # Before processes meet in `data_parallel`: the others write nothing if process 0 is refused.
-    with results.exclusive(workdir, part=jax.process_index()):
-      _compare(config, workdir)
-    return workdir
-  if not config.data.root:
-    print(f'{config.name}: {config.profile} profile on the built-in phantom; set --config.data.root for real data')
-  with results.exclusive(workdir, part=jax.process_index()):
-    _run_stages(config, workdir)
-  return workdir
+  experiment = build.build(config, workdir)
+  _run(experiment)
+  return experiment.folder
 
 
-def _plan(config, workdir):
-  for name, experiment in config.get('experiments', {}).items():
-    print(f'-- {name}')
-    _plan(experiment, workdir / name)
-  if 'plan' in config:
-    plan.run(config, workdir, data_parallel(config.train.num_devices or None))
+def _run(experiment: Experiment | Comparison | Trial) -> None:
+  if 'plan' in experiment.stages:
+    _plan(experiment)
+    if len(experiment.stages) == 1:
+      return
+  if isinstance(experiment, Experiment) and not experiment.data.root:
+    profile = f'{experiment.profile} profile on the built-in phantom'
+    print(f'{experiment.name}: {profile}; set --config.data.root for real data')
+  # Before processes meet in `data_parallel`: the others write nothing if process 0 is refused.
+  with results.exclusive(experiment.folder, part=jax.process_index()):
+    if isinstance(experiment, Trial):
+      _try(experiment)
+    elif isinstance(experiment, Comparison):
+      _compare(experiment)
+    else:
+      _run_stages(experiment)
 
 
-def _compare(config, workdir):
-  folders = []
-  if not jax.config.jax_compilation_cache_dir:
+def _plan(experiment: Experiment | Comparison | Trial) -> None:
+  if isinstance(experiment, Comparison):
+    for name, inner in experiment.experiments.items():
+      print(f'-- {name}')
+      _plan(inner)
+  elif isinstance(experiment, Experiment) and experiment.forecast:
+    plan.run(experiment, experiment.folder, data_parallel(experiment.num_devices or None))
+
+
+def _compare(comparison: Comparison) -> None:
+  if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # jax declares it at run time
     # Runs of a comparison compile the same programs.
-    jax.config.update('jax_compilation_cache_dir', str(workdir / 'compiled'))
-  for name, experiment in config.experiments.items():
+    jax.config.update('jax_compilation_cache_dir', str(comparison.folder / 'compiled'))
+  for name, experiment in comparison.experiments.items():
     print(f'-- {name}')
-    folders.append(run(experiment, workdir / name))
-  if 'invariances' in config.stages or 'detect' in config.stages:
-    _sample(config, workdir)
-  if 'report' in config.stages and data_parallel().part == 0:
-    judged = [f for f in (workdir, *folders) if (f / 'detectability.csv').exists()]
+    _run(experiment)
+  if comparison.detection:
+    _sample(comparison)
+  if comparison.report and data_parallel().part == 0:
+    folders = [experiment.folder for experiment in comparison.experiments.values()]
+    judged = [f for f in (comparison.folder, *folders) if (f / 'detectability.csv').exists()]
     if judged:
-      return _announce(invariance_report.run(config, workdir, [*judged, *config.report.runs]))
-    _report(config, workdir, folders)
+      shown = [*judged, *map(Path, comparison.report.runs)]
+      return _announce(invariance_report.run(comparison.folder, shown, draws=comparison.report.draws))
+    _report(comparison.report, comparison.folder, folders)
 
 
-def _run_stages(config, workdir):
-  parallel = data_parallel(config.train.num_devices or None)
-  folder = results.Run(workdir, part=parallel.part)
-  folder.check_config(config.to_dict())
-  if {'train', 'evaluate', 'attack'} & set(config.stages):
-    data = datasets.data(config, workdir, parallel)
+def _run_stages(experiment: Experiment) -> None:
+  parallel = data_parallel(experiment.num_devices or None)
+  folder = results.Run(experiment.folder, part=parallel.part)
+  folder.check_config(experiment.resolved)
+  if {'train', 'evaluate', 'attack'} & set(experiment.stages):
+    data = datasets.data(experiment.data, experiment.folder, parallel)
     volumes = [*data.train.volumes, *data.val.volumes]
     folder.write_provenance(
-      seed=config.seed, data_fingerprint=results.fingerprint(volumes), data=str(data.val.volumes[0].path)
+      seed=experiment.seed, data_fingerprint=results.fingerprint(volumes), data=str(data.val.volumes[0].path)
     )
-    if 'train' in config.stages:
-      train.run(config, folder, data, parallel)
-    if 'evaluate' in config.stages:
-      evaluate.run(config, folder, data, parallel)
-    if 'attack' in config.stages:
-      attack.run(config, folder, data, parallel)
-  if 'report' in config.stages and parallel.part == 0:
-    _report(config, workdir, [workdir])
+    context = train.Context(data, parallel, build.stored)
+    if 'train' in experiment.stages:
+      train.run(experiment, folder, context)
+    if 'evaluate' in experiment.stages:
+      evaluate.run(experiment, folder, context)
+    if 'attack' in experiment.stages:
+      attack.run(experiment, folder, context)
+  if experiment.report and parallel.part == 0:
+    _report(experiment.report, experiment.folder, [experiment.folder])
 
 
-def _sample(config, workdir):
-  parallel = data_parallel(config.train.num_devices or None)
-  folder = results.Run(workdir, part=parallel.part)
-  folder.check_config(config.to_dict())
+def _sample(comparison: Comparison) -> None:
+  assert comparison.data is not None and comparison.detection is not None
+  parallel = data_parallel(comparison.num_devices or None)
+  folder = results.Run(comparison.folder, part=parallel.part)
+  folder.check_config(comparison.resolved)
   # Beside the networks' runs, so that all share one phantom.
-  data = datasets.data(config, workdir / 'stage', parallel)
+  data = datasets.data(comparison.data, comparison.folder / 'stage', parallel)
   folder.write_provenance(
-    seed=config.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path)
+    seed=comparison.seed, data_fingerprint=results.fingerprint(data.val.volumes), data=str(data.val.volumes[0].path)
   )
-  asked = places.question(config, data)
-  if 'detect' in config.stages:
-    detectability.run(config, folder, data, asked, parallel)
-  if 'invariances' in config.stages:
-    invariances.run(config, folder, data, asked, parallel)
+  asked = places.question(comparison.detection, comparison.data, data)
+  context = train.Context(data, parallel, build.stored)
+  if 'detect' in comparison.stages:
+    detectability.run(comparison, folder, context, asked)
+  if 'invariances' in comparison.stages:
+    invariances.run(comparison, folder, context, asked)
 
 
-def _known(config, workdir):
+def _try(trial: Trial) -> None:
   """Networks with a known answer need no data set and no runs of others."""
-  parallel = data_parallel(config.train.num_devices or None)
-  folder = results.Run(workdir, part=parallel.part)
-  folder.check_config(config.to_dict())
-  folder.write_provenance(seed=config.seed)
-  if 'known' in config.stages:
-    known.run(config, folder, parallel)
-  if 'report' in config.stages and parallel.part == 0:
-    _announce(known.report(workdir, draws=config.report.draws))
+  parallel = data_parallel(trial.num_devices or None)
+  folder = results.Run(trial.folder, part=parallel.part)
+  folder.check_config(trial.resolved)
+  folder.write_provenance(seed=trial.seed)
+  if 'known' in trial.stages:
+    known.run(trial, folder, parallel)
+  if trial.report and parallel.part == 0:
+    _announce(known.report(trial.folder, draws=trial.report.draws))
 
 
-def _report(config, workdir, folders):
-  options = config.report
-  _announce(
-    report.run(workdir, folders, others=options.runs, draws=options.draws, generators=options.get('generators', ()))
-  )
+def _report(asked: Report, folder: Path, sources: list[Path]) -> None:
+  _announce(report.run(folder, sources, others=asked.runs, draws=asked.draws, generators=asked.generators))
 
 
 def _announce(page: Path) -> None:

@@ -81,6 +81,12 @@ def contrasts(noise: Texture, diameters: Sequence[float], aims: Sequence[float])
   return np.asarray(aims) / units[:, None]
 
 
+# Of `networks`, and of the one that a run trains.
+NAMES = (
+  'identity', 'smoothing', 'sharpening', 'directional', 'haar', 'constant', 'low_pass', 'removal', 'opening_7', 'opening_9', 'bottleneck',
+)  # fmt: skip
+
+
 class Known(NamedTuple):
   """A network whose answer is known.
 
@@ -115,7 +121,8 @@ def networks(noise: Texture, removed: float) -> dict[str, Known]:
   found = {name: Known(label, f, True, True) for name, (label, f) in lossless.items()}
   found['low_pass'] = Known('exact low-pass', low_pass, True, False)
   found['removal'] = Known(f'removes up to {removed:g} pixels', removal(noise, removed), True, False)
-  found['opening_5'] = Known('opening by 5', lambda x: opening(x, 5), False, False)
+  # Windows whose known answer at d' = 5 is yes for structures of 2 pixels and no for those of 10.
+  found['opening_7'] = Known('opening by 7', lambda x: opening(x, 7), False, False)
   found['opening_9'] = Known('opening by 9', lambda x: opening(x, 9), False, False)
   return found
 

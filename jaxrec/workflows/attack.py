@@ -1,4 +1,4 @@
-"""The attack stage: an audit of the config's network on the config's data."""
+"""The attack stage: an audit of the experiment's network on its data."""
 
 import contextlib
 import dataclasses
@@ -19,31 +19,34 @@ from jaxrec.data.singlecoil import centred_images
 from jaxrec.networks import Network
 from jaxrec.training import Parallel, memory
 from jaxrec.workflows import datasets, factory
-from jaxrec.workflows.train import generator_of, loader_of, sibling, trained
+from jaxrec.workflows.experiment import Attack, CTData, Experiment, MRData
+from jaxrec.workflows.train import Context, generator_of, loader_of, sibling, trained
 
 # Slices of a device, and strengths of a slice, that are tried together where 0 leaves the choice.
 AT_ONCE = (1, 2, 4, 8, 16)
 
 
-def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
+def run(experiment: Experiment, run_folder: results.Run, context: Context) -> None:
   """Attacks the trained network; finished rows are not computed again."""
-  sweeps = {name: _sweep(config, name, run_folder.folder, data, parallel) for name in config.perturbation}
-  examples, skipped = datasets.examples(config, data)
-  cases = _cases(config, examples, data)
-  network, undefended = _network(config, run_folder.folder, data, parallel)
-  batch_size, chunk = _at_once(config, parallel, network, sweeps, cases)
+  attack, (data, parallel, _) = experiment.attack, context
+  assert attack is not None
+  sweeps = {name: _started(attack, name, run_folder.folder, context) for name in attack.sweeps}
+  examples, skipped = datasets.examples(experiment.data, attack, data)
+  cases = _cases(experiment, examples, data)
+  network, undefended = _network(experiment, attack, run_folder.folder, context)
+  batch_size, chunk = _at_once(attack, parallel, network, sweeps, cases)
   settings = Settings(
-    tuple(config.attack.attacked), config.seed, batch_size, chunk, config.attack.pictures,
-    config.attack.lipschitz_iterations, config.attack.strict,
-  )  # fmt: skip
+    attack.attacked, experiment.seed, batch_size, chunk, attack.pictures, attack.lipschitz_iterations, attack.strict
+  )
   if parallel.part == 0:
     results.write_text(
       run_folder.folder / 'sweeps.json', json.dumps({n: s.description() for n, s in sweeps.items()}, indent=2) + '\n'
     )
     _announce(sweeps, cases, settings)
-    if not datasets.is_ct(config):
-      _save_sampling(config, run_folder, examples[0])
-  engine = Engine(network, sweeps, settings, run_folder, parallel, Labels(config.model.name, config.label), undefended)
+    if isinstance(experiment.data, MRData):
+      _save_sampling(experiment.data, run_folder, examples[0])
+  labels = Labels(experiment.model.name, experiment.label)
+  engine = Engine(network, sweeps, settings, run_folder, parallel, labels, undefended)
   bad = {**data.val.bad, **engine.run(cases)}
   results.write_text(
     run_folder.folder / f'skipped-{parallel.part:05d}.json', json.dumps({'files': bad, 'boxes': skipped}, indent=2)
@@ -54,33 +57,33 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     _conclude(run_folder.rows(), bad)
 
 
-def _sweep(config, name, folder: Path, data, parallel) -> Sweep:
-  origin = config.perturbation[name].get('generator', '')
-  if not origin:
-    return factory.sweep(config, name)
-  adversary, variables = generator_of(config, sibling(folder, origin), data, parallel)
-  return factory.sweep(config, name, Start(adversary.draw, variables))
+def _started(attack: Attack, name: str, folder: Path, context: Context) -> Sweep:
+  """A sweep, from draws of its generator if it has one."""
+  if name not in attack.generators:
+    return attack.sweeps[name]
+  adversary, variables = generator_of(sibling(folder, attack.generators[name]), context)
+  return dataclasses.replace(attack.sweeps[name], start=Start(adversary.draw, variables))
 
 
-def _network(config, folder: Path, data, parallel):
+def _network(experiment: Experiment, attack: Attack, folder: Path, context: Context):
   """The network with its defence and what the search looks at; and its reconstructor without the defence."""
-  module, variables = trained(config, folder, data, parallel)
-  reconstruct, seen = factory.defended(config, module)
-  network = Network(reconstruct, variables, config.model.name)
-  other = config.attack.get('surrogate', '')
-  if other:
-    surrogate, weights = loader_of(folder, data, parallel)(other)
+  module, variables = trained(experiment, folder, context)
+  reconstruct, seen = factory.defended(attack, experiment.defence, module)
+  network = Network(reconstruct, variables, experiment.model.name)
+  if attack.surrogate:
+    surrogate, weights = loader_of(folder, context)(attack.surrogate)
     network = dataclasses.replace(network, surrogate=Network(factory.undefended(surrogate), weights))
   elif seen is not None:
     network = dataclasses.replace(network, surrogate=Network(seen, variables))
   return network, factory.undefended(module)
 
 
-def _cases(config, examples: list[Example], data) -> list[Case]:
+def _cases(experiment: Experiment, examples: list[Example], data) -> list[Case]:
   """Slices with all of their boxes, in the order of the examples."""
-  read = datasets.reader(config, attacked=True)
+  read = datasets.reader(experiment.data, attacked=True)
   split_of = {v.name: split for split in ('train', 'val') for v in getattr(data, split).volumes}
-  acceleration = '/'.join(str(a) for a in datasets.accelerations(config, attacked=True))
+  factors = () if isinstance(experiment.data, CTData) else experiment.data.attacked.accelerations
+  acceleration = '/'.join(map(str, factors))
   of_slice: dict[tuple[str, int], list[Example]] = {}
   for example in examples:
     of_slice.setdefault((example.volume.name, example.slice), []).append(example)
@@ -95,10 +98,11 @@ def _cases(config, examples: list[Example], data) -> list[Case]:
 
 
 def _at_once(
-  config, parallel: Parallel, network: Network, sweeps: dict[str, Sweep], cases: list[Case]
+  attack: Attack, parallel: Parallel, network: Network, sweeps: dict[str, Sweep], cases: list[Case]
 ) -> tuple[int, int]:
-  """Slices per device and strengths computed together: the config's or, for 0, the largest that fit into memory."""
-  batch, chunk = config.attack.batch_size, config.attack.chunk
+  """Slices per device and strengths computed together: those asked for or, for 0, the largest that fit into memory."""
+  batch: int | None = attack.batch_size
+  chunk: int | None = attack.chunk
   if batch and chunk:
     return batch, chunk
   sample = None
@@ -152,9 +156,9 @@ def _conclude(rows, bad) -> None:
     print(f'attack: skipped {len(bad)} bad files, listed in the report; the first: {next(iter(bad.values()))}')
 
 
-def _save_sampling(config, run_folder, example):
+def _save_sampling(data_set, run_folder, example):
   """Full and undersampled k-space of the first coil and their images, for the report."""
-  scan = datasets.reader(config, form='kspace', attacked=True)(example, 0)
+  scan = datasets.reader(data_set, form='kspace', attacked=True)(example, 0)
   sampled = np.where(scan.mask, scan.kspace, 0)
   run_folder.save_arrays('sampling', {
     'kspace': np.abs(scan.kspace[0]), 'sampled': np.abs(sampled[0]),

@@ -1,13 +1,13 @@
-"""From a config to data: indices of the splits, a reader of examples, and what to train on and attack."""
+"""Data of an experiment: indices of the splits, a reader of examples, and what to train on and attack."""
 
+import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 
 from jaxrec.data import annotations as annotations_lib
@@ -20,6 +20,7 @@ from jaxrec.data.source import CT, KSpace, Source
 from jaxrec.training import Parallel
 from jaxrec.types import Sample, Slice
 from jaxrec.workflows import factory
+from jaxrec.workflows.experiment import Attack, CTData, DataSet, Inserted, MRData
 
 
 class Data(NamedTuple):
@@ -43,7 +44,7 @@ class _Read:
     form='kspace',
     emulate_single_coil=False,
     relative=False,
-    inserted=None,
+    inserted: Inserted | None = None,
     added_noise=0.0,
     data_range='volume',
   ):
@@ -78,60 +79,45 @@ class _Read:
 
   def _insert(self, scan, rng):
     drawn = [
-      Structure(0, 0.0, 0.0, rng.choice(self.inserted['diameters']), rng.choice(self.inserted['contrasts']))
-      for _ in range(self.inserted['count'])
+      Structure(0, 0.0, 0.0, rng.choice(self.inserted.diameters), rng.choice(self.inserted.contrasts))
+      for _ in range(self.inserted.count)
     ]
     return sites.insert_mr(scan, [s for s in (sites.place_mr(rng, scan, s) for s in drawn) if s is not None])
 
 
 def reader(
-  config: ml_collections.ConfigDict, *, redraw: bool = False, form: str | None = None, attacked: bool = False
+  data_set: DataSet, *, redraw: bool = False, form: str | None = None, attacked: bool = False
 ) -> Callable[[fastmri.Example, int], Sample]:
-  """Reads examples with the config's masks.
+  """Reads examples with the experiment's masks.
 
   Args:
-    config: the experiment.
+    data_set: the data of the experiment.
     redraw: give new masks every epoch.
-    form: `kspace` for scans, `image` for zero-filled images; the config's if `None`.
-    attacked: with the masks of the attack, `attack.accelerations`, where they are
-      not those of the training.
+    form: `kspace` for scans, `image` for zero-filled images; the experiment's if `None`.
+    attacked: with the masks of the attack, where they are not those of the training.
   """
-  if is_ct(config):
-    return _ReadCT(config.seed, redraw, tuple(config.data.centre_hu))
-  form = form or config.data.form
-  options = dict(
-    form=form, data_range=config.data.get('range', 'volume'), emulate_single_coil=config.data.emulate_single_coil,
-    relative=config.data.get('relative', False),
-  )  # fmt: skip
+  if isinstance(data_set, CTData):
+    return _ReadCT(data_set.seed, redraw, data_set.centre_hu)
+  form = form or data_set.form
+  options: dict[str, Any] = dict(
+    form=form, data_range=data_set.range, emulate_single_coil=data_set.emulate_single_coil, relative=data_set.relative
+  )
   if form == 'image':
-    options['added_noise'] = config.data.get('added_noise', 0.0)
-    options['inserted'] = dict(config.data.get('inserted', {}))
-  return _Read(source(config, config.data.root), _mask_options(config, attacked), redraw, **options)
+    options |= dict(added_noise=data_set.added_noise, inserted=data_set.inserted)
+  return _Read(source(data_set, data_set.root), _mask_options(data_set, attacked), redraw, **options)
 
 
-def accelerations(config: ml_collections.ConfigDict, *, attacked: bool = False) -> tuple[int, ...]:
-  """Accelerations of training and validation, or of the attack; none for CT."""
-  own = config.get('attack', {}).get('accelerations', ()) if attacked else ()
-  return tuple(own or config.data.get('accelerations', ()))
-
-
-def is_ct(config: ml_collections.ConfigDict) -> bool:
-  """Whether the data are CT slices."""
-  return config.data.get('layout', 'fastmri') == 'ldct'
-
-
-def source(config: ml_collections.ConfigDict, root: str | Path) -> Source:
+def source(data_set: MRData, root: str | Path) -> Source:
   """The source of k-space that `data.layout` names.
 
   Args:
-    config: the experiment.
+    data_set: the data of the experiment.
     root: its data set, `data.root` or the phantom.
 
   Raises:
     ValueError: if there is no such source.
   """
-  layout = config.data.get('layout', 'fastmri')
-  return own_source(layout, root) if ':' in layout else KSpace(root, config.data.challenge)
+  return own_source(data_set.layout, root) if ':' in data_set.layout else KSpace(root, data_set.challenge)
 
 
 def own_source(name: str, root: str | Path) -> Source:
@@ -160,39 +146,32 @@ class _ReadCT:
     return ldct.read_patch(example.volume, (self.seed, epoch, example.slice), self.centre_hu)
 
 
-def _mask_options(config, attacked=False):
-  c = config.data
-  own = config.get('attack', {}).get('center_fractions', ()) if attacked else ()
-  return dict(
-    kind=c.mask,
-    center_fractions=tuple(own or c.center_fractions),
-    accelerations=accelerations(config, attacked=attacked),
-    seed=config.seed,
-  )
+def _mask_options(data_set, attacked=False):
+  return dataclasses.asdict(data_set.attacked if attacked else data_set.masks) | {'seed': data_set.seed}
 
 
-def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | None = None) -> Data:
-  """Indexes the data of a config; without a root the first process writes the phantom, for which the others wait.
+def data(data_set: DataSet, workdir: Path, parallel: Parallel | None = None) -> Data:
+  """Indexes the data of an experiment; without a root the first process writes the phantom, for which the others wait.
 
   Args:
-    config: the experiment.
+    data_set: the data of the experiment.
     workdir: the run folder; a phantom goes beside it.
     parallel: the processes, if there may be several.
 
   Raises:
     DataError: if there are no usable volumes.
   """
-  if is_ct(config):
-    return _ct_data(config, workdir, parallel)
-  c = config.data
-  root, annotations = c.root, c.annotations
-  if not root and ':' not in c.get('layout', ''):
-    if c.challenge != 'multicoil':
+  if isinstance(data_set, CTData):
+    return _ct_data(data_set, workdir, parallel)
+  root: str | Path = data_set.root
+  boxes: str | Path = data_set.annotations
+  if not root and ':' not in data_set.layout:
+    if data_set.challenge != 'multicoil':
       raise DataError(
-        f'data.root: is missing; the phantom has several coils, and data.challenge asks for {c.challenge}; use the profile demo'
+        f'data.root: is missing; the phantom has several coils, and data.challenge asks for {data_set.challenge}; use the profile demo'
       )
-    root, annotations = _phantom(dict(c.phantom), workdir, parallel)
-  indices, made = [], source(config, root)
+    root, boxes = _phantom(data_set.phantom, workdir, parallel)
+  indices, made = [], source(data_set, root)
   for split in ('train', 'val'):
     found = made.index(split, cache=workdir / f'index-{split}.json' if _first(parallel) else None)
     if not found.volumes:
@@ -201,43 +180,39 @@ def data(config: ml_collections.ConfigDict, workdir: Path, parallel: Parallel | 
     indices.append(found)
   # Options of the mask are checked here, not at the first slice of a long run.
   for attacked in (False, True):
-    fastmri.mask_drawer(**_mask_options(config, attacked))(found.volumes[0])
-  if annotations:
-    annotations = annotations_lib.read(annotations)
+    fastmri.mask_drawer(**_mask_options(data_set, attacked))(found.volumes[0])
   train, val = indices
-  return Data(train, val, annotations or None, reader(config))
+  return Data(train, val, annotations_lib.read(boxes) if boxes else None, reader(data_set))
 
 
-def _ct_data(config, workdir, parallel):
-  c = config.data
-  root = c.root
+def _ct_data(data_set, workdir, parallel):
+  root = data_set.root
   if not root:
-    options = dict(c.phantom)
-    root = phantom_folder(options, workdir)
+    root = phantom_folder(data_set.phantom, workdir)
     if _first(parallel):
-      chest.write_dataset(root, **options)
+      chest.write_dataset(root, **data_set.phantom)
     if parallel:
       parallel.barrier('phantom')
   indices = []
-  for split, patch in (('train', c.patch), ('val', c.evaluate_patch)):
-    found = CT(root, patients=c.patients or None, offset=c.offset, patch=patch).index(split)
+  for split, patch in (('train', data_set.patch), ('val', data_set.evaluate_patch)):
+    found = CT(root, patients=data_set.patients or None, offset=data_set.offset, patch=patch).index(split)
     if not found.volumes:
       reason = next(iter(found.bad.values()), 'no patient belongs to it')
       raise DataError(f'{root}: no usable series in {split}; the first problem: {reason}')
     indices.append(found)
   train, val = indices
-  return Data(train, val, None, reader(config))
+  return Data(train, val, None, reader(data_set))
 
 
-def training_examples(config: ml_collections.ConfigDict, volumes) -> list[Example]:
+def training_examples(data_set: DataSet, volumes) -> list[Example]:
   """What an epoch sees: every slice, or as many patches of every patient."""
   usable = [v for v in volumes if v.fully_sampled]
-  if is_ct(config) and usable and usable[0].crop != usable[0].shape[1:]:
-    return [Example(v, i, None) for i in range(config.data.patches_per_patient) for v in usable]
-  return loader.slices_of(usable, keep=config.data.keep_slices)
+  if isinstance(data_set, CTData) and usable and usable[0].crop != usable[0].shape[1:]:
+    return [Example(v, i, None) for i in range(data_set.patches_per_patient) for v in usable]
+  return loader.slices_of(usable, keep=data_set.keep_slices)
 
 
-def phantom_folder(options: dict[str, Any], workdir: Path) -> Path:
+def phantom_folder(options: Mapping[str, Any], workdir: Path) -> Path:
   """Folder of the phantom, beside the run folder and shared by runs of the same phantom."""
   digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
   size = (
@@ -261,7 +236,7 @@ def _phantom(options, workdir, parallel):
   return folder, done
 
 
-def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastmri.Example], dict[str, int]]:
+def examples(data_set: DataSet, attack: Attack, found: Data) -> tuple[list[fastmri.Example], dict[str, int]]:
   """Examples to attack: every box of the splits, or every slice without annotations."""
   chosen: list[Example] = []
   skipped: dict[str, int] = {}
@@ -270,16 +245,16 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
   others = {v.name for index in (found.train, found.val) for v in index.volumes} | {
     Path(p).stem for p in (*found.train.bad, *found.val.bad)
   }
-  for split in config.attack.splits:
+  for split in attack.splits:
     every = getattr(found, split).volumes
     # Prospective data have no target: they are attacked where there is nothing else.
     volumes = [v for v in every if v.fully_sampled] or list(every)
-    if is_ct(config):
+    if isinstance(data_set, CTData):
       mine = _ct_examples(volumes)
     elif annotations is None:
-      mine = loader.slices_of(volumes, keep=config.data.keep_slices)
+      mine = loader.slices_of(volumes, keep=data_set.keep_slices)
     else:
-      mine, reasons = loader.annotated(volumes, annotations, policy=config.data.boxes, seed=config.seed, others=others)
+      mine, reasons = loader.annotated(volumes, annotations, policy=data_set.boxes, seed=data_set.seed, others=others)
       skipped |= {k: skipped.get(k, 0) + n for k, n in reasons.items()}
       # What belongs to no volume is counted once.
       annotations = annotations_lib.Annotations(
@@ -289,7 +264,7 @@ def examples(config: ml_collections.ConfigDict, found: Data) -> tuple[list[fastm
       skipped['volume without full sampling'] = (
         skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
       )
-    chosen += loader.spread(mine, config.attack.max_examples)
+    chosen += loader.spread(mine, attack.max_examples)
   if not chosen:
     raise DataError('data.annotations: no box belongs to a usable volume; check data.root and data.annotations')
   return chosen, skipped

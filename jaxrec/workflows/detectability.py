@@ -2,26 +2,23 @@
 
 from functools import partial
 
-from ml_collections import ConfigDict
-
 from jaxrec import figures, results, statistics
 from jaxrec.invariances import verdict
 from jaxrec.models import observer
-from jaxrec.training import Parallel
-from jaxrec.workflows import datasets, detect, places
+from jaxrec.workflows import detect, places
+from jaxrec.workflows.experiment import Comparison, CTData, Detection
 from jaxrec.workflows.page import Page
-from jaxrec.workflows.train import loader_of
+from jaxrec.workflows.train import Context, loader_of
 
 
-def run(
-  config: ConfigDict, run_folder: results.Run, data: datasets.Data, asked: places.Question, parallel: Parallel
-) -> None:
+def run(comparison: Comparison, run_folder: results.Run, context: Context, asked: places.Question) -> None:
   """Measures, judges and searches; finished patients are not measured again.
 
   Verdicts are on the patients of the validation split, each judged by the others.
   """
-  options = config.detect
-  load = loader_of(run_folder.folder / 'stage', data, parallel)
+  options, parallel = comparison.detection, context.parallel
+  assert options is not None
+  load = loader_of(run_folder.folder / 'stage', context)
   networks = {}
   for name in options.networks:
     module, variables = load(name)
@@ -49,14 +46,13 @@ def run(
     searched=searched,
     folds=options.folds,
   )
-  _write(config, run_folder, networks, asked, found, searched)
+  unit = 'mm' if isinstance(comparison.data, CTData) else 'pixels'
+  _write(options, unit, run_folder, networks, asked, found, searched)
 
 
-def _write(config, run_folder, networks, asked, found, searched):
+def _write(options: Detection, unit, run_folder, networks, asked, found, searched):
   """Writes verdicts, paired differences, and how outputs move with the noise."""
-  options = config.detect
-  labels = places.labels(config)
-  unit = 'mm' if datasets.is_ct(config) else 'pixels'
+  labels = options.networks
   table = [
     [*line, unit]
     for name, result in found.items()

@@ -13,9 +13,9 @@ from jaxrec.data import leaderboard, loader
 from jaxrec.data.errors import DataError
 from jaxrec.data.fastmri import Example, Volume
 from jaxrec.geometry import center_crop
-from jaxrec.training import Parallel
 from jaxrec.workflows import datasets, factory
-from jaxrec.workflows.train import trained
+from jaxrec.workflows.experiment import Experiment, MRData
+from jaxrec.workflows.train import Context, trained
 
 COLUMNS = ('file', 'acquisition', 'acceleration', 'slices', *leaderboard.SCORES)
 # The row over all volumes of an acceleration.
@@ -23,18 +23,20 @@ _ALL = 'all'
 _USUAL = (1, 2, 4, 8, 16)
 
 
-def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
+def run(experiment: Experiment, run_folder: results.Run, context: Context) -> None:
   """Reconstructs every slice of every volume of a split; what is done is not done again."""
-  volumes = _volumes(config, data)
+  (data, parallel, _), asked = context, experiment.evaluation
+  assert asked is not None and isinstance(experiment.data, MRData)
+  volumes = _volumes(asked.split, experiment.data, data)
   folder, rows = run_folder.folder / 'reconstructions', run_folder.folder / 'evaluation'
   if parallel.part == 0:
     rows.mkdir(exist_ok=True)
   parallel.barrier('evaluate')
   done = {row['file'] for row in _rows(rows) if (folder / f'{row["file"]}.h5').exists()}
   left = [v for v in volumes[parallel.part :: parallel.parts] if v.name not in done]
-  reconstruct = _reconstructor(config, run_folder.folder, data, parallel) if left else None
+  reconstruct = _reconstructor(experiment, asked.batch_size, run_folder.folder, context) if left else None
   for volume in tqdm(left, desc='evaluate', unit='volume', disable=parallel.part > 0):
-    images, row = _evaluated(config, volume, data, reconstruct)
+    images, row = _evaluated(experiment.data, volume, data, reconstruct)
     leaderboard.write(folder, volume.name, images)
     results.append_jsonl(rows / f'{parallel.part:05d}.jsonl', [row])
   parallel.barrier('evaluated')
@@ -43,37 +45,35 @@ def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel
     _conclude(run_folder.folder, [row for row in _rows(rows) if row['file'] in names])
 
 
-def _volumes(config, data):
-  split = config.evaluate.split
+def _volumes(split, data_set, data):
   if split == 'val':
     return data.val.volumes
-  if not config.data.root:
+  if not data_set.root:
     raise DataError(f'evaluate.split: the phantom has no volumes to {split}; use val, or set data.root')
-  found = datasets.source(config, config.data.root).index(split)
+  found = datasets.source(data_set, data_set.root).index(split)
   if not found.volumes:
-    raise DataError(
-      f'{config.data.root}: no usable volume in {split}; {next(iter(found.bad.values()), "there is none")}'
-    )
+    raise DataError(f'{data_set.root}: no usable volume in {split}; {next(iter(found.bad.values()), "there is none")}')
   return found.volumes
 
 
-def _reconstructor(config, folder: Path, data, parallel):
+def _reconstructor(experiment: Experiment, batch_size: int, folder: Path, context: Context):
   """`[slices]` of one shape to their images, cropped as the target is."""
-  module, variables = trained(config, folder, data, parallel)
-  network, _ = factory.defended(config, module)
+  module, variables = trained(experiment, folder, context)
+  network = factory.reconstructor(experiment.defence, module)
   variables = jax.device_put(variables)
 
   def each(variables, batch):
     return jax.vmap(lambda s: center_crop(network(variables, s), s.target.shape))(batch)
 
-  program, size = parallel.map_batch(each), parallel.devices * config.evaluate.batch_size
+  parallel = context.parallel
+  program, size = parallel.map_batch(each), parallel.devices * batch_size
   return lambda examples, read: [
     (jax.device_get(program(variables, batch))[: len(chosen)], batch)
     for chosen, batch in loader.evaluation_batches(examples, read, size)
   ]
 
 
-def _evaluated(config, volume: Volume, data, reconstruct) -> tuple[np.ndarray, dict[str, Any]]:
+def _evaluated(data_set: MRData, volume: Volume, data, reconstruct) -> tuple[np.ndarray, dict[str, Any]]:
   examples = [Example(volume, s, None) for s in range(volume.shape[0])]
   parts = reconstruct(examples, data.read)
   images = np.concatenate([made for made, _ in parts])
@@ -82,15 +82,15 @@ def _evaluated(config, volume: Volume, data, reconstruct) -> tuple[np.ndarray, d
   row = {
     'file': volume.name,
     'acquisition': volume.acquisition,
-    'acceleration': _acceleration(config, volume, mask, acquired),
+    'acceleration': _acceleration(data_set, volume, mask, acquired),
     'slices': len(images),
   }
   return images, row | (leaderboard.scores(images, targets) if volume.fully_sampled else {})
 
 
-def _acceleration(config, volume, mask, acquired):
-  """The config's acceleration that comes nearest to that of the mask, which has its centre besides; of a file's own mask a usual one."""
-  known = datasets.accelerations(config) if volume.fully_sampled else _USUAL
+def _acceleration(data_set, volume, mask, acquired):
+  """The experiment's acceleration that comes nearest to that of the mask, which has its centre besides; of a file's own mask a usual one."""
+  known = data_set.masks.accelerations if volume.fully_sampled else _USUAL
   share = mask.sum() / np.broadcast_to(acquired, mask.shape).sum()
   return min(known, key=lambda a: abs(np.log(a * share)))
 

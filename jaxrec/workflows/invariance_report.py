@@ -13,13 +13,13 @@ from jaxrec.workflows.page import Page
 Rows = Sequence[Mapping[str, Any]]
 
 
-def run(config, folder: Path, sources: Sequence[Path]) -> Path:
+def run(folder: Path, sources: Sequence[str | Path], *, draws: int) -> Path:
   """Writes `figures/*.png`, tables and `report.html` in a run folder.
 
   Args:
-    config: `report.draws` bootstrap draws.
     folder: where the report goes.
     sources: folders with detect or invariances stages to show together.
+    draws: bootstrap draws.
 
   Returns:
     Path of the page.
@@ -41,8 +41,8 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
         ]
       )
     unit = results.read_csv(source / 'detectability.csv')[0]['unit']
-    detectability.section(page, source, config.report.draws)
-    section(page, source, unit, config.report.draws)
+    detectability.section(page, source, draws)
+    section(page, source, unit, draws)
   page.heading('Where the numbers come from')
   lines = []
   for source in shown:
@@ -65,10 +65,10 @@ def run(config, folder: Path, sources: Sequence[Path]) -> Path:
   return page.write('jaxrec: what networks ignore')
 
 
-def _features(config):
+def _features(stored):
   found = []
-  for s in config.get('invariances', {}).get('samplers', {}).values():
-    run = config
+  for s in stored.get('invariances', {}).get('samplers', {}).values():
+    run = stored
     for part in s['autoencoder'].split('/'):
       run = run['experiments'][part]
     task = run['train']['task'].get('perceptual', {})

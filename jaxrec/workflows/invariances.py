@@ -1,63 +1,59 @@
 """The invariances stage: samples that trained networks cannot tell apart, and what of them is anatomy."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxrec import invariances, results
 from jaxrec.models import observer
 from jaxrec.training import Parallel
-from jaxrec.workflows import datasets, places, sampling
-from jaxrec.workflows.train import loader_of
+from jaxrec.workflows import places, sampling
+from jaxrec.workflows.experiment import Comparison, Invariances
+from jaxrec.workflows.train import Context, loader_of
 
 
-def run(
-  config: ConfigDict, run_folder: results.Run, data: datasets.Data, asked: places.Question, parallel: Parallel
-) -> None:
+def run(comparison: Comparison, run_folder: results.Run, context: Context, asked: places.Question) -> None:
   """Samples, measures and judges; finished inputs are not sampled again.
 
   Raises:
     ValueError: if an autoencoder draws images of another size than the sites have.
   """
-  options = config.invariances
+  options, detection = comparison.invariances, comparison.detection
+  assert options is not None and detection is not None
   shown = next(iter(next(iter(asked.patients.values()))())).absent.shape[1:]
-  load = loader_of(run_folder.folder / 'stage', data, parallel)
-  for s in options.samplers.values():
+  load = loader_of(run_folder.folder / 'stage', context)
+  for s in options.samplers:
     if tuple(load(s.autoencoder)[0].size) != shown:
       raise ValueError(
         f'invariances.samplers: {s.autoencoder} draws images of {tuple(load(s.autoencoder)[0].size)} and sites are {shown}; set detect.side, or model.size of that run'
       )
-  searched = [i for i, k in enumerate(asked.kinds) if k.aim in config.detect.searched_aims]
-  taps = _taps(options, load, config)
+  searched = [i for i, k in enumerate(asked.kinds) if k.aim in detection.searched_aims]
+  taps = _taps(options, load)
   finish(
     run_folder,
     taps,
     asked,
     searched,
     options,
-    folds=config.detect.folds,
-    seed=config.seed,
-    labels=places.labels(config),
-    parallel=parallel,
+    folds=detection.folds,
+    seed=comparison.seed,
+    labels=detection.networks,
+    parallel=context.parallel,
   )
 
 
-def _taps(options, load, config):
+def _taps(options, load):
   found = []
-  for s in options.samplers.values():
+  for s in options.samplers:
     module, variables = load(s.network)
 
     def output(image, m=observer(module), v=variables):
       return m(v, image)
 
     vae = load(s.autoencoder)
-    for name in s.flows:
-      # What the flow was trained for, not what an option repeats.
-      task = _run_config(config, name).train.task
-      layer = int(task.layer) or None
+    for name, layer in s.flows.items():
       tap = (lambda image, m=observer(module, layer), v=variables: m(v, image)) if layer else output
       made, own = sampling.sampler(output, tap, vae, load(name))
       high = (
@@ -69,15 +65,9 @@ def _taps(options, load, config):
   return found
 
 
-def _run_config(config, name):
-  for part in name.split('/'):
-    config = config.experiments[part]
-  return config
-
-
 def finish(
-  run_folder: results.Run, taps: Sequence[sampling.Tap], asked: places.Question, searched: Sequence[int], options: ConfigDict, *,
-  folds: int, seed: int, labels: dict[str, str], parallel: Parallel,
+  run_folder: results.Run, taps: Sequence[sampling.Tap], asked: places.Question, searched: Sequence[int], options: Invariances, *,
+  folds: int, seed: int, labels: Mapping[str, str], parallel: Parallel,
 ) -> None:  # fmt: skip
   """Measures, and writes `invariances.csv`, `sampling.json` and the pictures.
 
@@ -86,7 +76,7 @@ def finish(
     taps: see `sampling.Sampling`.
     asked: see `sampling.Sampling`.
     searched: see `sampling.Sampling`.
-    options: section `invariances` of the config.
+    options: how samples are drawn and judged.
     folds: see `sampling.Sampling`.
     seed: see `sampling.Sampling`.
     labels: of the networks.

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from jaxrec import figures, invariances, models, results, statistics, training
+from jaxrec import figures, invariances, results, statistics, training
 from jaxrec.data.sites import Site
 from jaxrec.invariances import known
 from jaxrec.training import Parallel
 from jaxrec.types import Slice
 from jaxrec.workflows import detect, invariance_report, sampling
 from jaxrec.workflows import invariances as stage
+from jaxrec.workflows.experiment import Known, Trial
 from jaxrec.workflows.page import Page
 from jaxrec.workflows.places import Kind, Question
 
@@ -38,8 +38,8 @@ class Setting(NamedTuple):
   few: int
 
 
-def setting(options: ConfigDict) -> Setting:
-  """Contrasts follow from the detectabilities that are aimed at; see the section `known` of the config."""
+def setting(options: Known) -> Setting:
+  """Contrasts follow from the detectabilities that are aimed at."""
   noise = known.texture(options.side)
   levels = known.contrasts(noise, options.diameters, options.aims)
   kinds = [Kind(d, float(c), aim) for d, mine in zip(options.diameters, levels) for c, aim in zip(mine, options.aims)]
@@ -67,16 +67,13 @@ def _rescan(noise, rng, anatomies):
   return anatomies + known.draw(rng, noise, len(anatomies))
 
 
-def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None:
+def run(trial: Trial, run_folder: results.Run, parallel: Parallel) -> None:
   """Measures, judges, searches and samples; what is finished is not computed again."""
-  options = config.known
+  options = trial.known
   made = setting(options)
   networks = known.networks(made.noise, options.removed)
-  networks['bottleneck'] = known.Known('bottleneck', _bottleneck(config, made, run_folder, parallel), False, False)
-  missing = [name for name in options.sampled if name not in networks]
-  if missing:
-    raise ValueError(f'known.sampled: {missing[0]!r} is unknown; choose among {", ".join(networks)}')
-  patients = {f'{i:03d}': partial(sites, made, config.seed, i) for i in range(options.patients)}
+  networks['bottleneck'] = known.Known('bottleneck', _bottleneck(trial, made, run_folder, parallel), False, False)
+  patients = {f'{i:03d}': partial(sites, made, trial.seed, i) for i in range(options.patients)}
   asked = Question(made.kinds, patients, options.side, 1.0, [])
   functions = {name: n.network for name, n in networks.items()}
   if parallel.part == 0:
@@ -85,7 +82,7 @@ def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None
       f'known: {len(networks)} networks, {len(made.kinds)} classes, {images} images each, and as many for the reference of those that are not linear'
     )
   detect.measure(run_folder, functions, asked, part=parallel.part, parts=parallel.parts)
-  taps = [_tap(name, networks[name].network, config, made, run_folder, parallel) for name in options.sampled]
+  taps = [_tap(name, networks[name].network, trial, made, run_folder, parallel) for name in options.sampled]
   parallel.barrier('known')
   if parallel.part == 0:
     searched = [i for i, k in enumerate(made.kinds) if k.aim in options.searched_aims]
@@ -98,7 +95,7 @@ def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None
       num_steps=options.num_steps,
       searched=searched,
     )
-    truth = {name: _truth(n, made, config.seed, options.reference) for name, n in networks.items()}
+    truth = {name: _truth(n, made, trial.seed, options.reference) for name, n in networks.items()}
     head = [*detect.columns(), 'exact', 'truth', 'keeps', 'linear']
     table = []
     for name, n in networks.items():
@@ -109,7 +106,7 @@ def run(config: ConfigDict, run_folder: results.Run, parallel: Parallel) -> None
     sampled = [i for i, k in enumerate(made.kinds) if k.aim in options.sampled_aims]
     labels = {name: n.label for name, n in networks.items()}
     stage.finish(
-      run_folder, taps, asked, sampled, config.invariances, folds=4, seed=config.seed, labels=labels, parallel=parallel
+      run_folder, taps, asked, sampled, trial.invariances, folds=4, seed=trial.seed, labels=labels, parallel=parallel
     )
 
 
@@ -138,45 +135,44 @@ def _truth(network, made, seed, reference):
   return [float(d) for d in detection.detectability()]
 
 
-def _bottleneck(config, made, run_folder, parallel) -> Callable:
+def _bottleneck(trial, made, run_folder, parallel) -> Callable:
   """A denoiser of these scans that pools by 8."""
-  options = config.known
-  module = models.build('bottleneck', **options.bottleneck)
+  options = trial.known
+  module = options.bottleneck
   task = training.supervised(
     module, training.optimizer('adam', options.learning_rate), loss='mse', average=parallel.average
   )
-  variables = _fit('bottleneck', task, options.train_steps, options.batch_size, config, made, run_folder, parallel)
+  variables = _fit('bottleneck', task, options.train_steps, options.batch_size, trial, made, run_folder, parallel)
   return lambda images: module.apply(variables, images)
 
 
-def _tap(name, network, config, made, run_folder, parallel) -> sampling.Tap:
+def _tap(name, network, trial, made, run_folder, parallel) -> sampling.Tap:
   """Autoencoder and flow of a network's inputs."""
-  options = config.known
-  vae = models.build('cvae', size=(options.side,) * 2, **options.vae)
+  options = trial.known
+  vae = options.vae
   rule, rival = (
     training.optimizer('adam', rate, b1=0.5) for rate in (options.vae_learning_rate, options.vae_learning_rate / 2)
   )
-  critic = models.build('cvae_critic', **options.critic)
   weights = dict(perceptual_weight=0.0, **options.weights)
-  task = training.cvae(vae, rule, critic, rival, network, average=parallel.average, **weights)
-  coder = vae, _fit(f'{name}_vae', task, options.vae_steps, options.batch_size, config, made, run_folder, parallel)
+  task = training.cvae(vae, rule, options.critic, rival, network, average=parallel.average, **weights)
+  coder = vae, _fit(f'{name}_vae', task, options.vae_steps, options.batch_size, trial, made, run_folder, parallel)
 
   def codes(key, batch):
     y = network(batch.input)
     mean, logvar = vae.apply(coder[1], batch.input, y, method='encode')
     return mean + jax.numpy.exp(0.5 * logvar) * jax.random.normal(key, mean.shape), y
 
-  flow = models.build('cinn', **options.flow)
+  flow = options.flow
   task = training.flow(flow, training.optimizer('adam', options.flow_learning_rate), codes, average=parallel.average)
   transform = (
     flow,
-    _fit(f'{name}_flow', task, options.flow_steps, 2 * options.batch_size, config, made, run_folder, parallel),
+    _fit(f'{name}_flow', task, options.flow_steps, 2 * options.batch_size, trial, made, run_folder, parallel),
   )
   made_by, variables = sampling.sampler(network, network, coder, transform)
   return sampling.Tap(name, 'output', made_by, variables)
 
 
-def _fit(name, task, steps, batch_size, config, made, run_folder, parallel):
+def _fit(name, task, steps, batch_size, trial, made, run_folder, parallel):
   """Variables trained on scans that are never judged; once, kept in the run folder."""
   folder = run_folder.folder / 'trained' / name
   checkpointer = training.Checkpointer(folder / 'checkpoints')
@@ -185,7 +181,7 @@ def _fit(name, task, steps, batch_size, config, made, run_folder, parallel):
   def batches(start):
     step = start
     while True:
-      rng = np.random.default_rng([config.seed + _TRAINING, step, parallel.part])
+      rng = np.random.default_rng([trial.seed + _TRAINING, step, parallel.part])
       clean = np.stack([known.background(rng, side) for _ in range(size)])
       clean += made.signals[rng.integers(len(made.signals), size=size)] * (rng.random((size, 1, 1)) < 0.5)
       ones = np.ones((size,), np.float32)
@@ -200,7 +196,7 @@ def _fit(name, task, steps, batch_size, config, made, run_folder, parallel):
     results.cut_metrics(folder / 'metrics.jsonl', checkpointer.latest_step() or 0)
   try:
     state = training.fit(
-      task, batches, steps, key=jax.random.key(config.seed), parallel=parallel, writer=write, checkpointer=checkpointer,
+      task, batches, steps, key=jax.random.key(trial.seed), parallel=parallel, writer=write, checkpointer=checkpointer,
       validate_every=max(steps // 2, 1), report_every=100,
     )  # fmt: skip
   finally:

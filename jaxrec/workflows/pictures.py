@@ -15,18 +15,16 @@ from jaxrec.geometry import center_crop
 from jaxrec.models import bind
 from jaxrec.training import Parallel, Task
 from jaxrec.workflows import datasets
-
-# Networks that make no image of a measurement.
-NO_RECONSTRUCTORS = ('cvae', 'flow')
+from jaxrec.workflows.experiment import Experiment
 
 
 def painter(
-  config, data: datasets.Data, task: Task, module: nn.Module, parallel: Parallel, folder: Path
+  experiment: Experiment, data: datasets.Data, task: Task, module: nn.Module, parallel: Parallel, folder: Path
 ) -> Callable[[Any], None]:
   """Draws target, reconstruction and error of `train.pictures` slices, spread evenly over the validation.
 
   Args:
-    config: the experiment.
+    experiment: with its training.
     data: its data.
     task: its task.
     module: its network.
@@ -36,7 +34,8 @@ def painter(
   Returns:
     `replicated state -> None`.
   """
-  examples = loader.spread(datasets.training_examples(config, data.val.volumes), config.train.pictures)
+  examples = datasets.training_examples(experiment.data, data.val.volumes)
+  examples = loader.spread(examples, experiment.training.pictures)
   reconstruct = jax.jit(bind(module))
 
   def paint(state: Any) -> None:

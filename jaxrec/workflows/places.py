@@ -6,7 +6,6 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxrec.data import ldct, loader, sites
 from jaxrec.data.errors import DataError
@@ -14,6 +13,7 @@ from jaxrec.data.sites import Site
 from jaxrec.geometry import soft_disc
 from jaxrec.invariances import observers
 from jaxrec.workflows import datasets
+from jaxrec.workflows.experiment import CTData, DataSet, Detection
 
 # Of the MR structures whose signal sets the contrasts, as a share of the scan's maximum: magnitudes are nearly linear there.
 _TRIAL = 0.1
@@ -40,18 +40,22 @@ class Question(NamedTuple):
   left_out: list[str]
 
 
-def question(config: ConfigDict, data: datasets.Data) -> Question:
-  """Structures and sites of a comparison; see the section `detect` of its config.
+def question(options: Detection, data_set: DataSet, data: datasets.Data) -> Question:
+  """Structures and sites of a comparison.
 
   Contrasts follow from the detectabilities that are aimed at and the noise of
   training patients.
 
+  Args:
+    options: of the observer.
+    data_set: what `data` was read from.
+    data: patients; those of validation are asked about.
+
   Raises:
     DataError: if there are too few places or patients.
   """
-  options = config.detect
-  ask = _ct if datasets.is_ct(config) else _mr
-  kinds, patients, pixel = ask(config, data)
+  ask = _ct if isinstance(data_set, CTData) else _mr
+  kinds, patients, pixel = ask(options, data_set, data)
   # All patients have as many sites: those with fewer are left out and named.
   count = int(np.median([n for n, _ in patients.values()])) if patients else 0
   enough = {name: read for name, (n, read) in patients.items() if n >= count > 0}
@@ -63,16 +67,6 @@ def question(config: ConfigDict, data: datasets.Data) -> Question:
   return Question(kinds, readers, 2 * options.reach + 1, pixel, [name for name in patients if name not in enough])
 
 
-def labels(config: ConfigDict) -> dict[str, str]:
-  """Labels of the networks that are judged, by run."""
-  found = {}
-  for name in config.detect.networks:
-    run, *inner = name.split('/')
-    own = config.experiments[run]
-    found[name] = (own.experiments[inner[0]] if inner else own).label
-  return found
-
-
 def _first(read, count):
   return itertools.islice(read(), count)
 
@@ -82,21 +76,20 @@ def _slices(volume, count):
   return sorted({int(i) for i in np.linspace(0, volume.shape[0] - 1, min(count, volume.shape[0]))})
 
 
-def _ct(config, data):
-  options = config.detect
+def _ct(options, data_set, data):
   volumes = [v for v in data.val.volumes if v.paired]
   places: dict[str, list] = {v.patient_id: [] for v in volumes}
   for v in volumes:
     for s in _slices(v, options.slices):
       found = sites.places_ct(
-        v, s, count=options.sites, side=options.side, centre_hu=config.data.centre_hu, seed=config.seed
+        v, s, count=options.sites, side=options.side, centre_hu=data_set.centre_hu, seed=data_set.seed
       )
       places[v.patient_id] += [(v, s, p) for p in found]
-  kinds = _contrasts_ct(config, data)
-  phantom = config.data.phantom
-  scanner = None if config.data.root else dict(photons=phantom.photons, dose=phantom.dose)
+  kinds = _contrasts_ct(options, data_set, data)
+  phantom = data_set.phantom
+  scanner = None if data_set.root else dict(photons=phantom['photons'], dose=phantom['dose'])
   patients = {
-    name: (len(mine), partial(_sites_ct, options, kinds, mine, config.seed, scanner)) for name, mine in places.items()
+    name: (len(mine), partial(_sites_ct, options, kinds, mine, data_set.seed, scanner)) for name, mine in places.items()
   }
   return kinds, patients, volumes[0].pixel if volumes else 1.0
 
@@ -117,9 +110,8 @@ def _sites_ct(options, kinds, places, seed, scanner):
     )
 
 
-def _contrasts_ct(config, data):
+def _contrasts_ct(options, data_set, data):
   """The covariance is that of low minus full dose at places like those of the structures."""
-  options = config.detect
   region = (slice(options.side // 2 - options.reach, options.side // 2 + options.reach + 1),) * 2
   samples, series = [], {}
   for v in (v for v in data.train.volumes if v.paired):
@@ -127,7 +119,7 @@ def _contrasts_ct(config, data):
     for s in _slices(v, options.slices):
       low, full = ldct.read_hu(v, s)
       for r, c in sites.places_ct(
-        v, s, count=options.calibration, side=options.side, centre_hu=config.data.centre_hu, seed=config.seed, apart=1.0
+        v, s, count=options.calibration, side=options.side, centre_hu=data_set.centre_hu, seed=data_set.seed, apart=1.0
       ):
         corner = r - options.side // 2, c - options.side // 2
         patch = (low - full)[corner[0] : corner[0] + options.side, corner[1] : corner[1] + options.side]
@@ -161,13 +153,12 @@ def _aimed(options, signals, samples, digits):
   ]
 
 
-def _mr(config, data):
-  options = config.detect
+def _mr(options, data_set, data):
   trials = [Kind(d, _TRIAL, 0.0) for d in options.diameters]
   samples, signals = [], []
   for v in data.train.volumes:
     # Noise is drawn: a few sites of every patient are enough for many scans.
-    for site in _sites_mr(config, trials, v, max(options.calibration // options.repeats, 1)):
+    for site in _sites_mr(options, data_set, trials, v, max(options.calibration // options.repeats, 1)):
       cut = tuple(slice(c, c + 2 * options.reach + 1) for c in site.corner)
       absent = site.absent[:, cut[0], cut[1]]
       samples.append((absent - absent.mean(0)).reshape(len(absent), -1) * np.sqrt(len(absent) / (len(absent) - 1)))
@@ -179,25 +170,24 @@ def _mr(config, data):
   patients: dict[str, list] = {}
   for v in data.val.volumes:
     patients.setdefault(v.patient_id, []).append(v)
-  read = {name: partial(_patient_mr, config, kinds, mine) for name, mine in patients.items()}
-  return kinds, {name: (sum(_counts(config, v) for v in patients[name]), f) for name, f in read.items()}, 1.0
+  read = {name: partial(_patient_mr, options, data_set, kinds, mine) for name, mine in patients.items()}
+  return kinds, {name: (sum(_counts(options, data_set, v) for v in patients[name]), f) for name, f in read.items()}, 1.0
 
 
-def _patient_mr(config, kinds, volumes):
+def _patient_mr(options, data_set, kinds, volumes):
   for v in volumes:
-    yield from _sites_mr(config, kinds, v, config.detect.sites)
+    yield from _sites_mr(options, data_set, kinds, v, options.sites)
 
 
-def _counts(config, volume):
+def _counts(options, data_set, volume):
   """Sites of a volume, without its scans."""
-  return sum(1 for _ in _sites_mr(config, [], volume, config.detect.sites))
+  return sum(1 for _ in _sites_mr(options, data_set, [], volume, options.sites))
 
 
-def _sites_mr(config, kinds, volume, count):
-  options = config.detect
-  read = datasets.reader(config, form='kspace')
+def _sites_mr(options, data_set, kinds, volume, count):
+  read = datasets.reader(data_set, form='kspace')
   for s in _slices(volume, options.slices):
     yield from sites.sites_mr(
       f'{volume.name}-{s:03d}', read(loader.Example(volume, s, None), 0), structures=[k[:2] for k in kinds], count=count,
-      repeats=options.repeats if kinds else 1, few=options.few if kinds else 1, reach=options.reach, seed=config.seed, added_noise=config.data.get('added_noise', 0.0),
+      repeats=options.repeats if kinds else 1, few=options.few if kinds else 1, reach=options.reach, seed=data_set.seed, added_noise=data_set.added_noise,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a config takes on a device that is here or elsewhere: its programs, compiled and not run."""
+"""What an experiment takes on a device that is here or elsewhere: its programs, compiled and not run."""
 
 import dataclasses
 import functools
@@ -14,7 +14,8 @@ from jaxrec.audit import program
 from jaxrec.networks import Network
 from jaxrec.training import Parallel, cost, memory, parallel
 from jaxrec.types import Sample, Scan, Slice
-from jaxrec.workflows import attack, datasets, factory
+from jaxrec.workflows import attack, factory
+from jaxrec.workflows.experiment import Attack, CTData, DataSet, Experiment, Forecast
 from jaxrec.workflows.targets import Target, target
 
 COLUMNS = (
@@ -37,7 +38,7 @@ _BUILT_ON_OTHERS = ('cvae', 'flow', 'wgan_vgg')
 
 
 class Work(NamedTuple):
-  """One program of a config.
+  """One program of an experiment.
 
   Attributes:
     name: `train`, or the name of a perturbation.
@@ -54,12 +55,11 @@ class Work(NamedTuple):
   flops: Callable[[], float]
 
 
-def run(config, folder: Path, here: Parallel) -> list[dict[str, Any]]:
-  """Compiles the programs of a config for each target, prints a table and writes `plan.csv`.
+def run(experiment: Experiment, folder: Path, here: Parallel) -> list[dict[str, Any]]:
+  """Compiles the programs of an experiment for each target, prints a table and writes `plan.csv`.
 
   Args:
-    config: the experiment; `plan.targets`, `plan.shape` (of a scan `coils, rows,
-      cols`, of an image `rows, cols`) and `plan.crop` say for what.
+    experiment: whose forecast says for what.
     folder: of the run.
     here: the devices of this process.
 
@@ -72,16 +72,17 @@ def run(config, folder: Path, here: Parallel) -> list[dict[str, Any]]:
   Raises:
     ValueError: for an unknown target, or one whose extra is not installed.
   """
-  targets = [target(name, here.memory, jax.local_devices()[: here.devices]) for name in config.plan.targets]
+  assert experiment.forecast is not None
+  targets = [target(name, here.memory, jax.local_devices()[: here.devices]) for name in experiment.forecast.targets]
   rows = []
   folder.mkdir(parents=True, exist_ok=True)
   print(
     f'{"program":16} {"target":12} {"devices":>7} {"batch":>6} {"at once":>7} {"GB":>7} {"of":>7} {"TFLOP":>8} {"compiled in":>11}'
   )
   for chosen in targets:
-    for work in programs(config, here):
+    for work in programs(experiment, here):
       row = planned(work, chosen)
-      rows.append({'config': config.name, **row})
+      rows.append({'config': experiment.name, **row})
       # After every row: compilers take minutes.
       results.write_csv(folder / 'plan.csv', COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
       print(
@@ -128,29 +129,32 @@ def _analysis(program):
   return (told[0] if isinstance(told, list) else told) or {}
 
 
-def programs(config, here: Parallel) -> Iterator[Work]:
-  """The training step and the attacks of a config."""
-  module, _ = factory.network(config)
-  sample = example(config)
-  if 'train' in config.plan.programs and config.train.task.name in _BUILT_ON_OTHERS:
-    print(f'plan: the training of {config.train.task.name} is left out: it needs other networks')
-  elif 'train' in config.plan.programs:
-    yield _training(config, module, sample, here)
-  for name in config.perturbation:
-    if name in config.plan.programs and not config.perturbation[name].get('generator', ''):
-      yield _attack(config, module, sample, name)
+def programs(experiment: Experiment, here: Parallel) -> Iterator[Work]:
+  """The training step and the attacks of an experiment."""
+  forecast, attacks = experiment.forecast, experiment.attack
+  assert forecast is not None and attacks is not None
+  module, _ = factory.network(experiment.model)
+  sample = example(forecast, experiment.data)
+  task = experiment.training.task.name
+  if 'train' in forecast.programs and task in _BUILT_ON_OTHERS:
+    print(f'plan: the training of {task} is left out: it needs other networks')
+  elif 'train' in forecast.programs:
+    yield _training(experiment, module, sample, here)
+  for name in attacks.sweeps:
+    if name in forecast.programs and name not in attacks.generators:
+      yield _attack(experiment, attacks, module, sample, name)
 
 
-def example(config) -> Sample:
+def example(forecast: Forecast, data: DataSet) -> Sample:
   """Shapes of one example of the size `plan.shape`."""
 
   def of(shape, kind='float32'):
     return jax.ShapeDtypeStruct(tuple(shape), kind)
 
-  shape = tuple(config.plan.shape)
-  if datasets.is_ct(config) or config.data.form == 'image':
+  shape = forecast.shape
+  if isinstance(data, CTData) or data.form == 'image':
     return Slice(*(of(shape[-2:]),) * 3, of(()))
-  crop = [min(n, m) for n, m in zip(config.plan.crop, shape[-2:])]
+  crop = [min(n, m) for n, m in zip(forecast.crop, shape[-2:])]
   mask = of((1, shape[-1]), bool)
   return Scan(of(shape, 'complex64'), mask, mask, mask, of(crop), of(crop), of(()))
 
@@ -163,47 +167,49 @@ def _key():
   return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _training(config, module, sample, here):
+def _training(experiment, module, sample, here):
+  training = experiment.training
+
   def share(devices):
-    if config.train.batch_size % devices:
-      raise ValueError(f'train.batch_size: {config.train.batch_size} does not split over {devices} devices')
-    return config.train.batch_size // devices
+    if training.batch_size % devices:
+      raise ValueError(f'train.batch_size: {training.batch_size} does not split over {devices} devices')
+    return training.batch_size // devices
 
   def task(micro_batch, count):
-    return factory.task(config, module, here, 1, sample, micro_batch=micro_batch if micro_batch < count else 0)
+    return factory.task(training, module, here, 1, sample, micro_batch=micro_batch if micro_batch < count else 0)
 
   def sizes(devices):
-    chosen, count = config.train.micro_batch, share(devices)
-    splits = factory.accumulates(config.train.task.name) and config.model.get('norm') != 'batch'
+    chosen, count = training.micro_batch, share(devices)
+    splits = factory.accumulates(training.task) and experiment.model.options.get('norm') != 'batch'
     return [chosen or count] if chosen or not splits else memory.divisors(count)
 
   def lowered(devices, micro_batch):
     made = task(micro_batch, share(len(devices)))
     state = jax.eval_shape(made.init, jax.random.key(0), _stacked(sample, share(len(devices))))
-    return parallel.lower(devices, made.step, state, _stacked(sample, config.train.batch_size), _key())
+    return parallel.lower(devices, made.step, state, _stacked(sample, training.batch_size), _key())
 
   def flops():
-    alone = factory.task(config, module, here._replace(average=lambda tree: tree), 1, sample)
+    alone = factory.task(training, module, here._replace(average=lambda tree: tree), 1, sample)
     batch = _stacked(sample, 1)
     return cost.flops(alone.step, jax.eval_shape(alone.init, jax.random.key(0), batch), batch, _key())
 
-  return Work('train', sizes, lambda devices, at_once: config.train.batch_size, lowered, flops)
+  return Work('train', sizes, lambda devices, at_once: training.batch_size, lowered, flops)
 
 
-def _attack(config, module, sample, name):
-  reconstruct, seen = factory.defended(config, module)
+def _attack(experiment: Experiment, attacks: Attack, module, sample, name):
+  reconstruct, seen = factory.defended(attacks, experiment.defence, module)
   variables = jax.eval_shape(lambda key, s: models.start(module, key, s), _key(), sample)
-  network = Network(reconstruct, variables, config.model.name)
+  network = Network(reconstruct, variables, experiment.model.name)
   if seen is not None:
     network = dataclasses.replace(network, surrogate=Network(seen, variables))
-  sweep = factory.sweep(config, name)
-  run_batch = (program.by_grid if sweep.is_grid else program.by_search)(network, sweep, config.attack.chunk or 1)
+  sweep = attacks.sweeps[name]
+  run_batch = (program.by_grid if sweep.is_grid else program.by_search)(network, sweep, attacks.chunk or 1)
 
   def shapes(count):
     return program.shapes(network, sweep, sample, count)
 
   return Work(
-    name, lambda devices: [config.attack.batch_size] if config.attack.batch_size else list(attack.AT_ONCE),
+    name, lambda devices: [attacks.batch_size] if attacks.batch_size else list(attack.AT_ONCE),
     lambda devices, at_once: devices * at_once,
     lambda devices, count: parallel.BatchProgram(run_batch, devices).lower(*shapes(count * len(devices))),
     lambda: cost.flops(run_batch, *shapes(1)),

@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxrec import invariances, results
@@ -23,6 +22,7 @@ from jaxrec.data.sites import Site
 from jaxrec.invariances import observers, witness
 from jaxrec.types import Image, Variables
 from jaxrec.workflows import detect
+from jaxrec.workflows.experiment import Invariances
 from jaxrec.workflows.places import Question
 
 MEASURED = 'sampled.jsonl'
@@ -92,7 +92,7 @@ class Sampling:
     taps: what to sample.
     asked: classes and sites.
     searched: classes to sample.
-    options: section `invariances` of the config.
+    options: how samples are drawn and judged.
     folds: of the observers.
     seed: of the samples; the same noise v at every layer and network.
   """
@@ -103,7 +103,7 @@ class Sampling:
     taps: Sequence[Tap],
     asked: Question,
     searched: Sequence[int],
-    options: ConfigDict,
+    options: Invariances,
     *,
     folds: int,
     seed: int,

@@ -6,10 +6,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
 from jaxrec import models, results
@@ -18,17 +17,26 @@ from jaxrec.data.fastmri import Example
 from jaxrec.networks import Network
 from jaxrec.training import AveragedState, Checkpointer, Parallel, Task, fit, memory
 from jaxrec.workflows import datasets, factory, pictures, workers
+from jaxrec.workflows.experiment import CTData, Experiment, Training
+
+
+class Context(NamedTuple):
+  """What stages share: indexed data, the devices, and who reads the experiment that a run folder was made with."""
+
+  data: datasets.Data
+  parallel: Parallel
+  stored: Callable[[Path], Experiment]
 
 
 class _Ledger:
   """Metrics, costs and waiting of a training, written by the first process."""
 
-  def __init__(self, config, run_folder: results.Run, parallel: Parallel, every: int, rates: np.ndarray):
-    self.config, self.folder, self.part, self.every = config, run_folder.folder, parallel.part, every
+  def __init__(self, training: Training, run_folder: results.Run, parallel: Parallel, every: int, rates: np.ndarray):
+    self.training, self.folder, self.part, self.every = training, run_folder.folder, parallel.part, every
     self.rates = rates
     self.start, self.waited = time.perf_counter(), 0.0
     self.before = results.read_json(self.folder / 'cost.json')
-    self.tensorboard = _tensorboard(config, run_folder, parallel)
+    self.tensorboard = _tensorboard(training, run_folder, parallel)
     self.task: Task | None = None
 
   def wait(self, seconds: float) -> None:
@@ -63,81 +71,83 @@ class _Ledger:
   def _write_cost(self, steps):
     seconds = self.before.get('seconds', 0.0) + time.perf_counter() - self.start
     waited = self.before.get('waited', 0.0) + self.waited
-    _write_cost(self.folder / 'cost.json', self.task, self.config, steps, seconds, waited)
+    _write_cost(self.folder / 'cost.json', self.task, self.training, steps, seconds, waited)
 
 
-def run(config, run_folder: results.Run, data: datasets.Data, parallel: Parallel) -> None:
-  """Trains the config's network, or goes on; nothing to do for published weights."""
-  module, _ = factory.network(config)
-  source = config.model.weights or config.model.checkpoint
-  if source:
+def run(experiment: Experiment, run_folder: results.Run, context: Context) -> None:
+  """Trains the network, or goes on; nothing to do for published weights."""
+  model, training, (data, parallel, _) = experiment.model, experiment.training, context
+  module, _ = factory.network(model)
+  if source := model.weights or model.checkpoint:
     print(f'train: nothing to do, the network comes from {source}')
     return
   if isinstance(module, Network):
     raise ValueError(
-      f"stages: {config.model.name} makes a jaxrec.Network, which has its weights; training takes a Flax linen module, so leave 'train' out"
+      f"stages: {model.name} makes a jaxrec.Network, which has its weights; training takes a Flax linen module, so leave 'train' out"
     )
-  examples = datasets.training_examples(config, data.train.volumes)
-  steps_per_epoch = loader.steps_per_epoch(examples, config.train.batch_size)
-  num_steps = factory.num_steps(config, steps_per_epoch)
-  load = loader_of(run_folder.folder, data, parallel)
+  examples = datasets.training_examples(experiment.data, data.train.volumes)
+  steps_per_epoch = loader.steps_per_epoch(examples, training.batch_size)
+  num_steps = factory.num_steps(training, steps_per_epoch)
+  load = loader_of(run_folder.folder, context)
   largest = max(examples, key=lambda e: np.prod(loader.shape_of(e)))
   sample = data.read(largest, 0)
 
   def make(micro_batch):
-    return started(factory.task(config, module, parallel, num_steps, sample, load, micro_batch), config)
+    return started(factory.task(training, module, parallel, num_steps, sample, load, micro_batch), experiment)
 
   checkpointer = Checkpointer(run_folder.folder / 'checkpoints')
   done = checkpointer.latest_step() or 0
-  every = config.train.validate_every or steps_per_epoch
+  every = training.validate_every or steps_per_epoch
   if parallel.part == 0:
     print(
-      f'train: {num_steps} steps of {config.train.batch_size} slices ({num_steps / steps_per_epoch:.1f} epochs of '
+      f'train: {num_steps} steps of {training.batch_size} slices ({num_steps / steps_per_epoch:.1f} epochs of '
       f'{len(examples)}), validation every {every}; {done} done'
     )
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
-  ledger = _Ledger(config, run_folder, parallel, every, factory.learning_rates(config.train, num_steps))
-  read = datasets.reader(config, redraw=True)
-  task, micro_batch = fitted(config, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
+  ledger = _Ledger(training, run_folder, parallel, every, factory.learning_rates(training, num_steps))
+  read = datasets.reader(experiment.data, redraw=True)
+  task, micro_batch = fitted(experiment, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
   ledger.task = task
-  validate = _validation(config, data, task, module, parallel, micro_batch, run_folder.folder)
+  validate = _validation(experiment, data, task, module, parallel, micro_batch, run_folder.folder)
   with workers.termination() as stop:
     fit(
       task,
       lambda start: loader.training_batches(
-        examples, read, config.train.batch_size, seed=config.seed, start=start,
-        workers=config.data.workers, part=parallel.part, parts=parallel.parts,
+        examples, read, training.batch_size, seed=experiment.seed, start=start,
+        workers=experiment.data.workers, part=parallel.part, parts=parallel.parts,
       ),
       num_steps,
-      key=jax.random.key(config.seed),
+      key=jax.random.key(experiment.seed),
       parallel=parallel,
       writer=ledger.write,
       checkpointer=checkpointer,
       validate=validate,
       validate_every=every,
-      report_every=config.train.report_every,
-      score=f'val_{config.train.best}',
-      patience=config.train.patience or None,
-      checkpoint_minutes=config.train.get('checkpoint_minutes', 10.0),
-      files=lambda number: loader.batch_files(examples, config.train.batch_size, number, seed=config.seed),
+      report_every=training.report_every,
+      score=f'val_{training.best}',
+      patience=training.patience or None,
+      checkpoint_minutes=training.checkpoint_minutes,
+      files=lambda number: loader.batch_files(examples, training.batch_size, number, seed=experiment.seed),
       stop=stop,
       on_wait=ledger.wait,
     )  # fmt: skip
   ledger.close(done, checkpointer.latest_step() or 0)
   checkpointer.close()
+  parallel.barrier('the first process has written what all read')
 
 
-def started(task: Task, config) -> Task:
+def started(task: Task, experiment: Experiment) -> Task:
   """The task from the weights of `train.start_from`, a file of the fastMRI repository; itself if that is empty.
 
   Raises:
     ValueError: if they are not of this network.
   """
-  path = config.train.get('start_from', '')
+  path = experiment.training.start_from
   if not path:
     return task
-  kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(config.model.name)
-  if kind is None or config.train.task.name in ('adversarial', *factory.CRITICS):
+  kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(experiment.model.name)
+  recipe = experiment.training.task
+  if kind is None or recipe.generator or recipe.critic:
     raise ValueError('train.start_from: is for one network, model.name=varnet or unet_recon; leave it empty')
   _, variables = models.load_fastmri(path, kind)
 
@@ -153,13 +163,13 @@ def started(task: Task, config) -> Task:
   return task._replace(init=init)
 
 
-def fitted(config, parallel: Parallel, make: Callable[[int], Task], sample) -> tuple[Task, int]:
-  """The task with the micro-batch of the config or, for 0, with the largest that fits into memory.
+def fitted(experiment: Experiment, parallel: Parallel, make: Callable[[int], Task], sample) -> tuple[Task, int]:
+  """The task with the micro-batch of the experiment or, for 0, with the largest that fits into memory.
 
   What the choice compiles is kept: the training does not compile it again.
 
   Args:
-    config: the experiment.
+    experiment: with its training.
     parallel: devices.
     make: `micro-batch -> task`.
     sample: the largest example.
@@ -170,20 +180,21 @@ def fitted(config, parallel: Parallel, make: Callable[[int], Task], sample) -> t
   Raises:
     ValueError: if the batch does not split, or nothing fits.
   """
-  chosen = config.train.get('micro_batch', 0)
+  training = experiment.training
+  chosen = training.micro_batch
   if chosen:
     return make(chosen), chosen
   shares = parallel.devices * parallel.parts
-  if config.train.batch_size % shares:
-    raise ValueError(f'train.batch_size: {config.train.batch_size} does not split over {shares} devices')
-  count = config.train.batch_size // shares
+  if training.batch_size % shares:
+    raise ValueError(f'train.batch_size: {training.batch_size} does not split over {shares} devices')
+  count = training.batch_size // shares
   tasks = functools.cache(lambda micro_batch: make(micro_batch if micro_batch < count else 0))
 
   def fits(micro_batch):
     shapes = step_shapes(tasks(micro_batch), sample, count, parallel.devices)
     return memory.takes_at_most(parallel.memory, lambda: parallel.compile(tasks(micro_batch).step).compile(*shapes))
 
-  splits = factory.accumulates(config.train.task.name) and config.model.get('norm') != 'batch'
+  splits = factory.accumulates(training.task) and experiment.model.options.get('norm') != 'batch'
   found = memory.largest_that_fits(memory.divisors(count) if splits else [count], fits)
   if found is None:
     raise ValueError(
@@ -206,12 +217,12 @@ def step_shapes(task: Task, sample, count: int, devices: int):
   return lead(state, devices), lead(batch, devices), lead(jax.eval_shape(lambda: jax.random.key(0)), devices)
 
 
-def _write_cost(path, task, config, steps, seconds, waited):
+def _write_cost(path, task, training, steps, seconds, waited):
   """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen.
 
   In `waited` of them the devices had nothing to do but to wait for data.
   """
-  forward, backward = (n * config.train.batch_size for n in task.calls)
+  forward, backward = (n * training.batch_size for n in task.calls)
   cost = {
     'steps': steps,
     'seconds': seconds,
@@ -222,12 +233,14 @@ def _write_cost(path, task, config, steps, seconds, waited):
   results.write_text(path, json.dumps(cost) + '\n')
 
 
-def _validation(config, data: datasets.Data, task, module, parallel: Parallel, micro_batch: int, folder: Path):
+def _validation(
+  experiment: Experiment, data: datasets.Data, task, module, parallel: Parallel, micro_batch: int, folder: Path
+):
   """Scores, and pictures of the first process if there are to be any."""
-  score = validation(config, data, task, parallel, micro_batch)
-  if parallel.part or not config.train.get('pictures', 0) or config.train.task.name in pictures.NO_RECONSTRUCTORS:
+  training, score = experiment.training, validation(experiment, data, task, parallel, micro_batch)
+  if parallel.part or not training.pictures or training.task.described:
     return score
-  paint = pictures.painter(config, data, task, module, parallel, folder / 'figures')
+  paint = pictures.painter(experiment, data, task, module, parallel, folder / 'figures')
 
   def run_validation(state) -> dict[str, float]:
     paint(state)
@@ -236,9 +249,10 @@ def _validation(config, data: datasets.Data, task, module, parallel: Parallel, m
   return run_validation
 
 
-def validation(config, data: datasets.Data, task, parallel: Parallel, micro_batch: int):
+def validation(experiment: Experiment, data: datasets.Data, task, parallel: Parallel, micro_batch: int):
   """Scores by volume: the mean over volumes of the mean over their slices; so many slices per device at a time."""
-  examples = loader.spread(datasets.training_examples(config, data.val.volumes), config.train.max_validation)
+  examples = datasets.training_examples(experiment.data, data.val.volumes)
+  examples = loader.spread(examples, experiment.training.max_validation)
   batch_size = parallel.devices * micro_batch
   mine = examples[parallel.part :: parallel.parts]
   evaluate = parallel.map_batch(task.evaluate)
@@ -264,8 +278,8 @@ def validation(config, data: datasets.Data, task, parallel: Parallel, micro_batc
   return run_validation
 
 
-def _tensorboard(config, run_folder, parallel):
-  if not config.train.tensorboard or parallel.part:
+def _tensorboard(training, run_folder, parallel):
+  if not training.tensorboard or parallel.part:
     return lambda record: None
   try:
     from tensorboardX import SummaryWriter
@@ -287,21 +301,7 @@ def sibling(folder: Path, run: str) -> Path:
   return folder.parent / run if (folder.parent / run).is_dir() else Path(run)
 
 
-def stored_config(folder: Path) -> ml_collections.ConfigDict:
-  """The config that a run was made with.
-
-  Raises:
-    RunError: if its file is damaged.
-  """
-  path = folder / 'config.json'
-  stored = results.read_json(path)
-  missing = [name for name in ('data', 'model', 'train') if not isinstance(stored.get(name), dict)]
-  if missing:
-    raise results.RunError(f'{path}: is damaged (it has no section {missing[0]}); put back the one of the run')
-  return ml_collections.ConfigDict(stored)
-
-
-def loader_of(folder: Path, data: datasets.Data, parallel: Parallel) -> factory.Load:
+def loader_of(folder: Path, context: Context) -> factory.Load:
   """Networks of other runs by name, each read once."""
 
   @functools.cache
@@ -309,37 +309,38 @@ def loader_of(folder: Path, data: datasets.Data, parallel: Parallel) -> factory.
     other = sibling(folder, run)
     if not (other / 'config.json').exists():
       raise ValueError(f'{other}: is no run folder; train it first')
-    return trained(stored_config(other), other, data, parallel)
+    return trained(context.stored(other), other, context)
 
   return load
 
 
-def trained(config, folder: Path, data: datasets.Data, parallel: Parallel):
+def trained(experiment: Experiment, folder: Path, context: Context):
   """Network and variables to attack: the best checkpoint, of another run if asked for, or published weights."""
-  module, variables = factory.network(config)
+  module, variables = factory.network(experiment.model)
   if variables is not None or isinstance(module, Network):
     return module, variables
-  folder = sibling(folder, config.model.checkpoint) if config.model.checkpoint else folder
-  return module, _best(config, module, folder, data, parallel)
+  checkpoint = experiment.model.checkpoint
+  folder = sibling(folder, checkpoint) if checkpoint else folder
+  return module, _best(experiment, module, folder, context)
 
 
-def _best(config, module, folder, data, parallel):
-  return restored(config, module, folder, data, parallel)[1]
+def _best(experiment, module, folder, context):
+  return restored(experiment, module, folder, context)[1]
 
 
-def restored(config, module, folder: Path, data: datasets.Data, parallel: Parallel):
+def restored(experiment: Experiment, module, folder: Path, context: Context):
   """Best state of a run, and the variables of its reconstructor.
 
-  The run may have been trained by another task: its own config tells which.
+  The run may have been trained by another task: its own folder tells which.
 
   Raises:
     ValueError: if there is none or it does not fit.
   """
   if not (folder / 'checkpoints').is_dir():
     raise ValueError(f'{folder}: holds no checkpoints; train first, or set model.checkpoint to a run folder')
-  own = stored_config(folder) if (folder / 'config.json').exists() else config
-  sample = _training_sample(own, data)
-  task = factory.task(own, module, parallel, 1, sample, loader_of(folder, data, parallel))
+  own = context.stored(folder) if (folder / 'config.json').exists() else experiment
+  sample = _training_sample(own, context.data)
+  task = factory.task(own.training, module, context.parallel, 1, sample, loader_of(folder, context))
   like = jax.eval_shape(task.init, jax.random.key(0), loader.stack([sample]))
   checkpointer = Checkpointer(folder / 'checkpoints')
   try:
@@ -349,27 +350,26 @@ def restored(config, module, folder: Path, data: datasets.Data, parallel: Parall
   return state, task.variables(state)
 
 
-def _training_sample(config, data):
+def _training_sample(experiment, data):
   """A sample of the shapes that a run was trained on: critics may know their size."""
   volumes = [v for v in data.val.volumes if v.fully_sampled] or data.val.volumes
   sample = data.read(Example(volumes[0], 0, None), 0)
-  if not datasets.is_ct(config):
+  if not isinstance(experiment.data, CTData):
     return sample
-  side = config.data.patch or max(sample.target.shape)
+  side = experiment.data.patch or max(sample.target.shape)
   return jax.tree.map(lambda x: x[:side, :side] if x.ndim else x, sample)
 
 
-def generator_of(config, folder: Path, data: datasets.Data, parallel: Parallel):
+def generator_of(folder: Path, context: Context):
   """The generator of an adversarially trained run: its adversary and variables."""
   if not (folder / 'config.json').exists():
     raise ValueError(f'{folder}: is no run folder; train the generator first')
-  own = stored_config(folder)
-  if own.train.task.name != 'adversarial':
-    raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={own.train.task.name}')
-  module, _ = factory.network(own)
-  state, _ = restored(own, module, folder, data, parallel)
+  own = context.stored(folder)
+  recipe = own.training.task
+  if recipe.generator is None:
+    raise ValueError(f'{folder}: has no generator; it was trained with train.task.name={recipe.name}')
+  module, _ = factory.network(own.model)
+  state, _ = restored(own, module, folder, context)
   if isinstance(state, AveragedState):
     state = state.state
-  return factory.adversary(
-    own.train.task.generator, _training_sample(own, data), own.train.task.perturbation.relative_radius
-  ), state.generator.variables
+  return factory.adversary(recipe.generator, _training_sample(own, context.data)), state.generator.variables

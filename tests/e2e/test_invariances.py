@@ -1,7 +1,6 @@
 """What networks ignore, as users ask for it: training, sampling, analysis, report, and real slices."""
 
 import csv
-import functools
 import json
 
 import numpy as np
@@ -22,7 +21,7 @@ from configs import (
 )
 from jaxrec import geometry, models, training
 from jaxrec.data import ldct, singlecoil, sites, synthetic
-from jaxrec.experiments import denoise, verify_data
+from jaxrec.experiments import build, denoise, verify_data
 from jaxrec.workflows import factory
 from tests.e2e.test_main import launch
 
@@ -124,34 +123,30 @@ def test_every_experiment_has_its_networks(experiments, profile, monkeypatch):
   for part in nested:
     runs = part.experiments if 'experiments' in part else {'': part}
     for name, run in runs.items():
-      module, _ = factory.network(run)
+      module, _ = factory.network(build.build(run, '').model)
 
       def load(other):
-        return (factory.network(runs[other])[0], {})
+        return (factory.network(build.build(runs[other], '').model)[0], {})
 
       if name == 'vae' and profile == '':
         assert run.model.size[0] in (128, 320)
-      build = functools.partial(
-        factory.task,
-        run,
-        module,
-        training.data_parallel(1)._replace(average=lambda tree: tree, axis=None),
-        10,
-        None,
-        load,
-      )
+      parallel = training.data_parallel(1)._replace(average=lambda tree: tree, axis=None)
+
+      def task():
+        factory.task(build.build(run, '').training, module, parallel, 10, None, load)
+
       compared = run.train.task.get('perceptual')
       if compared and profile == '':
         kind, weight = ('vgg19', 0.6893) if run.model.name == 'wganvgg' else ('vgg16', None)
         assert (compared.kind, run.train.task.get('perceptual_weight')) == (kind, weight) and 'independent' not in runs
         with pytest.raises(ValueError, match=f'perceptual.vgg: is missing; give a {kind} checkpoint'):
-          build()
+          task()
         compared.vgg = __file__
-        build()
+        task()
         # Other runs share it.
         compared.vgg = ''
       else:
-        build()
+        task()
     if 'invariances' in part:
       for sampler in part.invariances.samplers.values():
         assert {sampler.network, sampler.autoencoder, *sampler.flows, *sampler.anatomies} <= set(runs)

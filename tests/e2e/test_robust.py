@@ -11,7 +11,7 @@ from configs import adversarial_unet, common, defences
 from jaxrec import models, training
 from jaxrec.data import singlecoil, synthetic
 from jaxrec.data.errors import DataError
-from jaxrec.experiments import options
+from jaxrec.experiments import build, options
 from jaxrec.workflows import datasets, factory, train
 from tests.e2e.test_main import launch
 
@@ -49,12 +49,12 @@ def test_a_frozen_network_is_the_trained_one(compared):
   frozen, standard = (
     training.Checkpointer(workdir / name / 'checkpoints') for name in ('generator_standard', 'standard')
   )
-  config = adversarial_unet.get_config('smoke').experiments.standard
-  data = datasets.data(config, workdir / 'standard')
-  module, _ = factory.network(config)
+  experiment = build.build(adversarial_unet.get_config('smoke').experiments.standard, workdir / 'standard')
+  data = datasets.data(experiment.data, experiment.folder)
+  module, _ = factory.network(experiment.model)
+  context = train.Context(data, training.data_parallel(1), build.stored)
   variables = [
-    train.restored(config, module, workdir / name, data, training.data_parallel(1))[1]
-    for name in ('generator_standard', 'standard')
+    train.restored(experiment, module, workdir / name, context)[1] for name in ('generator_standard', 'standard')
   ]
   jax.tree.map(np.testing.assert_array_equal, *variables)
   frozen.close()
@@ -64,7 +64,8 @@ def test_a_frozen_network_is_the_trained_one(compared):
 def test_the_phantom_is_no_single_coil_data(tmp_path, monkeypatch):
   monkeypatch.setenv('FASTMRI_ROOT', '')
   with pytest.raises(DataError, match='data.root: is missing'):
-    datasets.data(adversarial_unet.get_config('paper').experiments.standard, tmp_path / 'run')
+    config = adversarial_unet.get_config('paper').experiments.standard
+    datasets.data(build.build(config, tmp_path / 'run').data, tmp_path / 'run')
   assert not list(tmp_path.iterdir())
 
 
@@ -77,9 +78,9 @@ def test_the_same_command_computes_nothing_again(compared):
   assert '2 done' in again.stdout
 
 
-def sample_of(config):
+def sample_of(experiment):
   scan = synthetic.scan(0, rows=32, cols=32, coils=2)
-  return singlecoil.zero_filled(scan) if config.data.form == 'image' else scan
+  return singlecoil.zero_filled(scan) if experiment.data.form == 'image' else scan
 
 
 @pytest.mark.parametrize('experiments', [adversarial_unet, defences])
@@ -87,10 +88,11 @@ def sample_of(config):
 def test_every_experiment_has_a_task_and_a_defence(experiments, profile):
   """Every option of every run of the comparison is one that its factory takes."""
   for name, config in experiments.get_config(profile).experiments.items():
-    module, _ = factory.network(config)
-    sample = sample_of(config)
-    factory.task(config, module, training.data_parallel(1)._replace(average=lambda tree: tree, axis=None), 10, sample)
-    reconstruct, surrogate = factory.defended(config, module)
+    experiment = build.build(config, '', planned=True)
+    module, _ = factory.network(experiment.model)
+    parallel = training.data_parallel(1)._replace(average=lambda tree: tree, axis=None)
+    factory.task(experiment.training, module, parallel, 10, sample_of(experiment))
+    reconstruct, surrogate = factory.defended(experiment.attack, experiment.defence, module)
     assert (surrogate is None) == (name not in ('smoothing', 'smoothing_unseen', 'cyclic_unseen')), name
 
 
@@ -129,5 +131,8 @@ def test_mistakes_are_named(mistake):
   module = models.build('unet_recon', chans=2, pools=1)
   with pytest.raises(ValueError, match=words):
     options.check(config, 'runs/x')
-    factory.defended(config, module)
-    factory.task(config, module, training.data_parallel(1), 10, synthetic.scan(0, rows=32, cols=32, coils=2))
+    experiment = build.build(config, 'runs/x')
+    factory.defended(experiment.attack, experiment.defence, module)
+    factory.task(
+      experiment.training, module, training.data_parallel(1), 10, synthetic.scan(0, rows=32, cols=32, coils=2)
+    )

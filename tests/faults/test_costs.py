@@ -8,6 +8,7 @@ import pytest
 from configs import unet_8x
 from jaxrec import results
 from jaxrec.data import loader
+from jaxrec.experiments import build
 from jaxrec.training import data_parallel
 from jaxrec.workflows import datasets, train
 
@@ -23,7 +24,8 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   config.data.workers = 0
   parallel = data_parallel(1)
   folder = results.Run(tmp_path / 'run')
-  data = datasets.data(config, folder.folder, parallel)
+  experiment = build.build(config, folder.folder)
+  context = train.Context(datasets.data(experiment.data, folder.folder, parallel), parallel, build.stored)
   cost = folder.folder / 'cost.json'
 
   def late(*arguments, **options):
@@ -35,7 +37,7 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   monkeypatch.setattr(loader, 'training_batches', late)
 
   def go():
-    train.run(config, folder, data, parallel)
+    train.run(experiment, folder, context)
 
   append = results.append_jsonl
 

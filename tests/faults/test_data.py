@@ -18,8 +18,10 @@ from jaxrec.audit.program import Outcome
 from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import chest, ct_images, fastmri, hdf5, ldct, loader, synthetic
 from jaxrec.data.errors import DataError
+from jaxrec.experiments import build
 from jaxrec.training import data_parallel
-from jaxrec.workflows import attack, datasets
+from jaxrec.workflows import attack, datasets, factory
+from jaxrec.workflows.train import Context
 from tests.faults.test_checkpoints import full_disk
 from tests.unit.test_data import write_csv
 
@@ -180,11 +182,13 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
       )
 
   monkeypatch.setattr(Engine, '_outcomes', outcomes)
-  monkeypatch.setattr(attack, 'trained', lambda *_: (attack.factory.network(config)[0], None))
+  monkeypatch.setattr(attack, 'trained', lambda experiment, *_: (factory.network(experiment.model)[0], None))
 
   def run(refused=()):
     unfit[:] = refused
-    attack.run(config, folder, datasets.data(config, folder.folder, parallel), parallel)
+    experiment = build.build(config, folder.folder)
+    context = Context(datasets.data(experiment.data, folder.folder, parallel), parallel, build.stored)
+    attack.run(experiment, folder, context)
     return {(row['file'], row['slice']) for row in folder.rows()}, capsys.readouterr().out
 
   run.config = config

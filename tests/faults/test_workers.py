@@ -97,6 +97,26 @@ def test_no_worker_outlives_the_others(case, tmp_path):
   assert not any(map(alive, pids))
 
 
+@pytest.mark.parametrize('program, code, words', [
+  (['-m', 'jaxrec.main', '--config=unet_8x:smoke'], 130, 'stopped while loading; give the same command again'),
+  (['-m', 'jaxrec.experiments.denoise', 'run', 'in', 'out'], 130, 'stopped while loading; give the same command again'),
+  (['-m', 'jaxrec.experiments.verify_data', 'data'], 130, 'stopped while loading; give the same command again'),
+  (['-c', 'import jaxrec'], -signal.SIGINT, 'KeyboardInterrupt'),
+], ids=['run', 'denoise', 'verify', 'somebody who imports the package'])  # fmt: skip
+def test_ctrl_c_while_libraries_load(program, code, words, tmp_path):
+  (tmp_path / 'jax.py').write_text('import time\nprint("loading", flush=True)\ntime.sleep(60)\n')
+  env = {**os.environ, 'PYTHONPATH': f'{tmp_path}:{ROOT}'}
+  started = subprocess.Popen(
+    [sys.executable, *program], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+  )  # fmt: skip
+  assert started.stdout.readline() == 'loading\n'
+  started.send_signal(signal.SIGINT)
+  _, err = started.communicate(timeout=20)
+  assert started.returncode == code and words in err, err
+  assert code < 0 or len(err.split('\n')) == 3, err
+
+
 WORKER = (
   'import time; from jaxrec.workflows import workers; workers.join(None); print("ready", flush=True); time.sleep(60)'
 )

@@ -241,6 +241,7 @@ def test_training_starts_from_published_weights(tmp_path):
 
   from configs import unet_8x
   from jaxrec.data import loader, synthetic
+  from jaxrec.experiments import build
   from jaxrec.training import data_parallel
   from jaxrec.workflows import factory
   from jaxrec.workflows.train import started
@@ -251,8 +252,9 @@ def test_training_starts_from_published_weights(tmp_path):
   sample = synthetic.scan(0, rows=48, cols=48, coils=2)
 
   def first_state():
-    module, _ = factory.network(config)
-    task = started(factory.task(config, module, data_parallel(1), 1, sample), config)
+    experiment = build.build(config, tmp_path)
+    module, _ = factory.network(experiment.model)
+    task = started(factory.task(experiment.training, module, data_parallel(1), 1, sample), experiment)
     return task.init(jax.random.key(0), loader.stack([sample]))
 
   drawn = first_state().variables

@@ -17,7 +17,9 @@ from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import chest, fastmri, loader, singlecoil, synthetic
 from jaxrec.data.errors import DataError
 from jaxrec.data.source import KSpace
+from jaxrec.experiments import build
 from jaxrec.workflows import datasets
+from jaxrec.workflows.experiment import Inserted
 
 MASK = dict(kind='random', center_fractions=(0.2,), accelerations=(3,))
 DRAW = fastmri.mask_drawer(**MASK)
@@ -325,7 +327,7 @@ def test_training_draws_a_new_mask_every_epoch_and_the_same_one_again(dataset):
   # Inserted spots are in the input and in the target.
   plain, spots = (
     _Read(KSpace(''), dict(MASK, seed=0), redraw=False, form='image', inserted=inserted)(example, 0)
-    for inserted in (None, dict(count=3, diameters=(4.0,), contrasts=(0.5,)))
+    for inserted in (None, Inserted(3, (4.0,), (0.5,)))
   )
   place = np.unravel_index((spots.target - plain.target).argmax(), plain.target.shape)
   assert (spots.target - plain.target)[place] > 0.3 * plain.scale and (spots.input - plain.input)[
@@ -381,31 +383,33 @@ def test_boxes_left_out_are_counted_once(splits, tmp_path):
   (tmp_path / 'a.csv').write_text(
     '\n'.join([*lines, 'elsewhere,0,No,4,5,6,7,cyst', 'elsewhere,0,Yes,,,,,study']) + '\n'
   )
-  chosen, skipped = datasets.examples(config, datasets.data(config, tmp_path / 'run'))
+  made = build.build(config, tmp_path / 'run')
+  chosen, skipped = datasets.examples(made.data, made.attack, datasets.data(made.data, made.folder))
   assert skipped == {'unknown file': 1, 'study level': 1} and len(chosen) == 3 * len(splits)
 
 
 def test_the_data_range_may_be_that_of_the_slice(tmp_path):
   config = varnet_8x_full.get_config('smoke')
-  found = datasets.data(config, tmp_path / 'run')
+  found = datasets.data(build.build(config, '').data, tmp_path / 'run')
   example = fastmri.Example(found.val.volumes[0], 0, None)
   assert found.read(example, 0).scale == np.float32(found.val.volumes[0].max)
   config.data.range = 'slice'
-  scan = datasets.reader(config)(example, 0)
+  scan = datasets.reader(build.build(config, '').data)(example, 0)
   assert scan.scale == scan.target.max() - scan.target.min()
 
 
 def test_a_network_of_two_accelerations_is_attacked_at_one(tmp_path):
   config = varnet_8x_full.get_config('smoke')
   config.data.phantom.update(rows=128, cols=128)
-  found = datasets.data(config, tmp_path / 'run')
+  data = build.build(config, '').data
+  found = datasets.data(data, tmp_path / 'run')
   examples = [fastmri.Example(v, s, None) for v in found.train.volumes for s in range(2)]
-  train, attack = datasets.reader(config, redraw=True), datasets.reader(config, attacked=True)
+  train, attack = datasets.reader(data, redraw=True), datasets.reader(data, attacked=True)
   widths = [int(train(e, epoch).acs.sum()) for e in examples for epoch in range(8)]
   assert set(widths) == {10, 5} and 8 <= widths.count(10) <= 24
   assert {int(attack(e, 0).acs.sum()) for e in examples} == {5}
-  assert datasets.accelerations(config) == (4, 8) and datasets.accelerations(config, attacked=True) == (8,)
+  assert data.masks.accelerations == (4, 8) and data.attacked.accelerations == (8,)
   # Masks of the attack are checked before the training.
   config.attack.accelerations = (8, 4)
   with pytest.raises(ValueError, match='center_fractions'):
-    datasets.data(config, tmp_path / 'run')
+    datasets.data(build.build(config, '').data, tmp_path / 'run')

@@ -9,7 +9,7 @@ import jaxrec
 
 ROOT = Path(jaxrec.__file__).parent
 LAYERS = [
-  {'types', 'version', 'masks'},
+  {'types', 'version', 'masks', 'interrupts'},
   {'fourier', 'geometry'},
   {'metrics', 'noise', 'tomography'},
   {'models', 'networks', 'attacks', 'invariances'},
@@ -63,6 +63,17 @@ def test_heavy_packages_have_one_home():
   for path in ROOT.rglob('*.py'):
     if path.name != 'parallel.py':
       assert 'pmap' not in path.read_text() and 'pmean' not in path.read_text(), path
+
+
+def test_one_room_sees_configs():
+  for path, part in parts():
+    if part in ('experiments', 'main'):
+      continue
+    assert 'ml_collections' not in {name.split('.')[0] for name in imports(path)}, path
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+        taken = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        assert 'config' not in taken, f'{path}: line {node.lineno}'
 
 
 def test_importing_jaxrec_is_light():

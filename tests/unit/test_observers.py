@@ -52,6 +52,10 @@ LOSSLESS = [name for name, n in NETWORKS.items() if n.keeps]
 LOSSY = [name for name, n in NETWORKS.items() if n.linear and not n.keeps]
 
 
+def test_names_that_options_take_are_those_of_the_networks():
+  assert set(known.NAMES) == {*NETWORKS, 'bottleneck'}
+
+
 def test_noise_has_the_covariance_that_it_claims():
   drawn = known.draw(np.random.default_rng(1), NOISE, 20_000).reshape(20_000, -1)
   k = known.covariance(NOISE)

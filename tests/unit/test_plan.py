@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxrec import models, training
 from jaxrec.data import loader, synthetic
+from jaxrec.experiments import build
 from jaxrec.training import cost, memory, parallel
 from jaxrec.workflows import plan, targets
 
@@ -30,7 +31,7 @@ COLLECTIVE = re.compile(
 def smoke(name='unet_8x', **changes):
   config = importlib.import_module(f'configs.{name}').get_config('smoke')
   config.plan.update(changes)
-  return config
+  return build.build(config, '', planned=True)
 
 
 def needs(target):
@@ -90,16 +91,16 @@ def test_every_product_of_a_training_step_is_float32():
 
 
 def test_a_plan_tells_what_a_device_can_hold(tmp_path, capsys):
-  config = smoke(programs=('train',))
+  experiment = smoke(programs=('train',))
   here = training.data_parallel(1)
-  (row,) = plan.run(config, tmp_path, here)
+  (row,) = plan.run(experiment, tmp_path, here)
   assert (
-    row['at_once'] == config.train.batch_size == row['batch']
+    row['at_once'] == experiment.training.batch_size == row['batch']
     and 0 < row['gbytes'] < row['limit_gbytes']
     and row['gflop'] > 0
   )
   assert 'train' in capsys.readouterr().out and (tmp_path / 'plan.csv').read_text().startswith('config,program,target')
-  (work,) = plan.programs(config, here)
+  (work,) = plan.programs(experiment, here)
   # Tried: the whole batch, and one example.
   none = plan.planned(work, targets.Target('small', jax.local_devices()[:1], 1000, {}))
   assert none['at_once'] == 0 and none['batch'] == row['batch'] and 0 < none['gbytes'] and none['gflop'] == row['gflop']
@@ -134,8 +135,8 @@ def test_absent_cards_have_a_plan(name, tmp_path):
 
 def sweep(devices, options):
   """Text of the rotation sweep of a small network, two examples per device."""
-  config = smoke()
-  (work,) = (w for w in plan.programs(config, training.data_parallel(1)) if w.name == 'rotation')
+  experiment = smoke()
+  (work,) = (w for w in plan.programs(experiment, training.data_parallel(1)) if w.name == 'rotation')
   compiled = work.lowered(devices, 2).compile(compiler_options=options)
   assert memory.needed_memory(compiled) > 0
   # One example of two per device: 2 x 48 x 48 complex numbers of k-space.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxrec.experiments import build
 from jaxrec.models import registry
 from jaxrec.workflows import factory
 
@@ -65,13 +66,11 @@ def fields(name):
 def defaults(section):
   """Options of a task and of its other networks that a config may leave out, with their defaults."""
   made = {
-    k: p.default
-    for k, p in inspect.signature(factory.TASKS[section.name]).parameters.items()
-    if p.default is not p.empty
+    k: p.default for k, p in inspect.signature(build.TASKS[section.name]).parameters.items() if p.default is not p.empty
   }
   found = {f'train.task.{k}': v for k, v in made.items() if k not in BUILT}
   for part, name in (
-    ('critic', factory.CRITICS.get(section.name)),
+    ('critic', build.CRITICS.get(section.name)),
     ('generator', section.get('generator', {}).get('name')),
   ):
     if name:
@@ -196,6 +195,7 @@ def test_no_run_has_two_values_of_one_hyperparameter():
 def test_weights_of_vgg_features_meet_vgg_features():
   for name, run in RUNS.items():
     if run.train.task.name in ('cvae', 'wgan_vgg'):
-      assert run.train.task.perceptual.network == '', name
+      task = run.train.task
+      assert task.perceptual.network == '', name
       with pytest.raises(ValueError, match='perceptual.vgg: is missing'):
-        factory.check_perceptual(run)
+        factory.check_features(task.name, task.get('perceptual_weight'), build.features(task.perceptual))

@@ -1,7 +1,6 @@
 """Samples judged by the observer: linear networks and Gaussian scans, where autoencoder and flow have closed forms."""
 
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -9,6 +8,7 @@ from jaxrec import invariances, results
 from jaxrec.data.sites import Site
 from jaxrec.invariances import known
 from jaxrec.workflows import detect, invariance_report, places, sampling
+from jaxrec.workflows.experiment import Invariances
 
 SIDE, PATIENTS, SITES, SCANS, FEW = 10, 8, 3, 80, 4
 NOISE = known.texture(SIDE)
@@ -20,8 +20,8 @@ NETWORKS = {
   'sharpening': known.networks(NOISE, 2.0)['sharpening'].network,
   'removal': known.removal(NOISE, 2.0),
 }
-OPTIONS = ml_collections.ConfigDict(
-  dict(num_samples=12, chunk=6, corrections=0, sites=2, others=2, scales=(1.0,), alpha=0.1, scans=3)
+OPTIONS = Invariances(
+  num_samples=12, chunk=6, corrections=0, sites=2, others=2, scales=(1.0,), alpha=0.1, scans=3, pictures=0, shown=0
 )
 
 

@@ -2,13 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 from configs import common, defences
 from jaxrec import training
-from jaxrec.experiments import options
+from jaxrec.experiments import build, options
 from jaxrec.workflows import factory
 
 STEPS, RATE = 40, 3e-3
@@ -49,12 +48,11 @@ def test_the_rate_of_every_update(name):
     power = 0.99 * power + 0.01
     steps.append(-float(update) * (np.sqrt(power) + 1e-8))
   np.testing.assert_allclose(steps, expected, rtol=1e-4)
-  section = ml_collections.ConfigDict(
-    dict(learning_rate=RATE, drop_at=0.0, drop_factor=0.1, task=dict(name='supervised'))
-  )
-  section.schedule = {k: v for k, v in chosen.items() if not k.startswith('drop')}
+  section = common.base('x', 'smoke').train
+  section.update(learning_rate=RATE, drop_at=0.0)
+  section.schedule.update({k: v for k, v in chosen.items() if not k.startswith('drop')})
   section.update({k: v for k, v in chosen.items() if k.startswith('drop')})
-  np.testing.assert_allclose(factory.learning_rates(section, STEPS), expected, rtol=1e-5)
+  np.testing.assert_allclose(factory.learning_rates(build.train(section), STEPS), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize('name', TABLE)
@@ -68,11 +66,12 @@ def test_the_state_of_the_optimiser_depends_on_no_number_of_steps(name):
 
 def test_a_task_with_several_updates_has_the_rate_of_the_last():
   config = defences.get_config('smoke').experiments.free.train
-  assert factory.updates_per_step(config) == 2
+  task = build.train(config).task
+  assert factory.updates_per_step(task.made, task.options) == 2
   config.drop_at = 0.5
   # The optimiser counts its updates: 4 of 8 are before the drop.
   np.testing.assert_allclose(
-    factory.learning_rates(config, 8), config.learning_rate * np.array([1, 1] + [0.1] * 6), rtol=1e-5
+    factory.learning_rates(build.train(config), 8), config.learning_rate * np.array([1, 1] + [0.1] * 6), rtol=1e-5
   )
 
 

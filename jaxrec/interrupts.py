@@ -1,0 +1,42 @@
+"""Ctrl-C ends the programs of this package with one line, also while they load their libraries."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+EXIT_CODE = 128 + signal.SIGINT
+
+
+def _leave(*_):
+  # Nothing has begun that would have to be put in order, and libraries that are half loaded survive no exception.
+  os.write(2, b'\nstopped while loading; give the same command again\n')
+  os._exit(EXIT_CODE)
+
+
+def _is_program():
+  given = getattr(sys, 'orig_argv', [''])[1:]
+  by_name = bool(given) and os.path.basename(given[0]) == 'jaxrec'
+  return by_name or any(a == '-m' and b.startswith('jaxrec.') for a, b in zip(given, given[1:]))
+
+
+def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) -> int:
+  """The exit code of a program that is done loading, 130 after Ctrl-C.
+
+  Args:
+    main: the program.
+    arguments: its own.
+    words: what to do after Ctrl-C.
+  """
+  if signal.getsignal(signal.SIGINT) is _leave:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    return main(arguments)
+  except KeyboardInterrupt:
+    print(f'\nstopped; {words}', file=sys.stderr)
+    return EXIT_CODE
+
+
+# Whoever imports the package keeps the signals that are theirs; a job of a shell goes on to ignore Ctrl-C.
+if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  signal.signal(signal.SIGINT, _leave)
