@@ -55,7 +55,7 @@ def _unit(x):
   return x / jnp.where(norm > 0, norm, 1)
 
 
-def farthest(direction: Delta, project) -> Delta:
+def farthest(direction: Delta, project: Callable[[Delta], Delta]) -> Delta:
   """Feasible point farthest along a direction: for balls, the radius times the unit vector.
 
   Args:

@@ -298,7 +298,7 @@ def test_slices_of_different_shapes_share_a_batch_size(boxed, net):
 
 def test_a_case_with_several_boxes_has_a_place_for_each(boxed):
   regions = tuple(jaxrec.data.annotations.Region(r, 2, 8, 8, f'box {r}', r + 1) for r in (0, 9))
-  case = Case('f', 0, 'p', read=None, boxes=regions, boxed=True)
+  case = Case('f', 0, 'p', read=lambda: boxed, boxes=regions, boxed=True)
   places = case.places(boxed, ('region', 'image'))
   assert [(p.annotation, p.aim) for p in places] == [(1, 'region'), (1, 'image'), (10, 'region'), (10, 'image')]
   assert all(p.box[p.annotation - 1, 2] == 1 and p.box.sum() == 64 for p in places)
