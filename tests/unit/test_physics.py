@@ -162,6 +162,13 @@ def test_centre_of_a_given_mask():
   np.testing.assert_array_equal(np.flatnonzero(masks.acs_of_mask(mask)[0]), [5, 6])
   # Where everything is sampled, everything is centre.
   assert masks.acs_of_mask(np.ones(12, bool)).all()
+  # Of two dimensions, the largest square.
+  square = np.random.default_rng(0).uniform(size=(12, 16)) < 0.3
+  square[3:9, 5:11] = True
+  square[2, 4] = square[3:9, 4] = False
+  wanted = np.zeros((12, 16), bool)
+  wanted[3:9, 5:11] = True
+  np.testing.assert_array_equal(masks.acs_of_mask(square), wanted)
 
 
 @pytest.mark.parametrize('shape', [(7, 7), (20, 31)])
