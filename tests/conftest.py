@@ -52,7 +52,7 @@ def pytest_terminal_summary(terminalreporter):
     r
     for name in ('passed', 'failed', 'error')
     for r in terminalreporter.stats.get(name, ())
-    if {'fault', 'faults'} & set(r.keywords)
+    if {'fault', 'faults'} & set(getattr(r, 'keywords', ()))  # A file that cannot be collected has none.
   ]
   tried = {r.nodeid for r in reports if r.when == 'call' or not r.passed}
   if tried:

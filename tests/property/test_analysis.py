@@ -29,6 +29,14 @@ def test_band_pass_is_that_of_scipy():
   np.testing.assert_allclose(invariances.band_pass(jnp.full(SHAPE, 7.0), 1.0), 0, atol=1e-5)
 
 
+def test_deviations_are_in_standard_deviations_of_the_reference():
+  images, reference = ANATOMY + noise(4, 2), ANATOMY + noise(5, 4)
+  found = np.asarray(invariances.deviations(images, reference, scales=(1.0,)))
+  seen, base = (np.stack([invariances.band_pass(jnp.asarray(x), 1.0) for x in of]) for of in (images, reference))
+  spread = np.sqrt(ndimage.gaussian_filter(base.var(0, ddof=1), 2.0, truncate=3.0))
+  np.testing.assert_allclose(found[:, 0], (seen - base.mean(0)) / spread, atol=1e-3)
+
+
 def test_noise_deviates_by_one():
   z = np.asarray(invariances.deviations(ANATOMY + noise(2, 40), ANATOMY + noise(3, 40), scales=(1.0, 2.0)))
   assert z.shape == (40, 2, *SHAPE)

@@ -61,6 +61,13 @@ def test_projection_is_feasible_and_idempotent(make, scan):
   assert 0.5 < float(p.budget(once, scan)) <= 1
 
 
+@pytest.mark.parametrize('degrees', [0.5, 1.0, 4.0])
+def test_the_budget_of_a_turn_is_its_share_of_the_largest(degrees, scan):
+  turn = jaxrec.rotation(degrees)
+  assert [float(turn.budget(jnp.float32(share * degrees), scan)) for share in (0.0, -0.5, 1.0)] == [0, 0.5, 1]
+  assert float(jaxrec.rotation(0.0).budget(jnp.float32(0), scan)) == 0
+
+
 @pytest.mark.parametrize('name', EXACT_AT_ZERO)
 def test_zero_strength_is_the_identity(name, scan):
   p = TABLE[name](0.0)

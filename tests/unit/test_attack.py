@@ -68,10 +68,17 @@ def assert_aimed(found, scan, region):
   np.testing.assert_allclose(found.columns['objective_adv'][-1], np.sum(region * error) / np.sum(region), rtol=1e-3)
 
 
-def test_the_control_image_is_fully_sampled_and_the_aim_is_the_given_region(boxed, net):
+SEARCHES = {
+  'a start': ((1.0,), jaxrec.random_search(num_samples=1)),
+  'a grid, largest strength': ((0.5, 1.0), jaxrec.grid(np.float32([0, 0.5, 1]))),
+}
+
+
+@pytest.mark.parametrize('name', SEARCHES)
+def test_the_control_image_is_fully_sampled_and_the_aim_is_the_given_region(name, boxed, net):
   rng = np.random.default_rng(0)
   noise = (
-    0.1
+    0.3
     * np.abs(boxed.kspace).mean()
     * (rng.standard_normal(boxed.kspace.shape) + 1j * rng.standard_normal(boxed.kspace.shape))
   )
@@ -82,14 +89,16 @@ def test_the_control_image_is_fully_sampled_and_the_aim_is_the_given_region(boxe
     return Perturbation(
       init=lambda key, scan: jnp.float32(size),
       apply=lambda delta, scan: scan.replace(kspace=scan.kspace + delta * noise),
-      project=lambda delta, scan: delta,
+      project=lambda delta, scan: jnp.clip(delta, 0, size),
       align=lambda delta, image: image,
     )
 
-  sweep = jaxrec.Sweep(fixed, (1.0,), jaxrec.random_search(num_samples=1))
+  sweep = jaxrec.Sweep(fixed, *SEARCHES[name])
   regions = boxed.region, np.ones_like(boxed.region)
-  want = cropped_rss(boxed.kspace + noise, boxed.target.shape)
   for region, found in zip(regions, outcomes(net, sweep, boxed, regions)):
+    if sweep.is_grid:
+      assert found.columns['delta'][0] < found.columns['delta'][1] == 1
+    want = cropped_rss(boxed.kspace + noise, boxed.target.shape)
     np.testing.assert_allclose(found.control, want, atol=1e-4 * want.max())
     assert_aimed(found, boxed, region)
 
@@ -137,9 +146,7 @@ def test_rows_are_those_of_attack_one_by_one(rows, boxed, net):
       )
       assert row['steps'] == (2 if row['perturbation'] == 'noise' else 5)
       change = np.linalg.norm(found.sample.kspace - boxed.kspace) / np.linalg.norm(boxed.kspace)
-      assert abs(row['delta']) == pytest.approx(
-        change if row['perturbation'] == 'noise' else abs(float(found.delta)), rel=1e-3
-      )
+      assert row['delta'] == pytest.approx(change if row['perturbation'] == 'noise' else float(found.delta), rel=1e-3)
 
 
 def test_without_a_box_there_is_one_aim_and_every_strength_is_a_row(rows):

@@ -42,6 +42,14 @@ def test_the_loss_of_unets_is_in_units_of_their_input():
   np.testing.assert_allclose(loss(full, scan), loss(1.1 * scan.target, seen), rtol=1e-4)
 
 
+@pytest.mark.parametrize('unit', [1.0, 1e-5])
+def test_plain_losses_are_in_units_of_the_range(unit):
+  image, target = np.random.default_rng(2).uniform(1, 3, (2, 12, 12)).astype(np.float32)
+  sample = Slice(image, unit * target, np.ones_like(target), np.float32(4 * unit))
+  for kind, want in (('l1', np.abs(image - target).mean() / 4), ('mse', ((image - target) ** 2).mean() / 16)):
+    assert float(training.image_loss(kind)(unit * image, sample)) == pytest.approx(want, rel=1e-4)
+
+
 class Bias(nn.Module):
   """A denoiser that adds a number."""
 

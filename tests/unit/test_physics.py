@@ -124,6 +124,15 @@ def test_masks_sample_their_centre_and_repeat(kind, cols, setting, seed):
   assert np.flatnonzero(line.acs[0])[0] == start
 
 
+def test_equispaced_lines_start_where_they_are_told_or_anywhere():
+  options = dict(center_fractions=[0.05], accelerations=[4])
+  for offset in range(4):
+    line = masks.line_mask('equispaced', 80, seed=0, offset=offset, **options)
+    assert (line.mask[0] == (line.acs[0] | (np.arange(80) % 4 == offset))).all()
+  starts = {np.flatnonzero(masks.line_mask('equispaced', 80, seed=s, **options).mask[0])[0] for s in range(40)}
+  assert starts == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize('kind', ['random', 'equispaced_fraction', 'magic_fraction'])
 def test_masks_meet_their_acceleration_on_average(kind):
   options = dict(center_fractions=[0.04], accelerations=[8])
