@@ -69,7 +69,7 @@ def assert_aimed(found, scan, region):
 
 
 SEARCHES = {
-  'a start': ((1.0,), jaxrec.random_search(num_samples=1)),
+  'a start': ((0.3, 0.6, 1.0), jaxrec.random_search(num_samples=1)),
   'a grid, largest strength': ((0.5, 1.0), jaxrec.grid(np.float32([0, 0.5, 1]))),
 }
 
