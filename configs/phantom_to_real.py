@@ -47,7 +47,8 @@ def _network(profile, label, acceleration):
   if profile == 'demo':
     config.data.phantom.update(train=80, val=12)
     config.model.update(num_cascades=5, chans=10, pools=3, sens_chans=6, sens_pools=3)
-    config.train.update(num_steps=4000, validate_every=500, learning_rate=1e-3, drop_at=0.7)
+    config.train.update(num_steps=3000, validate_every=500, learning_rate=2e-3, ema_decay=0.999)
+    config.train.schedule.update(name='cosine', warmup=0.02)
     config.attack.max_examples = 24
     config.perturbation.coil_noise.relative_radius = (0.0, 0.005, 0.01, 0.02)
     config.perturbation.rotation.max_degrees = (0.0, 1.0, 3.0, 5.0)
