@@ -39,7 +39,7 @@ from configs import quickstart
 def get_config(arg=''):
   profile, _, only = arg.partition(',')
   config = quickstart.get_config(profile)
-  config.stages = ()
+  config.stages = ('attack',)  # Of the comparison itself: nothing is left to do.
   for experiment in config.experiments.values():
     for name in list(experiment.perturbation) if only else ():
       if name != only:

@@ -136,6 +136,10 @@ def test_rows_are_those_of_attack_one_by_one(rows, boxed, net):
         float(jaxrec.metrics.nmse(found.adversarial, boxed.target, boxed.scale, boxed.region)), rel=1e-4
       )
       assert row['steps'] == (2 if row['perturbation'] == 'noise' else 5)
+      change = np.linalg.norm(found.sample.kspace - boxed.kspace) / np.linalg.norm(boxed.kspace)
+      assert abs(row['delta']) == pytest.approx(
+        change if row['perturbation'] == 'noise' else abs(float(found.delta)), rel=1e-3
+      )
 
 
 def test_without_a_box_there_is_one_aim_and_every_strength_is_a_row(rows):
