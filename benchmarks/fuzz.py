@@ -47,7 +47,7 @@ class Fault(Exception):
 
 
 class Options:
-  """One option of one smoke profile on the command line, as far as the check."""
+  """One option of one smoke profile on the command line, as far as the experiment that it makes."""
 
   def __init__(self, folder, rng):
     from jaxrec.experiments import options
@@ -77,11 +77,15 @@ class Options:
     return f'{config} {leaf}={value}'
 
   def __call__(self, number):
-    from jaxrec.experiments import options, run
+    from jaxrec.experiments import build, options, run
+
+    def checked_and_built(config, workdir):
+      options.check(config, workdir)
+      build.build(config, workdir)
 
     config, leaf, value = self.case(number)
     checked = run.run
-    run.run = lambda config, workdir: options.check(config, workdir)
+    run.run = checked_and_built
     try:
       return main(
         [f'--config=configs/{config}.py:smoke', f'--workdir={self.folder}/runs/x', f'--config.{leaf}={value}'], leaf

@@ -7,8 +7,8 @@ comparison, a number, a truth value, a keyword argument's value or a statement c
 texts, annotations, checks that only raise, and defaults that a docstring prints
 are left alone. First every test runs once and notes which functions it calls
 (benchmarks/results/calls.json). Each mutant then meets, in a process of its own,
-the tests that call its function, the fastest first, and if none notices, all
-other tests of their files. No file is touched. What was tried is added to
+the tests that call its function, first those that are fast and call little else,
+and if none notices, all other tests of their files. No file is touched. What was tried is added to
 benchmarks/results/mutants.csv, and the same command goes on from there; at the
 end the tests that noticed run once without a change. Prints every survivor and the score.
 """
@@ -16,10 +16,11 @@ end the tests that noticed run once without a change. Prints every survivor and 
 import argparse
 import ast
 import csv
+import gc
 import hashlib
-import importlib.abc
-import importlib.util
+import importlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -67,9 +68,9 @@ MODULES = {
 TESTS = ['tests/unit', 'tests/property', 'tests/parity', 'tests/faults']
 WITHOUT = {
   'test_docs', 'test_imports', 'test_readme_numbers', 'test_recipes', 'test_models', 'test_vgg', 'test_workers', 'test_denoise', 'test_options',
-  'test_weights', 'test_run_folders', 'test_plan',
+  'test_weights', 'test_run_folders', 'test_plan', 'test_adversarial', 'test_audit', 'test_invariances', 'test_checkpoints', 'test_costs', 'test_training',
 }  # fmt: skip
-SECONDS = 600
+SECONDS = 1800
 
 SWAPS = {
   ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
@@ -173,23 +174,21 @@ def mutate(module, number):
   return Mutant(code, node.lineno, before, after, function)
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-  """Loads the mutant in place of its module."""
+def _codes(code):
+  """All code objects in one, by name and line."""
+  found = {(code.co_qualname, code.co_firstlineno): code}
+  for inner in code.co_consts:
+    if isinstance(inner, types.CodeType):
+      found |= _codes(inner)
+  return found
 
-  def __init__(self, module, code):
-    self.name, self.path, self.code = module.removesuffix('.py').replace('/', '.'), ROOT / module, code
 
-  def find_spec(self, name, path, target=None):
-    return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
-
-  def create_module(self, spec):
-    return None
-
-  def exec_module(self, module: types.ModuleType):
-    exec(self.code, module.__dict__)
-
-  def get_source(self, name):
-    return self.path.read_text()
+def _install(mutant):
+  """Gives every function of the module the mutant's code, wherever it is kept; importing again would take seconds."""
+  codes = _codes(mutant.code)
+  for function in gc.get_objects():
+    if isinstance(function, types.FunctionType) and function.__code__.co_filename == mutant.code.co_filename:
+      function.__code__ = codes[function.__code__.co_qualname, function.__code__.co_firstlineno]
 
 
 class _First:
@@ -197,6 +196,7 @@ class _First:
 
   def __init__(self, chosen, others):
     self.chosen, self.others, self.failed = {name: i for i, name in enumerate(chosen)}, others, ''
+    self.ran = 0
 
   def pytest_collection_modifyitems(self, items):
     if self.others:
@@ -207,10 +207,13 @@ class _First:
       )
 
   def pytest_runtest_logreport(self, report):
+    self.ran += 1
     if report.failed:
       self.failed = self.failed or report.nodeid
 
-  pytest_collectreport = pytest_runtest_logreport
+  def pytest_collectreport(self, report):
+    if report.failed:
+      self.failed = self.failed or report.nodeid
 
 
 class _Calls:
@@ -251,7 +254,10 @@ def _pytest(test, plugin):
 def _child(work, pipe):
   for number in (1, 2):
     os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-  pipe.send(work())
+  try:
+    pipe.send(work())
+  except Exception as error:
+    pipe.send(error)
   pipe.close()
   os._exit(0)
 
@@ -300,33 +306,57 @@ def hash_of(content):
   return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def plan(place, called):
-  """Files with tests that call a place, each with those tests, the fastest first."""
-  found = {}
+def plan(place, called, most):
+  """Rounds of `(file, its tests)` that call a place, those first that take little time and call little else."""
+  wanted = []
   for name, tests in called.items():
-    collected, mine = tests[''], {test: of for test, of in tests.items() if test}
-    chosen = list(mine) if place in collected[1] else [test for test, (_, places) in mine.items() if place in places]
-    if chosen:
-      found[name] = sorted(chosen, key=lambda test: mine[test][0])
-  return dict(sorted(found.items(), key=lambda item: called[item[0]][''][0] + called[item[0]][item[1][0]][0]))
+    everything = place in tests[''][1]
+    for test, (seconds, places) in tests.items():
+      if test and (everything or place in places):
+        wanted.append((seconds * len(places), seconds, name, test))
+  wanted.sort()
+  spent, kept = 0.0, []
+  for _, seconds, name, test in wanted:
+    spent += seconds
+    if spent > most and kept:
+      break
+    kept.append((name, test))
+  rounds = []
+  for start, stop in ((0, 6), (6, 30), (30, None)):
+    files: dict = {}
+    for name, test in kept[start:stop]:
+      files.setdefault(name, []).append(test)
+    rounds += files.items()
+  return rounds
 
 
-def attempt(module, number, called):
-  """Whether a mutant is noticed (nothing: time is over), and by which test."""
+def attempt(module, number, called, most):
+  """Whether a mutant is noticed (nothing: time is over), and by which test; `called` as of `calls`, or rounds of tests."""
   mutant = mutate(module, number)
-  files = plan(f'{module}:{mutant.function}', called)
+  rounds = plan(f'{module}:{mutant.function}', called, most) if isinstance(called, dict) else called
 
   def work():
-    sys.meta_path.insert(0, _Finder(module, mutant.code))
-    for others in (False, True):
-      for name, chosen in files.items():
-        first = _First(chosen, others)
+    _install(mutant)
+    done: dict = {}
+    for name, chosen in rounds:
+      first = _First(chosen, False)
+      if _pytest(name, first):
+        return True, first.failed or f'{name}: does not run'
+      if not first.ran:
+        raise ValueError(f'{name}: none of its tests ran; make {CALLS} anew')
+      done[name] = done.get(name, []) + chosen
+    if most == math.inf:
+      # What a test calls is not noted if an earlier one has compiled it.
+      for name, chosen in done.items():
+        first = _First(chosen, True)
         if _pytest(name, first):
           return True, first.failed or f'{name}: does not run'
-    return False, '' if files else 'no test calls it'
+    return False, '' if rounds else 'no test calls it'
 
   found = forked(work, SECONDS)
   # A mutant that does not end, or takes all tests down with it, would not pass a run of the tests either.
+  if isinstance(found, Exception):
+    raise found
   return {'time': (None, f'more than {SECONDS} s'), 'dead': (True, 'the tests died')}.get(found, found)
 
 
@@ -358,11 +388,11 @@ def _chosen(given):
 
 
 def _warm():
-  """Imported before the forks, once; nothing of ours, and no device."""
+  """Imported before the forks, once; no device is asked for."""
   import flax.linen  # noqa: F401
   import grain  # noqa: F401
   import h5py  # noqa: F401
-  import hypothesis  # noqa: F401
+  import hypothesis
   import jax  # noqa: F401
   import matplotlib.pyplot  # noqa: F401
   import ml_collections  # noqa: F401
@@ -371,10 +401,16 @@ def _warm():
   import pytest  # noqa: F401
   import scipy.ndimage  # noqa: F401
 
+  # One example that fails is enough; the smallest takes minutes to find.
+  phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+  hypothesis.settings.register_profile('mutants', phases=phases, database=None)
+  hypothesis.settings.load_profile('mutants')
   try:
     import torch  # noqa: F401
   except ImportError:
     print('note: without torch the tests against it notice nothing')
+  for module in MODULES:
+    importlib.import_module(module.removesuffix('.py').replace('/', '.'))
 
 
 def main():
@@ -383,18 +419,25 @@ def main():
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--modules', default='')
   parser.add_argument('--numbers', default='', help='places of the modules, in place of a draw')
+  parser.add_argument(
+    '--tests', default='', help='names of tests that the mutants meet, in place of those that call them'
+  )
   parser.add_argument('--again', action='store_true', help='those that survived, with the tests as they are now')
+  parser.add_argument(
+    '--most', type=float, default=math.inf, help='seconds of tests per mutant, as they took without a change'
+  )
   parser.add_argument('--minutes', type=float, default=1e9, help='begin no mutant after so long')
   given = parser.parse_args()
   os.chdir(ROOT)
   _warm()
-  called, rows, end = calls(), _read(), time.monotonic() + 60 * given.minutes
+  rows, end = _read(), time.monotonic() + 60 * given.minutes
+  called = [(test.partition('::')[0], [test]) for test in given.tests.split(',')] if given.tests else calls()
   for module, number in _chosen(given):
     before = rows.get((module, number))
     if time.monotonic() > end or before and not (given.again and before['noticed'] != '1'):
       continue
     start = time.monotonic()
-    noticed, by = attempt(module, number, called)
+    noticed, by = attempt(module, number, called, given.most)
     mutant = mutate(module, number)
     said = {True: 'noticed', False: 'SURVIVED', None: 'undecided'}[noticed]
     print(

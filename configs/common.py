@@ -198,7 +198,9 @@ def varnet(config: ml_collections.ConfigDict, **sizes: int) -> ml_collections.Co
     'demo': dict(num_cascades=3, chans=8, pools=3, sens_chans=4, sens_pools=3),
     'smoke': dict(num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2),
   }
-  config.model.update(name='varnet', remat=config.profile == 'paper', **small.get(config.profile, sizes))
+  config.model.update(
+    name='varnet', dtype='float32', remat=config.profile == 'paper', **small.get(config.profile, sizes)
+  )
   return config
 
 
@@ -209,7 +211,9 @@ def unet(config: ml_collections.ConfigDict, *, chans: int) -> ml_collections.Con
   its loss is in units of the data range: the README's numbers were measured so.
   """
   small = {'demo': dict(chans=16, pools=3), 'smoke': dict(chans=4, pools=2, crop=(48, 48))}
-  config.model.update(name='unet_recon', **small.get(config.profile, dict(chans=chans, pools=4, crop=(320, 320))))
+  config.model.update(
+    name='unet_recon', dtype='float32', **small.get(config.profile, dict(chans=chans, pools=4, crop=(320, 320)))
+  )
   config.train.loss = 'l1' if config.profile == 'demo' else 'normalised_l1'
   if config.profile == 'paper':
     config.train.best = 'loss'

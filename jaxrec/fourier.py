@@ -5,13 +5,14 @@ of each axis; all transforms are unitary.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Complex, Float, Inexact, Num
 
 from jaxrec.types import Array
 
 _IMAGE_AXES = (-2, -1)
 
 
-def fft2c(image: Array, axes: tuple[int, ...] = _IMAGE_AXES) -> Array:
+def fft2c(image: Num[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_AXES) -> Complex[Array, '*lead row col']:
   """Centred orthonormal FFT from image space to k-space.
 
   `k = fftshift(F(ifftshift(x))) / sqrt(n)`.
@@ -33,7 +34,7 @@ def fft2c(image: Array, axes: tuple[int, ...] = _IMAGE_AXES) -> Array:
   return jnp.fft.fftshift(jnp.fft.fftn(shifted, axes=axes, norm='ortho'), axes)
 
 
-def ifft2c(kspace: Array, axes: tuple[int, ...] = _IMAGE_AXES) -> Array:
+def ifft2c(kspace: Num[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_AXES) -> Complex[Array, '*lead row col']:
   """Centred orthonormal inverse FFT; the inverse and the adjoint of `fft2c`.
 
   Args:
@@ -47,18 +48,18 @@ def ifft2c(kspace: Array, axes: tuple[int, ...] = _IMAGE_AXES) -> Array:
   return jnp.fft.fftshift(jnp.fft.ifftn(shifted, axes=axes, norm='ortho'), axes)
 
 
-def safe_sqrt(square: Array) -> Array:
+def safe_sqrt(square: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Square root whose gradient is 0, not infinite, where `square` is 0."""
   positive = square > 0
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
-def abs_squared(x: Array) -> Array:
+def abs_squared(x: Inexact[Array, '*shape']) -> Float[Array, '*shape']:
   """`|x|^2` without the square root, real-valued, smooth at 0."""
   return jnp.real(x) ** 2 + jnp.imag(x) ** 2
 
 
-def rss(images: Array, axis: int = -3) -> Array:
+def rss(images: Inexact[Array, '*lead coil row col'], axis: int = -3) -> Float[Array, '*rest']:
   """Root sum of squares over coils, `X = sqrt(sum_i |x_i|^2)`.
 
   The gradient is 0 where all coils vanish.
@@ -76,7 +77,9 @@ def rss(images: Array, axis: int = -3) -> Array:
   return safe_sqrt(jnp.sum(abs_squared(images), axis))
 
 
-def sens_expand(image: Array, maps: Array) -> Array:
+def sens_expand(
+  image: Complex[Array, '*lead row col'], maps: Complex[Array, '*lead coil row col']
+) -> Complex[Array, '*lead coil row col']:
   """Coil images `S_i x` of an image.
 
   Args:
@@ -89,7 +92,9 @@ def sens_expand(image: Array, maps: Array) -> Array:
   return image[..., None, :, :] * maps
 
 
-def sens_reduce(images: Array, maps: Array) -> Array:
+def sens_reduce(
+  images: Complex[Array, '*lead coil row col'], maps: Complex[Array, '*lead coil row col']
+) -> Complex[Array, '*lead row col']:
   """Combined image `sum_i conj(S_i) x_i`; the adjoint of `sens_expand`.
 
   Args:

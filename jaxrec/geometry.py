@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Complex, Float, Inexact, Real, Shaped
 
-from jaxrec.types import Array, Image, Scalar
+from jaxrec.types import Array, Scalar
 
 
-def center_crop(x: Array, shape: Sequence[int]) -> Array:
+def center_crop(x: Shaped[Array, '*lead row col'], shape: Sequence[int]) -> Shaped[Array, '*lead _ _']:
   """Central part of the last two axes, as fastMRI crops.
 
   Args:
@@ -36,7 +37,7 @@ def center_crop(x: Array, shape: Sequence[int]) -> Array:
   return x[..., top : top + shape[0], left : left + shape[1]]
 
 
-def center_pad(x: Array, shape: Sequence[int]) -> Array:
+def center_pad(x: Shaped[Array, '*lead row col'], shape: Sequence[int]) -> Shaped[Array, '*lead _ _']:
   """Zero-pads the last two axes so that `center_crop` undoes it.
 
   Args:
@@ -54,7 +55,7 @@ def center_pad(x: Array, shape: Sequence[int]) -> Array:
   return jnp.pad(x, width)
 
 
-def rotate(image: Image, degrees: Scalar) -> Image:
+def rotate(image: Inexact[Array, '*lead row col'], degrees: Scalar | float) -> Inexact[Array, '*lead row col']:
   """Rotates images about their centre by three Fourier shears.
 
   `R(a) = Sx(-tan(a/2)) Sy(sin a) Sx(-tan(a/2))`. Positive angles turn the
@@ -85,7 +86,7 @@ def rotate(image: Image, degrees: Scalar) -> Image:
   return _finish(image, _centre(rotated), degrees)
 
 
-def rotate_kspace(kspace: Array, degrees: Scalar) -> Array:
+def rotate_kspace(kspace: Complex[Array, '*lead row col'], degrees: Scalar | float) -> Complex[Array, '*lead row col']:
   """k-space of the rotated image, `F R(a) F^-1 k`, with six 1-D transforms.
 
   Args:
@@ -100,7 +101,7 @@ def rotate_kspace(kspace: Array, degrees: Scalar) -> Array:
   return _finish(kspace, _centre(rotated), degrees)
 
 
-def shift(image: Image, pixels: Array) -> Image:
+def shift(image: Inexact[Array, '*lead row col'], pixels: Real[Array, '2']) -> Inexact[Array, '*lead row col']:
   """Moves images by a sub-pixel amount (periodic, band-limited).
 
   Args:
@@ -115,7 +116,7 @@ def shift(image: Image, pixels: Array) -> Image:
   return _finish(image, moved, jnp.any(pixels != 0))
 
 
-def shift_kspace(kspace: Array, pixels: Array) -> Array:
+def shift_kspace(kspace: Complex[Array, '*lead row col'], pixels: Real[Array, '2']) -> Complex[Array, '*lead row col']:
   """k-space of the shifted image: a phase ramp.
 
   Args:
@@ -128,7 +129,7 @@ def shift_kspace(kspace: Array, pixels: Array) -> Array:
   return (kspace * _ramp(kspace.shape[-2:], pixels)).astype(kspace.dtype)
 
 
-def rotate_resampled(image: Image, degrees: Scalar) -> Image:
+def rotate_resampled(image: Inexact[Array, 'row col'], degrees: Scalar | float) -> Inexact[Array, 'row col']:
   """Rotation by interpolation, the chain of the public AdvRec code.
 
   Doubles the size (cubic), rotates bilinearly with mirrored borders and halves
@@ -196,7 +197,7 @@ def _finish(original, moved, amount):
   return jnp.where(amount == 0, original, moved.astype(original.dtype))
 
 
-def soft_disc(shape: Sequence[int], centre: tuple[float, float], diameter: float) -> np.ndarray:
+def soft_disc(shape: Sequence[int], centre: tuple[float, float], diameter: float) -> Float[np.ndarray, 'row col']:
   """A disc with the edges of pixels that it partly covers, `[row, col]` in [0, 1]."""
   fine = 5
   within = (np.arange(fine) + 0.5) / fine - 0.5

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 KINDS = ('random', 'equispaced', 'equispaced_fraction', 'magic', 'magic_fraction')
 
@@ -21,7 +22,7 @@ class LineMask(NamedTuple):
   acs: np.ndarray
 
 
-def acs_mask(num_cols: int, num_low: int) -> np.ndarray:
+def acs_mask(num_cols: int, num_low: int) -> Bool[np.ndarray, '1 num_cols']:
   """The `num_low` central columns, starting at `(num_cols - num_low + 1) // 2`.
 
   Args:
@@ -37,7 +38,7 @@ def acs_mask(num_cols: int, num_low: int) -> np.ndarray:
   return mask
 
 
-def acs_of_mask(mask: np.ndarray) -> np.ndarray:
+def acs_of_mask(mask: Shaped[np.ndarray, '*rows col']) -> Bool[np.ndarray, '_ col']:
   """The symmetric run of sampled columns around DC of a given mask, or the square of samples.
 
   For files that carry a mask but not the width of its centre.
@@ -66,7 +67,7 @@ def acs_of_mask(mask: np.ndarray) -> np.ndarray:
   return acs_mask(columns.size, max(2 * min(left, right), 1))
 
 
-def has_gaps(measured: np.ndarray) -> bool:
+def has_gaps(measured: Bool[np.ndarray, 'row col']) -> bool:
   """Whether samples are missing between others: undersampled, unlike zero padding, a partial echo or an ellipse.
 
   Args:
@@ -76,7 +77,7 @@ def has_gaps(measured: np.ndarray) -> bool:
   return any((e.sum(axis) > 1).any() for axis, e in enumerate(edges))
 
 
-def restrict(line: LineMask, acquired: np.ndarray) -> LineMask:
+def restrict(line: LineMask, acquired: Bool[np.ndarray, '1 col']) -> LineMask:
   """Removes columns that were never measured (zero padding) from a mask.
 
   Args:

@@ -10,6 +10,7 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
 from jaxrec.geometry import center_crop
 from jaxrec.types import Array, Image, Sample, Scalar
@@ -17,7 +18,7 @@ from jaxrec.types import Array, Image, Sample, Scalar
 _WINDOW = 7
 
 
-def mse(image: Image, target: Image, scale: Scalar, region: Array | None = None) -> Scalar:
+def mse(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float, region: Image | None = None) -> Scalar:
   """Mean squared error, `sum(S (x - t)^2) / sum(S)`; `scale` is not used.
 
   Args:
@@ -34,7 +35,7 @@ def mse(image: Image, target: Image, scale: Scalar, region: Array | None = None)
   return _mean(error * error, region)
 
 
-def nmse(image: Image, target: Image, scale: Scalar, region: Array | None = None) -> Scalar:
+def nmse(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float, region: Image | None = None) -> Scalar:
   """Normalised mean squared error, `sum(S (x - t)^2) / sum(S t^2)`.
 
   Args and Returns: as `mse`, without units.
@@ -46,7 +47,7 @@ def nmse(image: Image, target: Image, scale: Scalar, region: Array | None = None
   return mse(image, target, scale, region) / jnp.maximum(_mean(target * target, region), tiny)
 
 
-def psnr(image: Image, target: Image, scale: Scalar, region: Array | None = None) -> Scalar:
+def psnr(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float, region: Image | None = None) -> Scalar:
   """Peak signal-to-noise ratio, `10 log10(scale^2 / mse)`.
 
   Capped where the error is below the floating-point resolution of `scale`.
@@ -58,7 +59,7 @@ def psnr(image: Image, target: Image, scale: Scalar, region: Array | None = None
   return -10 * jnp.log10(jnp.maximum(error, jnp.finfo(target.dtype).eps ** 2))
 
 
-def ssim(image: Image, target: Image, scale: Scalar, region: Array | None = None) -> Scalar:
+def ssim(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float, region: Image | None = None) -> Scalar:
   """Structural similarity with a uniform 7x7 window and sample covariance.
 
   Over a region it is the mean over the windows that lie inside the region,
@@ -96,7 +97,7 @@ def ssim(image: Image, target: Image, scale: Scalar, region: Array | None = None
   return _mean(values, weights)
 
 
-def dssim(image: Image, target: Image, scale: Scalar) -> Scalar:
+def dssim(image: Float[Array, 'high wide'], target: Image, scale: Scalar | float) -> Scalar:
   """Structural dissimilarity, `(1 - SSIM) / 2` with the 11x11 Gaussian window of Wang et al.
 
   Args:
@@ -113,7 +114,9 @@ def dssim(image: Image, target: Image, scale: Scalar) -> Scalar:
   return (1 - jnp.mean(ssim_map(center_crop(image, target.shape), target, scale, window='gaussian'))) / 2
 
 
-def ssim_map(image: Image, target: Image, scale: Scalar, *, window: str = 'uniform') -> Array:
+def ssim_map(
+  image: Image, target: Image, scale: Scalar | float, *, window: str = 'uniform'
+) -> Float[Array, 'row_windows col_windows']:
   """SSIM of every window.
 
   Args:

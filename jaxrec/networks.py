@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from jaxrec.fourier import ifft2c, rss
 from jaxrec.types import Array, Image, Reconstructor, Sample, Scan, Variables
@@ -28,6 +29,8 @@ class Network:
     surrogate: another network that gradient searches look at instead, for
       transfer: `dataclasses.replace(mine, surrogate=other)`.
     one_program: whether the network is part of the XLA program that attacks it.
+    inner: what images depend on beside `variables`, a torch module or a function: run
+      folders tell networks apart by it.
   """
 
   reconstruct: Reconstructor
@@ -35,6 +38,7 @@ class Network:
   name: str = 'network'
   surrogate: 'Network | None' = None
   one_program: bool = True
+  inner: Any = None
 
   def __call__(self, sample: Sample) -> Image:
     """Reconstructs one sample."""
@@ -67,7 +71,9 @@ def zero_filled(sample: Sample) -> tuple[Image]:
   return (rss(ifft2c(jnp.where(sample.mask, sample.kspace, 0))),)
 
 
-def fastmri(scan: Scan) -> tuple[Array, Array, Array]:
+def fastmri(
+  scan: Scan,
+) -> tuple[Float[Array, '1 coil row col 2'], Bool[Array, '1 1 1 col 1'], Int[Array, '']]:
   """Inputs of the fastMRI package's `VarNet`.
 
   Args:
@@ -123,7 +129,7 @@ def network(
   label: str = name if name else getattr(model, '__name__', type(model).__name__)
   if not callable(model):
     raise ValueError(f'network: {label} cannot be called; give a module or a function of a sample')
-  if _is_torch(model):
+  if is_torch(model):
     raise ValueError(f'network: {label} is a torch module; use jaxrec.torch_network')
   if isinstance(model, nn.Module):
     if variables is None:
@@ -140,12 +146,20 @@ def network(
     raise ValueError(f'network: {label} is a function of a sample; leave inputs out')
   given = variables is not None
   return Network(
-    lambda variables, sample: _image(model(variables, sample) if given else model(sample), label), variables, label
-  )
+    lambda variables, sample: _image(model(variables, sample) if given else model(sample), label), variables, label,
+    inner=model,
+  )  # fmt: skip
 
 
-def _is_torch(model):
+def is_torch(model: Any) -> bool:
+  """Whether it is a module of torch, which need not be installed."""
   return any(c.__module__.split('.')[0] == 'torch' for c in type(model).__mro__)
+
+
+def arrays_of(model: Any) -> list[Any] | None:
+  """Arrays of an nnx module or a pytree, such as an Equinox module; `None` of anything else."""
+  held = _split(model)[1]
+  return None if held is None else jax.tree.leaves(held)
 
 
 def _split(model):
@@ -215,7 +229,7 @@ def torch_network(module: Any, *, inputs: Inputs, name: str | None = None) -> Ne
   Raises:
     ValueError: if `module` is no torch module, or makes no float image.
   """
-  if not _is_torch(module):
+  if not is_torch(module):
     raise ValueError(f'torch_network: {type(module).__name__} is no torch module; use jaxrec.network')
   import torch
 
@@ -264,4 +278,4 @@ def torch_network(module: Any, *, inputs: Inputs, name: str | None = None) -> Ne
     del variables
     return _image(call(*map(jnp.asarray, inputs(sample))), name)
 
-  return Network(reconstruct, None, name, one_program=False)
+  return Network(reconstruct, None, name, one_program=False, inner=[module, inputs])

@@ -7,6 +7,7 @@ coil's k-space samples; the unitary transform gives coil images the same.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Complex, Float
 
 from jaxrec.fourier import abs_squared, ifft2c
 from jaxrec.types import Array, Key, Scan
@@ -14,7 +15,7 @@ from jaxrec.types import Array, Key, Scan
 _CORNER = 0.08
 
 
-def sigma_from_kspace(scan: Scan) -> Array:
+def sigma_from_kspace(scan: Scan) -> Float[Array, ' coil']:
   """Noise per coil from the corners of k-space, where there is least signal.
 
   `sigma_i^2 = mean |k_i|^2 / 2` over the outermost 8% of readout samples and of
@@ -38,7 +39,7 @@ def sigma_from_kspace(scan: Scan) -> Array:
   return jnp.sqrt(power / (2 * jnp.maximum(jnp.sum(corner), 1)))
 
 
-def sigma_from_background(scan: Scan) -> Array:
+def sigma_from_background(scan: Scan) -> Float[Array, ' coil']:
   """Noise per coil from the background of the magnitude images.
 
   In air the magnitude is Rayleigh distributed with mean `sigma sqrt(pi / 2)`.
@@ -65,7 +66,7 @@ def sigma_from_background(scan: Scan) -> Array:
   return jnp.min(jnp.stack(corners), 0) / jnp.sqrt(jnp.pi / 2 * acquired)
 
 
-def thermal_eta(sigma: Array, scan: Scan) -> Array:
+def thermal_eta(sigma: Float[Array, ' coil'], scan: Scan) -> Float[Array, ' coil']:
   """Relative radius at which noise of bounded energy has that of the thermal noise.
 
   `eta_i = sqrt(2 sigma_i^2 n) / ||k_i||` with n acquired samples: `coil_noise(eta)`
@@ -86,7 +87,7 @@ def thermal_eta(sigma: Array, scan: Scan) -> Array:
   return jnp.where(signal > 0, jnp.sqrt(2 * sigma**2 * samples / jnp.where(signal > 0, signal, 1)), 0)
 
 
-def draw(key: Key, sigma: Array, scan: Scan) -> Array:
+def draw(key: Key, sigma: Float[Array, ' coil'], scan: Scan) -> Complex[Array, 'coil row col']:
   """Draws thermal noise on the acquired samples.
 
   Args:

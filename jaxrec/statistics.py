@@ -1,12 +1,21 @@
 """Uncertainty over patients: the only place that computes an interval."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+_Numbers: TypeAlias = Sequence[float] | Float[np.ndarray, ' example']
 
 
 def bootstrap(
-  values: Sequence[float], groups: Sequence[str], *, draws: int = 1000, level: float = 0.95, seed: int = 0
+  values: _Numbers,
+  groups: Sequence[str] | Shaped[np.ndarray, ' example'],
+  *,
+  draws: int = 1000,
+  level: float = 0.95,
+  seed: int = 0,
 ) -> tuple[float, float, float]:
   """Mean and percentile interval of a bootstrap over groups (patients).
 
@@ -32,7 +41,7 @@ def bootstrap(
   return float(scores.mean()), *interval(means, level)
 
 
-def resampled(groups: int, *, draws: int, seed: int = 0) -> np.ndarray:
+def resampled(groups: int, *, draws: int, seed: int = 0) -> Int[np.ndarray, 'draw group']:
   """How often every group is drawn, `[draw, group]`: the same draws pair statistics of the same patients.
 
   Args:
@@ -43,7 +52,7 @@ def resampled(groups: int, *, draws: int, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)
 
 
-def interval(draws: np.ndarray, level: float) -> tuple[float, float]:
+def interval(draws: Float[np.ndarray, ' draw'], level: float) -> tuple[float, float]:
   """Central interval of bootstrap draws, `[draw]`, at a level such as .95."""
   tail = (1 - level) / 2
   low, high = np.quantile(draws, (tail, 1 - tail))
@@ -61,7 +70,7 @@ def corrected(level: float, comparisons: int) -> float:
   return 1 - (1 - level) / comparisons
 
 
-def roc_area(scores: Sequence[float], truths: Sequence[bool]) -> float:
+def roc_area(scores: _Numbers, truths: Sequence[bool] | Bool[np.ndarray, ' example']) -> float:
   """Area under the ROC curve: the share of pairs that the scores order rightly, ties counted half.
 
   Raises:

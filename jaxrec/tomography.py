@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
-from jaxrec.types import Array, Key, Scalar
+from jaxrec.types import Array, Image, Key, Scalar
 
 
 class Geometry(NamedTuple):
@@ -26,17 +27,17 @@ class Geometry(NamedTuple):
   bin: float = 1.2
 
 
-def angles(geometry: Geometry) -> np.ndarray:
+def angles(geometry: Geometry) -> Float[np.ndarray, ' view']:
   """View angles in radians, `[view]`, evenly over a half turn."""
   return np.arange(geometry.views) * np.pi / geometry.views
 
 
-def positions(count: int, spacing: float) -> np.ndarray:
+def positions(count: int, spacing: float) -> Float[np.ndarray, ' count']:
   """Centres of pixels or bins in mm, symmetric about 0, `[count]`."""
   return (np.arange(count) - (count - 1) / 2) * spacing
 
 
-def project(image: Array, geometry: Geometry) -> Array:
+def project(image: Image, geometry: Geometry) -> Float[Array, 'view bin']:
   """Line integrals, the adjoint of `back_project` times the pixel's area over a bin's width.
 
   Every pixel spreads its area over the two bins that its centre falls between.
@@ -55,7 +56,7 @@ def project(image: Array, geometry: Geometry) -> Array:
   return back(image)[0] * (geometry.pixel**2 / geometry.bin)
 
 
-def back_project(sinogram: Array, geometry: Geometry) -> Array:
+def back_project(sinogram: Float[Array, 'view bin'], geometry: Geometry) -> Image:
   """Sum over views of the linearly interpolated sinogram at every pixel.
 
   Args:
@@ -87,7 +88,7 @@ def back_project(sinogram: Array, geometry: Geometry) -> Array:
   return lax.scan(add, start, (sinogram, jnp.asarray(cosines), jnp.asarray(sines)))[0]
 
 
-def ramp_filter(sinogram: Array, geometry: Geometry) -> Array:
+def ramp_filter(sinogram: Float[Array, 'view bin'], geometry: Geometry) -> Float[Array, 'view bin']:
   """Ram-Lak filter, from its samples in space, so that the mean is right.
 
   Args:
@@ -108,7 +109,7 @@ def ramp_filter(sinogram: Array, geometry: Geometry) -> Array:
   return jnp.fft.irfft(spectrum, length, axis=-1)[:, : geometry.bins].astype(sinogram.dtype)
 
 
-def filtered_back_projection(sinogram: Array, geometry: Geometry) -> Array:
+def filtered_back_projection(sinogram: Float[Array, 'view bin'], geometry: Geometry) -> Image:
   """Image from line integrals over a half turn.
 
   Args:
@@ -124,7 +125,7 @@ def filtered_back_projection(sinogram: Array, geometry: Geometry) -> Array:
   return back_project(ramp_filter(sinogram, geometry), geometry) * (np.pi / geometry.views)
 
 
-def ellipse_sinogram(ellipses: Array, geometry: Geometry) -> Array:
+def ellipse_sinogram(ellipses: Float[Array, 'n 6'], geometry: Geometry) -> Float[Array, 'view bin']:
   """Exact line integrals of a sum of ellipses.
 
   `2 v a b sqrt(s^2 - t^2) / s^2` with `s` the half width of the shadow and t the
@@ -157,7 +158,9 @@ def ellipse_sinogram(ellipses: Array, geometry: Geometry) -> Array:
   )[0]
 
 
-def measure(key: Key, sinogram: Array, photons: Scalar | float, *, electronic: float = 10.0) -> Array:
+def measure(
+  key: Key, sinogram: Float[Array, 'view bin'], photons: Scalar | float, *, electronic: float = 10.0
+) -> Float[Array, 'view bin']:
   """Line integrals as measured: Beer-Lambert, Poisson counts, electronic noise, logarithm.
 
   `N ~ Poisson(I0 exp(-p)) + N(0, s^2)`, `p' = log(I0 / max(N, 1))`.
@@ -177,7 +180,9 @@ def measure(key: Key, sinogram: Array, photons: Scalar | float, *, electronic: f
   return line_integrals(counts(key, sinogram, photons, electronic=electronic), photons)
 
 
-def counts(key: Key, sinogram: Array, photons: Scalar | float, *, electronic: float = 10.0) -> Array:
+def counts(
+  key: Key, sinogram: Float[Array, 'view bin'], photons: Scalar | float, *, electronic: float = 10.0
+) -> Float[Array, 'view bin']:
   """Noisy photon counts; see `measure`."""
   quantum, electric = jax.random.split(key)
   expected = photons * jnp.exp(-sinogram)
@@ -185,7 +190,7 @@ def counts(key: Key, sinogram: Array, photons: Scalar | float, *, electronic: fl
   return drawn + electronic * jax.random.normal(electric, sinogram.shape, sinogram.dtype)
 
 
-def line_integrals(photon_counts: Array, photons: Scalar | float) -> Array:
+def line_integrals(photon_counts: Float[Array, 'view bin'], photons: Scalar | float) -> Float[Array, 'view bin']:
   """`log(I0 / N)` with counts below one taken as one."""
   return jnp.log(photons / jnp.maximum(photon_counts, 1))
 

@@ -1,20 +1,30 @@
-"""Data structures and function types that every other part of jaxrec shares."""
+"""Data structures and function types that every other part of jaxrec shares.
+
+Signatures name the axes of arrays (jaxtyping). The tests check them at every call;
+elsewhere they only tell. Fields of structures say them in words: a structure may
+hold a batch, shapes or whatever else `jax.tree.map` makes of it.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import numpy as np
 from flax import struct
+from jaxtyping import Float, PRNGKeyArray
 
 from jaxrec import masks
 
-Array: TypeAlias = jax.Array
+if TYPE_CHECKING:
+  Array: TypeAlias = jax.Array
+else:
+  # What JAX takes, it takes from NumPy too.
+  Array = jax.Array | np.ndarray | np.generic
 # NumPy on the host, JAX inside a program; each lacks what the other is used for.
 AnyArray: TypeAlias = Any
-Key: TypeAlias = jax.Array
-Scalar: TypeAlias = jax.Array
-Image: TypeAlias = jax.Array
+Key: TypeAlias = PRNGKeyArray
+Scalar: TypeAlias = Float[Array, '']
+Image: TypeAlias = Float[Array, 'row col']
 Delta: TypeAlias = Any
 Variables: TypeAlias = Any
 

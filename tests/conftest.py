@@ -1,5 +1,16 @@
 """Shared samples and reconstructors, small enough to compile in a second."""
 
+from jaxtyping import install_import_hook
+
+# Calls of these are checked against their signatures, axes of arrays included; an int is a float, as PEP 484 has it.
+CHECKED = tuple(
+  f'jaxrec.{name}'
+  for name in (
+    'attacks', 'audit', 'fourier', 'geometry', 'invariances', 'masks', 'metrics', 'networks', 'noise', 'statistics', 'tomography', 'types',
+  )
+)  # fmt: skip
+install_import_hook(CHECKED, 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))')
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,7 @@
 """What an attack is: a perturbation, a search and an objective around a network."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import struct
 from jax import lax
 
 from jaxrec.networks import Network
-from jaxrec.types import Array, Delta, Image, Key, Objective, Reconstructor, Sample, Scalar, Variables
+from jaxrec.types import AnyArray, Delta, Image, Key, Objective, Reconstructor, Sample, Scalar, Variables
 
 
 def _unknown_budget(delta: Delta, sample: Sample) -> Scalar:
@@ -47,10 +47,11 @@ class SearchResult:
   """
 
   delta: Delta
-  loss: Array
-  trace: Array
+  loss: AnyArray
+  trace: AnyArray
 
 
+@runtime_checkable
 class Search(Protocol):
   """Maximises a loss over a feasible set.
 
@@ -91,12 +92,12 @@ class AttackResult:
 
   delta: Delta
   sample: Sample
-  clean: Image
-  adversarial: Image
-  clean_loss: Array
-  loss: Array
-  trace: Array
-  budget: Array
+  clean: AnyArray
+  adversarial: AnyArray
+  clean_loss: AnyArray
+  loss: AnyArray
+  trace: AnyArray
+  budget: AnyArray
 
 
 def attack(

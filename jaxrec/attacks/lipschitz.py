@@ -11,7 +11,7 @@ from jaxrec.attacks.core import Perturbation
 from jaxrec.attacks.searches import farthest
 from jaxrec.fourier import abs_squared, safe_sqrt
 from jaxrec.geometry import center_crop
-from jaxrec.types import Array, Delta, Key, Reconstructor, Sample, Variables
+from jaxrec.types import AnyArray, Delta, Key, Reconstructor, Sample, Variables
 
 
 @struct.dataclass
@@ -26,10 +26,10 @@ class Amplification:
     trace: `[num_iterations]` norm of the change of the image.
   """
 
-  gain: Array
-  change: Array
+  gain: AnyArray
+  change: AnyArray
   delta: Delta
-  trace: Array
+  trace: AnyArray
 
 
 def local_lipschitz(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jaxrec import geometry
 from jaxrec.attacks.core import Perturbation
@@ -298,7 +299,7 @@ def compose(*perturbations: Perturbation) -> Perturbation:
   )
 
 
-def angle_grid(max_degrees: float, step_degrees: float = 0.1) -> np.ndarray:
+def angle_grid(max_degrees: float, step_degrees: float = 0.1) -> Float[np.ndarray, ' points']:
   """Evenly spaced angles that include both ends and 0.
 
   Args:

@@ -55,7 +55,7 @@ def _unit(x):
   return x / jnp.where(norm > 0, norm, 1)
 
 
-def farthest(direction: Delta, project) -> Delta:
+def farthest(direction: Delta, project: Callable[[Delta], Delta]) -> Delta:
   """Feasible point farthest along a direction: for balls, the radius times the unit vector.
 
   Args:
@@ -199,11 +199,11 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
       return jax.tree.map(lambda x, y: x + scale * y, a, b)
 
     def body(carry, check):
-      delta, previous, best, best_delta, size, last_value, rises, since, old = carry
+      delta, previous, best, best_delta, size, last_value, rises, old = carry
       at_check, length = check
       value, direction = ascent(delta)
       best, best_delta = _better(value, delta, best, best_delta)
-      rises, since = rises + (value > last_value), since + 1
+      rises = rises + (value > last_value)
       stalled = (rises < 0.75 * length) | ((size == old[0]) & (best == old[1]))
       halve = at_check & stalled
       old = jax.tree.map(lambda new, kept: jnp.where(at_check, new, kept), (size, best), old)
@@ -215,12 +215,12 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
       move = jnp.where(halve, 0, size)
       target = project(add(restart, farthest(direction, project), move))
       step = jax.tree.map(lambda x, t, p: x + momentum * (t - x) + (1 - momentum) * (x - p), restart, target, previous)
-      return (project(step), restart, best, best_delta, size, value, rises, since, old), value
+      return (project(step), restart, best, best_delta, size, value, rises, old), value
 
     start = project(init(key))
     low = jnp.array(-jnp.inf, jax.eval_shape(loss, start).dtype)
     size = jnp.array(2.0, low.dtype)
-    carry = (start, start, low, start, size, low, jnp.int32(0), jnp.int32(0), (size, low))
+    carry = (start, start, low, start, size, low, jnp.int32(0), (size, low))
     carry, trace = lax.scan(body, carry, checkpoints)
     last = loss(carry[0])
     best, best_delta = _better(last, carry[0], carry[2], carry[3])

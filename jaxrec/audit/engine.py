@@ -17,6 +17,7 @@ from jaxrec.audit import program
 from jaxrec.audit.plan import Case, Place, Settings, Store, Sweep
 from jaxrec.data.errors import DataError
 from jaxrec.networks import Network
+from jaxrec.progress import Remaining
 from jaxrec.training import Parallel
 from jaxrec.types import Reconstructor, Sample
 
@@ -80,6 +81,7 @@ class Engine:
     self.pictured = set(_names(cases)[: self.settings.pictures])
     self.most = max((len(c.targets(self.settings.aims, True)) for c in cases), default=1)
     batches = _batches(cases, self.batch)[self.parallel.part :: self.parallel.parts]
+    remaining = Remaining('attack', 'batch', len(batches), silent=self.parallel.part > 0)
     with tqdm(
       total=len(batches) * len(self.sweeps), desc='attack', unit='batch', disable=self.parallel.part > 0
     ) as bar:
@@ -88,6 +90,8 @@ class Engine:
         for chosen, samples in _alike(self._read(members, bad)):
           self._attack(chosen, samples, bad, bar)
         bar.update(n * len(self.sweeps) - bar.n)
+        if members:
+          remaining.step(n)
     return bad
 
   def _finished(self, case: Case) -> bool:

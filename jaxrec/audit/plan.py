@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -207,6 +207,7 @@ class Settings:
         raise ValueError(f'attack.attacked: {aim!r} is unknown; choose among {", ".join(AIMS)}')
 
 
+@runtime_checkable
 class Store(Protocol):
   """Where rows and pictures go: a `results.Run`, or memory."""
 

@@ -13,7 +13,7 @@ from jaxrec.audit.plan import Sweep
 from jaxrec.fourier import abs_squared, ifft2c, rss
 from jaxrec.geometry import center_crop
 from jaxrec.networks import Network
-from jaxrec.types import Array, Image, Key, Reconstructor, Sample, Scan, Slice, Variables
+from jaxrec.types import AnyArray, Array, Image, Key, Reconstructor, Sample, Scan, Slice, Variables
 
 _FEASIBLE = 1e-6
 
@@ -67,11 +67,11 @@ class Outcome:
     curve: SSIM in the box of all points of a grid; else `None`.
   """
 
-  columns: dict[str, Array]
-  adversarial: Array
-  control: Array
-  trace: Array
-  curve: Array | None = None
+  columns: dict[str, AnyArray]
+  adversarial: AnyArray
+  control: AnyArray
+  trace: AnyArray
+  curve: AnyArray | None = None
 
 
 def clean(network: Network) -> Callable[[Weights, Sample], tuple[Image, dict[str, Array]]]:

@@ -1,19 +1,24 @@
 """`jaxrec.audit`."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import jax
-import numpy as np
-
+from jaxrec.audit import identity
 from jaxrec.audit.engine import Engine, Labels
 from jaxrec.audit.plan import AIMS, Case, Settings, Sweep
 from jaxrec.networks import Network, network
 from jaxrec.training import data_parallel
 from jaxrec.types import Sample
+
+
+@runtime_checkable
+class Samples(Protocol):
+  """Samples that are made when their turn comes."""
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int, /) -> Sample: ...
 
 
 class _Memory:
@@ -34,7 +39,7 @@ class _Memory:
 
 def audit(
   networks: Mapping[str, Network | Callable] | Network,
-  samples: Sequence[Sample] | Mapping[str, Sample],
+  samples: Sequence[Sample] | Mapping[str, Sample] | Samples,
   attacks: Mapping[str, Sweep] | Sweep,
   *,
   folder: str | Path | None = None,
@@ -110,13 +115,13 @@ def _in_folder(networks, samples, cases, attacks, settings, folder):
 
   rows, parallel = [], data_parallel()
   described = {
-    'data': {'root': 'arrays', 'digest': _digest(samples)}, 'seed': settings.seed, 'aims': settings.aims,
+    'data': {'root': 'arrays', 'digest': identity.digest(samples)}, 'seed': settings.seed, 'aims': settings.aims,
     'attacks': {name: sweep.description() for name, sweep in attacks.items()},
   }  # fmt: skip
   with results.exclusive(folder, part=parallel.part):
     for name, net in networks.items():
       run = results.Run(folder / results.safe_name(name), part=parallel.part)
-      run.check_config({'name': name, 'model': {'name': net.name, 'weights': _digest(net.variables)}, **described})
+      run.check_config({'name': name, 'model': {'name': net.name, 'weights': identity.of_network(net)}, **described})
       run.write_provenance(
         seed=settings.seed, one_program=net.one_program, data_fingerprint=described['data']['digest']
       )
@@ -139,18 +144,3 @@ def _cases(samples, patients):
     Case(str(name), 0, str(name) if patients is None else str(patients[i]), read=lambda key=key: samples[key])
     for i, (key, name) in enumerate(zip(keys, names))
   ]
-
-
-def _digest(tree):
-  """Short name of arrays in memory, or of the names of a source that reads its samples."""
-  if not isinstance(tree, (Mapping, list, tuple)) and not jax.tree.leaves(tree):
-    tree = len(tree) if hasattr(tree, '__len__') else None
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree.flatten_with_path(tree)[0]:
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      leaf = jax.random.key_data(leaf)
-    digest.update(f'{jax.tree_util.keystr(path)}'.encode())
-    digest.update(
-      np.ascontiguousarray(leaf).tobytes() if isinstance(leaf, (jax.Array, np.ndarray)) else repr(leaf).encode()
-    )
-  return digest.hexdigest()[:16]

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import ml_collections
 import optax
@@ -77,8 +77,14 @@ STEPS = {'steepest': attacks.steepest_step, 'advrec': attacks.advrec_step}
 # What an autoencoder describes, as `train.task.image` names it.
 _DOMAINS = {'low_dose': 'input', 'target': 'target'}
 
-Part = TypeVar('Part')
 Section = Mapping[str, Any]
+
+
+class _Dataclass(Protocol):
+  __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Part = TypeVar('Part', bound=_Dataclass)
 
 
 def build(
@@ -138,7 +144,7 @@ def _section(config: Section, name: str) -> Section:
 
 def _part(cls: type[Part], section: str, options: Section, **made: Any) -> Part:
   """A part whose fields are options of a section, but for those that were `made`."""
-  fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # mypy knows no type of dataclasses
+  fields = dataclasses.fields(cls)
   given = {f.name: options[f.name] for f in fields if f.name in options and f.name not in made}
   for f in fields:
     if f.name not in given and f.name not in made and f.default is dataclasses.MISSING:

@@ -21,6 +21,7 @@ from jaxrec.data import annotations
 from jaxrec.experiments import build
 from jaxrec.invariances import known as known_networks
 from jaxrec.models import registry
+from jaxrec.models.unet import DTYPES
 from jaxrec.training.schedules import SCHEDULES, schedule
 from jaxrec.training.tasks import LOSSES
 from jaxrec.workflows import factory
@@ -115,7 +116,7 @@ _PERTURBATION = {
   'start': _choice('zero', 'random'), 'reference': _choice('norm', 'deviation'), 'method': _choice('fourier', 'resampled'),
 }  # fmt: skip
 _NETWORK = {
-  'name': _part(registry.NAMES), 'norm': _choice('instance', 'batch'), 'activation': _choice('leaky_relu', 'prelu'), 'activation_first': _FLAG,
+  'name': _part(registry.NAMES), 'dtype': _choice(*DTYPES), 'norm': _choice('instance', 'batch'), 'activation': _choice('leaky_relu', 'prelu'), 'activation_first': _FLAG,
   'upsample': _choice('transposed', 'bilinear'), 'batch_axis': _optional(_TEXT), 'crop': _optional(_several(_PIXELS, least=2, most=2)),
   'remat': _FLAG, 'conditional': _FLAG, 'reference': _FLAG, 'size': _several(_PIXELS, least=2, most=2), 'stages': _several(_SIZE),
   'pools': _whole(1, 10), 'sens_pools': _whole(1, 10), 'depth': _whole(1, 10), 'blocks': _whole(1, 100), 'num_cascades': _whole(1, 100),

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from jaxrec.types import Array, Image
+from jaxrec.types import AnyArray, Array, Image
 
 SCALES = (1.0, 1.6, 2.5)
 
@@ -50,7 +51,9 @@ def _smooth(image, sigma):
   ]
 
 
-def deviations(images: Array, reference: Array, *, scales: Sequence[float] = SCALES) -> Array:
+def deviations(
+  images: Float[Array, 'sample row col'], reference: Float[Array, 'repeat row col'], *, scales: Sequence[float] = SCALES
+) -> Float[Array, 'sample scale row col']:
   """Band-passed deviations from the mean of a reference, in its standard deviations.
 
   `z = (B x' - mean_j B r_j) / s`, with the variance `s^2` over the reference
@@ -75,7 +78,9 @@ def deviations(images: Array, reference: Array, *, scales: Sequence[float] = SCA
   return jnp.stack([at(s) for s in scales], 1)
 
 
-def excess_variation(images: Array, reference: Array, *, scales: Sequence[float] = SCALES) -> Array:
+def excess_variation(
+  images: Float[Array, 'sample row col'], reference: Float[Array, 'repeat row col'], *, scales: Sequence[float] = SCALES
+) -> Image:
   """How far samples are from the anatomy, in units of the noise: the map of analysis A.
 
   `sqrt(mean_i z_i^2)` over samples, the largest over scales, with z of
@@ -93,7 +98,7 @@ def excess_variation(images: Array, reference: Array, *, scales: Sequence[float]
   return jnp.max(jnp.sqrt(jnp.mean(z**2, 0)), 0)
 
 
-def family_threshold(maxima: np.ndarray, *, alpha: float = 0.05) -> float:
+def family_threshold(maxima: Float[np.ndarray, ' image'], *, alpha: float = 0.05) -> float:
   """Threshold that a share `alpha` of structure-free inputs crosses anywhere, at any scale.
 
   Args:
@@ -130,7 +135,7 @@ class Component(NamedTuple):
   box: tuple[int, int, int, int]
 
 
-def components(deviation: np.ndarray, threshold: float) -> list[Component]:
+def components(deviation: Float[AnyArray, 'row col'], threshold: float) -> list[Component]:
   """Connected regions of a map that cross a threshold, the largest first.
 
   Args:
@@ -152,7 +157,9 @@ def components(deviation: np.ndarray, threshold: float) -> list[Component]:
   return sorted(found, key=lambda c: (-c.size, -abs(c.peak)))
 
 
-def rank_by_component(z: np.ndarray, threshold: float, within: np.ndarray) -> list[tuple[int, Component | None]]:
+def rank_by_component(
+  z: Float[AnyArray, 'sample scale row col'], threshold: float, within: Bool[AnyArray, 'row col']
+) -> list[tuple[int, Component | None]]:
   """Samples by their largest change of anatomy.
 
   Args:

@@ -6,15 +6,18 @@ are known exactly, and for a linear network A so are A D and A K A^T.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
 from jaxrec.geometry import soft_disc
 from jaxrec.invariances.observers import exact_detectability
-from jaxrec.types import Image
+from jaxrec.types import Array, Image
+
+_Images: TypeAlias = Float[Array, '*lead row col']
 
 
 class Texture(NamedTuple):
@@ -47,7 +50,7 @@ def texture(side: int) -> Texture:
   return Texture(side, power / power.mean())
 
 
-def covariance(noise: Texture) -> np.ndarray:
+def covariance(noise: Texture) -> Float[np.ndarray, 'pixel pixel']:
   """K, `[pixel, pixel]`: circulant, with the texture's power as its eigenvalues."""
   n = noise.side
   row = np.fft.ifft2(noise.power).real
@@ -56,13 +59,13 @@ def covariance(noise: Texture) -> np.ndarray:
   return row[shift[:, None, :, None], shift[None, :, None, :]].reshape(n * n, n * n)
 
 
-def draw(rng: np.random.Generator, noise: Texture, count: int) -> np.ndarray:
+def draw(rng: np.random.Generator, noise: Texture, count: int) -> Float[np.ndarray, 'count side side']:
   """Noise images, `[count, side, side]` float32."""
   white = rng.standard_normal((count, noise.side, noise.side))
   return np.fft.ifft2(np.fft.fft2(white) * np.sqrt(noise.power)).real.astype(np.float32)
 
 
-def background(rng: np.random.Generator, side: int) -> np.ndarray:
+def background(rng: np.random.Generator, side: int) -> Float[np.ndarray, 'side side']:
   """A smooth anatomy, a few times the noise, `[side, side]` float32."""
   f = np.fft.fftfreq(side)
   smooth = np.exp(-0.5 * (np.hypot(f[:, None], f[None, :]) * side / 1.5) ** 2)
@@ -70,12 +73,12 @@ def background(rng: np.random.Generator, side: int) -> np.ndarray:
   return (3 * image / image.std()).astype(np.float32)
 
 
-def structure(side: int, diameter: float) -> np.ndarray:
+def structure(side: int, diameter: float) -> Float[np.ndarray, 'side side']:
   """A round structure of unit contrast at the centre, `[side, side]`; `diameter` in pixels."""
   return soft_disc((side, side), (side / 2, side / 2), diameter)
 
 
-def contrasts(noise: Texture, diameters: Sequence[float], aims: Sequence[float]) -> np.ndarray:
+def contrasts(noise: Texture, diameters: Sequence[float], aims: Sequence[float]) -> Float[np.ndarray, 'diameter aim']:
   """Contrasts that give structures the detectabilities `aims` in the input, `[diameter, aim]`."""
   units = exact_detectability(np.stack([structure(noise.side, d).ravel() for d in diameters]), covariance(noise))
   return np.asarray(aims) / units[:, None]
@@ -127,14 +130,14 @@ def networks(noise: Texture, removed: float) -> dict[str, Known]:
   return found
 
 
-def filtered(image: Image, centre: float, row: float, col: float) -> Image:
+def filtered(image: _Images, centre: float, row: float, col: float) -> _Images:
   """Circular convolution with a cross: gain `centre + 2 row cos(2 pi f) + 2 col cos(2 pi g)`."""
   rows = jnp.roll(image, 1, -2) + jnp.roll(image, -1, -2)
   cols = jnp.roll(image, 1, -1) + jnp.roll(image, -1, -1)
   return centre * image + row * rows + col * cols
 
 
-def haar(image: Image) -> Image:
+def haar(image: _Images) -> _Images:
   """One level of the orthonormal Haar transform, its four bands side by side."""
   a, b = image[..., ::2, :], image[..., 1::2, :]
   rows = jnp.concatenate([a + b, a - b], -2)
@@ -142,7 +145,7 @@ def haar(image: Image) -> Image:
   return jnp.concatenate([c + d, c - d], -1) / 2
 
 
-def low_pass(image: Image, cutoff: float = 0.2) -> Image:
+def low_pass(image: _Images, cutoff: float = 0.2) -> _Images:
   """Keeps the frequencies up to `cutoff` cycles per pixel, and nothing of the others."""
   f = np.fft.fftfreq(image.shape[-1])
   kept = np.hypot(f[:, None], f[None, :]) <= cutoff
@@ -175,7 +178,7 @@ def removal(noise: Texture, largest: float) -> Callable[[Image], Image]:
   return remove
 
 
-def opening(image: Image, size: int) -> Image:
+def opening(image: _Images, size: int) -> _Images:
   """Grey opening by a square: bright structures narrower than `size` pixels disappear.
 
   Reference:
@@ -191,14 +194,16 @@ def opening(image: Image, size: int) -> Image:
   return sweep(sweep(image, jnp.inf, lax.min), -jnp.inf, lax.max)
 
 
-def matrix(network: Callable[[Image], Image], side: int) -> np.ndarray:
+def matrix(network: Callable[[Image], Image], side: int) -> Float[np.ndarray, 'pixel pixel']:
   """The matrix `[pixel, pixel]` of a network that is linear up to a constant."""
   basis = jnp.eye(side * side).reshape(-1, side, side)
   columns = network(basis) - network(jnp.zeros((1, side, side)))
   return np.asarray(columns, float).reshape(side * side, -1).T
 
 
-def exact(network: Callable[[Image], Image], noise: Texture, signals: np.ndarray) -> np.ndarray:
+def exact(
+  network: Callable[[Image], Image], noise: Texture, signals: Float[np.ndarray, 'kind side side']
+) -> Float[np.ndarray, ' kind']:
   """d'_out of a linear network, `[class]`, for structures `[class, side, side]`."""
   a = matrix(network, noise.side)
   seen = signals.reshape(len(signals), -1) @ a.T

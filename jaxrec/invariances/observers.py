@@ -19,6 +19,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
+
+from jaxrec.types import AnyArray
 
 # Noise of the observer itself, as a share of the mean variance: rounding of float32 is no evidence.
 # Parts of a scan whose gain is below about a hundredth are lost in it as well.
@@ -77,7 +80,9 @@ class Detection(NamedTuple):
     return np.sqrt(np.abs(weights @ self.squares) / np.maximum(weights @ self.variances, 1e-30))
 
 
-def site_statistics(absent: np.ndarray, signal: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def site_statistics(
+  absent: Float[np.ndarray, 'scan pixel'], signal: Float[np.ndarray, 'kind pixel']
+) -> tuple[Float[np.ndarray, 'kind pixel'], Float[np.ndarray, 'pixel pixel'], int]:
   """Sums of one site, to be added up over the sites of a patient.
 
   Args:
@@ -149,13 +154,17 @@ def observe(statistics: Statistics, *, folds: int = 4) -> Detection:
   return Detection(squares, variances, np.stack(templates), fold)
 
 
-def pooled(statistics: Statistics, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pooled(
+  statistics: Statistics, patients: Int[np.ndarray, ' patient']
+) -> tuple[Float[np.ndarray, 'kind pixel'], Float[np.ndarray, 'pixel pixel']]:
   """Mean signal `[class, pixel]` and covariance `[pixel, pixel]` of some patients."""
   counts = statistics.counts[patients]
   return statistics.signals[patients].mean(0), np.tensordot(counts / counts.sum(), statistics.covariances[patients], 1)
 
 
-def exact_detectability(signals: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+def exact_detectability(
+  signals: Float[np.ndarray, '*lead pixel'], covariance: Float[np.ndarray, 'pixel pixel']
+) -> Float[AnyArray, '*lead']:
   """`sqrt(D^T K^+ D)` of known signals and their covariance.
 
   The pseudo-inverse leaves out directions in which nothing varies; a signal there

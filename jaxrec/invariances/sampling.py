@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+from jaxtyping import Float, Int
 
-from jaxrec.types import Array, Image, Key, Scalar, Variables
+from jaxrec.types import AnyArray, Array, Image, Key, Scalar, Variables
 
 
 class Sampler(NamedTuple):
@@ -47,11 +48,11 @@ class Invariances:
     output: y of the input.
   """
 
-  images: Array
+  images: AnyArray
   outputs: Any
-  drawn: Array
+  drawn: AnyArray
   drawn_outputs: Any
-  noise: Array
+  noise: AnyArray
   output: Any
 
 
@@ -130,11 +131,11 @@ class Consistency:
     reconstruction: `[]`, the autoencoder's own reconstruction of the input.
   """
 
-  samples: Array
-  drawn: Array
-  fresh: Array
-  mismatched: Array
-  reconstruction: Array
+  samples: AnyArray
+  drawn: AnyArray
+  fresh: AnyArray
+  mismatched: AnyArray
+  reconstruction: AnyArray
 
   def gap(self) -> Scalar:
     """Median distance of the samples over the median distance of fresh noise; below 1 means more alike than two scans."""
@@ -189,8 +190,8 @@ def consistency(
   return run
 
 
-def diversity(images: Array) -> Array:
-  """Standard deviation over samples, `[sample, row, col]` to `[row, col]`."""
+def diversity(images: Float[Array, 'sample ...']) -> Float[Array, '...']:
+  """Standard deviation over samples, `[sample, ...]` to `[...]`."""
   return jnp.std(images, axis=0, ddof=1)
 
 
@@ -205,13 +206,13 @@ class Moments:
     level: `[]`, what that is for independent entries and this many examples.
   """
 
-  mean: Array
-  std: Array
-  correlation: Array
-  level: Array
+  mean: AnyArray
+  std: AnyArray
+  correlation: AnyArray
+  level: AnyArray
 
 
-def noise_moments(v: Array) -> Moments:
+def noise_moments(v: Float[Array, 'example latent']) -> Moments:
   """Moments of `t(z | f(x))` over held-out examples, `[example, latent]`.
 
   A fitted flow gives mean 0, standard deviation 1 and no correlation.
@@ -226,7 +227,7 @@ def noise_moments(v: Array) -> Moments:
   )
 
 
-def rank(images: Array, reference: Image) -> Array:
+def rank(images: Float[Array, 'sample row col'], reference: Image) -> Int[Array, ' sample']:
   """Samples by their mean absolute difference from a reference, largest first.
 
   Args:

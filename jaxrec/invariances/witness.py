@@ -5,7 +5,7 @@ the output, a large change of the evidence in the input that leaves the output.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,15 @@ import numpy as np
 import optax
 from flax import struct
 from jax import lax
+from jaxtyping import Float, Int
 
-from jaxrec.types import Array, Image, Scalar
+from jaxrec.types import AnyArray, Array, Image, Scalar
 
 # Fixed before any network was judged by them: units are deviations of the evidence over scans.
 FELL = 2.0
 MOVED = 0.5
+
+_Region: TypeAlias = Float[Array, ' pixel']
 
 
 @struct.dataclass
@@ -36,14 +39,14 @@ class Tests:
     spread: `[]`, below which 95% of the distances between outputs of two scans lie.
   """
 
-  before: Array
-  after: Array
-  absent: Array
-  signal: Array
-  whiten: Array
-  norms: Array
-  mode: Array
-  spread: Array
+  before: AnyArray
+  after: AnyArray
+  absent: AnyArray
+  signal: AnyArray
+  whiten: AnyArray
+  norms: AnyArray
+  mode: AnyArray
+  spread: AnyArray
 
 
 class Findings(NamedTuple):
@@ -64,7 +67,7 @@ class Findings(NamedTuple):
   witness: Array
 
 
-def examine(tests: Tests, x: Array, seen: Array, other: Array, other_seen: Array) -> Findings:
+def examine(tests: Tests, x: _Region, seen: _Region, other: _Region, other_seen: _Region) -> Findings:
   """Judges a sample.
 
   The sample's noise is what it has beside the anatomy and the share of the
@@ -159,12 +162,14 @@ def search(
   return run
 
 
-def cut(image: Image, corner: Array, side: int) -> Array:
+def cut(image: Image, corner: Int[Array, '2'], side: int) -> _Region:
   """A square of an image `[row, col]` from `corner` on, `[pixel]`."""
   return lax.dynamic_slice(image, tuple(corner), (side, side)).ravel()
 
 
-def limits(modes: np.ndarray, outputs: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def limits(
+  modes: Float[np.ndarray, 'scan mode'], outputs: Float[np.ndarray, 'site repeat pixel'], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
   """What 95% of scans pass, for `Tests`.
 
   Args:

@@ -162,10 +162,19 @@ def _kernel_gradient_by_blocks(x, g, *, shape):
     patches = [part[r : r + block, c : c + cols] for r in range(height) for c in range(width)]
     patches = jnp.concatenate(patches, -1).reshape(block * cols, height * width * n_in)
     outputs = lax.dynamic_slice(g, at, (1, block, cols, n_out)).reshape(block * cols, n_out)
-    return total + lax.dot_general(outputs, patches, (((0,), (0,)), ((), ())), precision=PRECISION), None
+    product = lax.dot_general(
+      outputs, patches, (((0,), (0,)), ((), ())), precision=PRECISION, preferred_element_type=sums
+    )
+    return total + product, None
 
-  total, _ = lax.scan(add_block, jnp.zeros((n_out, height * width * n_in), x.dtype), jnp.arange(batch * blocks))
-  return total.T.reshape(shape)
+  sums = _at_least_float32(x)
+  total, _ = lax.scan(add_block, jnp.zeros((n_out, height * width * n_in), sums), jnp.arange(batch * blocks))
+  return total.T.reshape(shape).astype(x.dtype)
+
+
+def _at_least_float32(x: Array) -> Any:
+  """Type of the sums and of the parameters that belong to activations of this type."""
+  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def spatial_mean(x: Array) -> Array:
@@ -181,7 +190,8 @@ def spatial_mean(x: Array) -> Array:
 def instance_norm_leaky_relu(x: Array, slope: float = 0.2, epsilon: float = 1e-5) -> Array:
   """Instance normalisation (biased variance, no affine) and leaky ReLU.
 
-  Keeps only its output and 1/std for the backward pass.
+  Keeps only its output and 1/std for the backward pass. Statistics are float32 or
+  more, whatever the type of `x`.
 
   Args:
     x: `[batch, row, col, channel]`.
@@ -198,20 +208,22 @@ def instance_norm_leaky_relu(x: Array, slope: float = 0.2, epsilon: float = 1e-5
 
 
 def _norm_forward(x, slope, epsilon):
-  centred = x - spatial_mean(x)
+  exact = x.astype(_at_least_float32(x))
+  centred = exact - spatial_mean(exact)
   inverse = lax.rsqrt(spatial_mean(centred * centred) + epsilon)
   y = centred * inverse
-  y = jnp.where(y >= 0, y, slope * y)
+  y = jnp.where(y >= 0, y, slope * y).astype(x.dtype)
   return y, (y, inverse)
 
 
 def _norm_backward(slope, epsilon, residuals, g):
   del epsilon
   y, inverse = residuals
+  kind, y, g = y.dtype, y.astype(inverse.dtype), g.astype(inverse.dtype)
   positive = y >= 0
   normal = jnp.where(positive, y, y / slope)
   g = jnp.where(positive, g, slope * g)
-  return ((g - spatial_mean(g) - normal * spatial_mean(g * normal)) * inverse,)
+  return (((g - spatial_mean(g) - normal * spatial_mean(g * normal)) * inverse).astype(kind),)
 
 
 instance_norm_leaky_relu.defvjp(_norm_forward, _norm_backward)
@@ -252,6 +264,11 @@ def match_size(x: Array, like: Array) -> Array:
   return jnp.pad(x, pad, mode='reflect') if x.shape[1:3] != like.shape[1:3] else x
 
 
+def _parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], x: Array) -> Array:
+  """A parameter in the type of `x`, kept in float32 where that has fewer digits."""
+  return module.param(name, init, shape, _at_least_float32(x)).astype(x.dtype)
+
+
 class Conv(nn.Module):
   """`conv2d` with parameters `kernel` and, if asked for, `bias`."""
 
@@ -262,8 +279,11 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    y = conv2d(x, self.param('kernel', kernel_init, shape, x.dtype))
-    return y + self.param('bias', bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
+    y = conv2d(x, _parameter(self, 'kernel', kernel_init, shape, x))
+    if not self.use_bias:
+      return y
+    # Added in the type of the parameter, in which its gradient is summed then.
+    return (y + self.param('bias', bias_init(shape), (self.features,), _at_least_float32(x))).astype(x.dtype)
 
 
 class NormActivation(nn.Module):
@@ -295,14 +315,17 @@ class NormActivation(nn.Module):
       return instance_norm_leaky_relu(x, 1.0)
     if self.norm == 'batch':
       running = not self.is_mutable_collection('batch_stats')
-      return nn.BatchNorm(use_running_average=running, momentum=0.9, axis_name=self.batch_axis, name='batch_norm')(x)
+      norm = nn.BatchNorm(
+        use_running_average=running, momentum=0.9, axis_name=self.batch_axis, dtype=x.dtype, name='batch_norm'
+      )
+      return norm(x)
     raise ValueError(f'norm: {self.norm!r} is unknown; choose instance or batch')
 
   def _activate(self, x):
     if self.activation == 'leaky_relu':
       return nn.leaky_relu(x, 0.2)
     if self.activation == 'prelu':
-      return nn.PReLU(negative_slope_init=0.25, name='prelu')(x)
+      return nn.PReLU(negative_slope_init=0.25, name='prelu')(x.astype(_at_least_float32(x))).astype(x.dtype)
     raise ValueError(f'activation: {self.activation!r} is unknown; choose leaky_relu or prelu')
 
 
@@ -362,7 +385,7 @@ class UpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = self.param('kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features), x.dtype)
+    kernel = _parameter(self, 'kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features), x)
     return NormActivation(self.norm, self.activation, self.batch_axis, self.activation_first)(
       upsample_conv2x2(x, kernel)
     )

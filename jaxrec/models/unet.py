@@ -11,6 +11,8 @@ from jaxrec.geometry import center_crop
 from jaxrec.models import layers
 from jaxrec.types import Array
 
+DTYPES = ('float32', 'bfloat16')
+
 
 class UNet(nn.Module):
   """U-Net with average pooling; by default instance norm and leaky ReLU 0.2.
@@ -26,6 +28,8 @@ class UNet(nn.Module):
       convolutions are a chain of three 1x1.
     activation_first: the activation stands before the normalisation, not after.
     batch_axis: device axis of batch norm, `training.Parallel.axis`.
+    dtype: `float32`, or `bfloat16` for convolutions and activations; parameters,
+      sums of products, statistics of norms, input and output are float32 in both.
 
   Reference:
     Ronneberger et al. 2015, in the form of the fastMRI repository; Huang and
@@ -48,6 +52,7 @@ class UNet(nn.Module):
   upsample: str = 'transposed'
   activation_first: bool = False
   batch_axis: str | None = None
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -61,7 +66,8 @@ class UNet(nn.Module):
     style: dict[str, Any] = dict(
       norm=self.norm, activation=self.activation, activation_first=self.activation_first, batch_axis=self.batch_axis
     )
-    x = x.reshape(-1, *x.shape[-3:])
+    outside = x.dtype
+    x = compute_type(self.dtype, x).reshape(-1, *x.shape[-3:])
     skips = []
     for level in range(self.pools):
       x = layers.ConvBlock(self.chans * 2**level, **style, name=f'down_{level}')(x)
@@ -81,7 +87,18 @@ class UNet(nn.Module):
       x = layers.Conv(self.chans // 2, size=1, use_bias=True, name='out_0')(x)
       x = layers.Conv(self.out_chans, size=1, use_bias=True, name='out_1')(x)
     x = layers.Conv(self.out_chans, size=1, use_bias=True, name='out')(x)
-    return x.reshape(*lead, *x.shape[1:])
+    return x.reshape(*lead, *x.shape[1:]).astype(outside)
+
+
+def compute_type(dtype: str, x: Array) -> Array:
+  """`x` in the type that a network computes in; `float32` leaves it as it is.
+
+  Raises:
+    ValueError: for an unknown type.
+  """
+  if dtype not in DTYPES:
+    raise ValueError(f'model.dtype: {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
+  return x if dtype == 'float32' else x.astype(dtype)
 
 
 def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
@@ -115,12 +132,18 @@ class NormUNet(nn.Module):
   Pads to multiples of 16 (the smaller half first), normalises with mean and
   unbiased standard deviation, and undoes both.
 
+  Attributes:
+    chans: channels of the first level.
+    pools: number of poolings.
+    dtype: see `UNet`.
+
   Reference:
     Sriram et al. 2020, E2E-VarNet.
   """
 
   chans: int
   pools: int
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, image: Array) -> Array:
@@ -130,7 +153,7 @@ class NormUNet(nn.Module):
     x = (x - mean) / jnp.where(std > 0, std, 1)
     pads = [((-n % 16) // 2, (-n % 16 + 1) // 2) for n in image.shape[-2:]]
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + pads + [(0, 0)])
-    x = UNet(self.chans, self.pools, out_chans=2, name='unet')(x)
+    x = UNet(self.chans, self.pools, out_chans=2, dtype=self.dtype, name='unet')(x)
     x = center_crop(jnp.moveaxis(x, -1, 0), image.shape[-2:])
     x = x * jnp.moveaxis(std, -1, 0) + jnp.moveaxis(mean, -1, 0)
     return x[0] + 1j * x[1]
@@ -150,6 +173,7 @@ class ImageUNet(nn.Module):
     upsample: see `UNet`.
     activation_first: see `UNet`.
     batch_axis: see `UNet`.
+    dtype: see `UNet`.
 
   Reference:
     Zbontar et al. 2018, the fastMRI U-Net baseline; Huang and Liang 2020.
@@ -162,6 +186,7 @@ class ImageUNet(nn.Module):
   upsample: str = 'transposed'
   activation_first: bool = False
   batch_axis: str | None = None
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, image: Array) -> Array:
@@ -171,7 +196,9 @@ class ImageUNet(nn.Module):
   def _restore(self, x):
     mean, std = moments(x, (-2, -1))
     x = jnp.clip((x - mean) / (std + 1e-11), -6, 6)
-    style: dict[str, Any] = dict(norm=self.norm, activation=self.activation, activation_first=self.activation_first)
+    style: dict[str, Any] = dict(
+      norm=self.norm, activation=self.activation, activation_first=self.activation_first, dtype=self.dtype
+    )
     x = UNet(self.chans, self.pools, **style, upsample=self.upsample, batch_axis=self.batch_axis, name='unet')(
       x[..., None]
     )[..., 0]

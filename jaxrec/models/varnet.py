@@ -19,11 +19,12 @@ class Sensitivities(nn.Module):
   chans: int
   pools: int
   remat: bool = False
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, centre: Array) -> Array:
     """`[..., coil, row, col]` complex k-space of the centre to maps of unit RSS."""
-    images, network = ifft2c(centre), NormUNet(self.chans, self.pools, name='norm_unet')
+    images, network = ifft2c(centre), NormUNet(self.chans, self.pools, self.dtype, name='norm_unet')
     maps = _by_coil(network, images) if self.remat else network(images)
     norm = safe_sqrt(jnp.sum(abs_squared(maps), -3, keepdims=True))
     return maps / jnp.where(norm > 0, norm, 1)
@@ -61,6 +62,7 @@ class Cascade(nn.Module):
   axes: tuple[int, ...]
   smoothing_samples: int = 0
   smoothing_std: float = 0.0
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, kspace: Array, constants, key: Key) -> tuple[Array, None]:
@@ -74,7 +76,7 @@ class Cascade(nn.Module):
     return kspace - correction - jnp.fft.fftn(update, axes=self.axes, norm='ortho'), None
 
   def _regularise(self, combined, key):
-    network = NormUNet(self.chans, self.pools, name='norm_unet')
+    network = NormUNet(self.chans, self.pools, self.dtype, name='norm_unet')
     if not self.smoothing_samples:
       return network(combined)
     level = safe_sqrt(jnp.mean(abs_squared(combined), (-2, -1), keepdims=True))
@@ -101,6 +103,7 @@ class VarNet(nn.Module):
       copies of its input: randomised smoothing of the unrolled network.
     smoothing_std: of that noise, relative to the root mean square of the input.
     smoothing_seed: of that noise, unless the random stream `smoothing` is given.
+    dtype: of the U-Nets, see `UNet`; k-space, FFTs and maps are float32 in both.
 
   Reference:
     Sriram et al. 2020, https://arxiv.org/abs/2004.06688; Liang et al. 2023, SMUG.
@@ -124,6 +127,7 @@ class VarNet(nn.Module):
   smoothing_samples: int = 0
   smoothing_std: float = 0.01
   smoothing_seed: int = 0
+  dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, kspace: Array, mask: Array, acs: Array, *, complete: bool = False) -> Array:
@@ -140,7 +144,9 @@ class VarNet(nn.Module):
     """
     mask, acs = mask[..., None, :, :], acs[..., None, :, :]
     kspace = jnp.where(mask, kspace, 0)
-    maps = Sensitivities(self.sens_chans, self.sens_pools, self.remat, name='sens')(jnp.where(acs, kspace, 0))
+    maps = Sensitivities(self.sens_chans, self.sens_pools, self.remat, self.dtype, name='sens')(
+      jnp.where(acs, kspace, 0)
+    )
     axes = (-1,) if mask.shape[-2] == 1 else (-2, -1)
     if axes == (-1,):
       kspace = ifft2c(kspace, (-2,))
@@ -152,7 +158,7 @@ class VarNet(nn.Module):
       split_rngs={'params': True},
       in_axes=(nn.broadcast, 0),
       length=self.num_cascades,
-    )(self.chans, self.pools, axes, self.smoothing_samples, self.smoothing_std, name='cascades')
+    )(self.chans, self.pools, axes, self.smoothing_samples, self.smoothing_std, self.dtype, name='cascades')
     key = self.make_rng('smoothing') if self.has_rng('smoothing') else jax.random.key(self.smoothing_seed)
     kspace, _ = cascades(kspace, (kspace, mask, maps), jax.random.split(key, self.num_cascades))
     if complete:

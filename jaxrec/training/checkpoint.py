@@ -53,8 +53,22 @@ class Checkpointer:
 
   def _manager(self, name, keep):
     background = ocp.options.AsyncOptions(post_finalization_callback=lambda: self._seal(name))
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, async_options=background)
-    handlers = {'state': ocp.StandardCheckpointHandler(), 'score': ocp.JsonCheckpointHandler()}
+    several = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+      # Each process reads for itself and one writes: threads in the background that meet those of others would
+      # meet them in another order than the training does.
+      part = jax.process_index()
+      several = ocp.options.MultiprocessingOptions(
+        primary_host=part, active_processes={part}, barrier_sync_key_prefix=f'{name}_{part}'
+      )
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=keep, create=False, async_options=background, multiprocessing_options=several
+    )
+    (self.folder / name).mkdir(parents=True, exist_ok=True)
+    handlers = {
+      'state': ocp.StandardCheckpointHandler(multiprocessing_options=several),
+      'score': ocp.JsonCheckpointHandler(multiprocessing_options=several),
+    }
     return ocp.CheckpointManager(self.folder / name, options=options, item_handlers=handlers)
 
   def latest_step(self) -> int | None:
@@ -87,7 +101,7 @@ class Checkpointer:
     return float(self._best.restore(step, args=ocp.args.Composite(score=ocp.args.JsonRestore()))['score']['score'])
 
   def save_last(self, step: int, state: Any) -> None:
-    """Begins to write the newest state; keeps the one before it.
+    """Begins to write the newest state, on process 0; keeps the one before it.
 
     Args:
       step: its number.
@@ -96,6 +110,8 @@ class Checkpointer:
     Raises:
       CheckpointError: if the one before cannot be written; earlier states are intact.
     """
+    if jax.process_index():
+      return
     self._wait(self._last)
     for later in self._last.all_steps():
       # Training went on from before it, so it was damaged.
@@ -104,7 +120,7 @@ class Checkpointer:
     self._save(self._last, step, state=ocp.args.StandardSave(state))
 
   def save_best(self, step: int, state: Any, score: float) -> None:
-    """Begins to write a state as the best one.
+    """Begins to write a state as the best one, on process 0.
 
     Args:
       step: its number.
@@ -114,6 +130,8 @@ class Checkpointer:
     Raises:
       CheckpointError: if the one before cannot be written; the best one so far is intact.
     """
+    if jax.process_index():
+      return
     self._wait(self._best)
     if step not in self._best.all_steps():
       self._save(self._best, step, state=ocp.args.StandardSave(state), score=ocp.args.JsonSave({'score': float(score)}))
@@ -155,9 +173,8 @@ class Checkpointer:
 
   def _seal(self, name):
     """The digests of a checkpoint that is about to get its name."""
-    if jax.process_index() == 0:
-      for path in (self.folder / name).glob(f'{self._writing[name]}.orbax-checkpoint-tmp*'):
-        (path / _DIGESTS).write_text(json.dumps(_digests(path)))
+    for path in (self.folder / name).glob(f'{self._writing[name]}.orbax-checkpoint-tmp*'):
+      (path / _DIGESTS).write_text(json.dumps(_digests(path)))
 
   def _wait(self, manager):
     name = Path(manager.directory).name
@@ -181,9 +198,8 @@ class Checkpointer:
     ) from None
 
   def _remove_unfinished(self, manager):
-    if jax.process_index() == 0:
-      for left in Path(manager.directory).glob('*.orbax-checkpoint-tmp*'):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in Path(manager.directory).glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(left, ignore_errors=True)
 
   def _newest(self, manager):
     self._wait(manager)

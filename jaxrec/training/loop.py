@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxrec.progress import Remaining
 from jaxrec.training.checkpoint import Checkpointer
 from jaxrec.training.parallel import Parallel
 from jaxrec.training.tasks import Task
@@ -132,6 +133,7 @@ def fit(
   def reported(done):
     return done % report_every == 0 or done % validate_every == 0 or done == num_steps
 
+  remaining = Remaining('train', 'step', num_steps, note=', validation not counted', silent=parallel.part > 0)
   progress = tqdm(total=num_steps, initial=first, desc='train', unit='step', disable=parallel.part > 0)
   with checkpointer.settled(), progress as bar:
     share = parallel.shard(batch)
@@ -139,6 +141,8 @@ def fit(
       keys = _device_keys(jax.random.fold_in(step_key, i), parallel)
       state, metrics = step(state, share, keys)
       settle(reported(i))
+      if pending is not None:
+        remaining.step(i)
       done = i + 1
       pending = done, metrics
       if done < num_steps:

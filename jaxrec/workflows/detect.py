@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jaxrec import results
 from jaxrec.data.sites import Site
 from jaxrec.invariances import observers, verdict, witness
+from jaxrec.progress import Remaining
 from jaxrec.types import Image
 from jaxrec.workflows.places import Kind, Question
 
@@ -67,7 +68,8 @@ def measure(
   """
   views = {INPUT: lambda x: x, **{name: jax.jit(f) for name, f in networks.items()}}
   mine = list(asked.patients)[part::parts]
-  for name in tqdm(mine, desc='detect', unit='patient', disable=part > 0):
+  remaining = Remaining('detect', 'patient', len(mine), silent=part > 0)
+  for number, name in enumerate(tqdm(mine, desc='detect', unit='patient', disable=part > 0), 1):
     if _stored(_path(folder, name), views):
       continue
     sites = list(asked.patients[name]())
@@ -80,6 +82,7 @@ def measure(
       arrays[f'{view}.absent'] = absent
       arrays[f'{view}.signal'] = (present - absent[:, None, : present.shape[2]]).mean(2)
     folder.save_arrays(name, arrays, where='detections')
+    remaining.step(number)
 
 
 def _stored(path, views):

@@ -70,8 +70,9 @@ def network(model: Model):
     kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(name)
     if kind is not None:
       module, variables = models.load_fastmri(model.weights, kind, sha256=model.sha256)
-      # The sizes are in the file, the field of view is not.
-      return (module.clone(crop=options['crop']) if options.get('crop') else module), variables
+      # The sizes are in the file, the field of view and the type are not.
+      own = {key: options[key] for key in ('crop', 'dtype') if options.get(key)}
+      return module.clone(**own), variables
     if name not in ('cnn10', 'redcnn', 'wganvgg', 'dugan'):
       raise ValueError(
         f'model.weights: there is no import for {name}; use varnet, unet_recon, cnn10, redcnn, wganvgg or dugan'

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jaxrec import invariances, results
 from jaxrec.data.sites import Site
 from jaxrec.invariances import observers, witness
+from jaxrec.progress import Remaining
 from jaxrec.types import Image, Variables
 from jaxrec.workflows import detect
 from jaxrec.workflows.experiment import Invariances
@@ -125,6 +126,7 @@ class Sampling:
     """Samples for inputs without structures at some sites, and at the first site of a patient for those of every searched class."""
     path = self.folder.folder / 'rows' / f'{part:05d}.{MEASURED}'
     done = {tuple(row[k] for k in KEY) for row in measured(self.folder.folder)}
+    remaining = Remaining('sample', 'patient', len(self.asked.patients), silent=part > 0)
     for p, name in enumerate(tqdm(self.asked.patients, desc='sample', unit='patient', disable=part > 0)):
       if p % parts != part:
         continue
@@ -136,6 +138,7 @@ class Sampling:
               start = time.perf_counter()
               found, _ = self.ask(t, name, site, kind, number=number)
               results.append_jsonl(path, [{**key, **found, 'seconds': time.perf_counter() - start}])
+      remaining.step(p + 1)
 
   def ask(
     self, t: int, patient: str, site: Site, kind: int, *, number: int = 0

@@ -78,8 +78,7 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   """Trains the network, or goes on; nothing to do for published weights."""
   model, training, (data, parallel, _) = experiment.model, experiment.training, context
   module, _ = factory.network(model)
-  source = model.weights or model.checkpoint
-  if source:
+  if source := model.weights or model.checkpoint:
     print(f'train: nothing to do, the network comes from {source}')
     return
   if isinstance(module, Network):
@@ -134,6 +133,7 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
     )  # fmt: skip
   ledger.close(done, checkpointer.latest_step() or 0)
   checkpointer.close()
+  parallel.barrier('the first process has written what all read')
 
 
 def started(task: Task, experiment: Experiment) -> Task:

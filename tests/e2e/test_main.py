@@ -13,8 +13,13 @@ import time
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
+
+import jaxrec
+from jaxrec.data import annotations, fastmri
+from jaxrec.data import source as sources
 
 ROOT = Path(__file__).parents[2]
 TIMING = ('seconds',)
@@ -301,6 +306,58 @@ def test_a_study_of_ones_own_needs_no_file_of_the_repository(tmp_path, capsys, m
   )):  # fmt: skip
     code, captured = run_main(capsys, monkeypatch, [arguments[0], f'--workdir={tmp_path}/{n}', f'--config.{option}'])
     assert code == 2 and re.search(words, captured.err), captured.err
+
+
+TRANSFER = """
+from configs import common
+
+def get_config(arg=''):
+  config = common.base('transfer', 'smoke')
+  config.stages = ('attack',)
+  config.model.update(name='parts:smoothed', width=3)
+  config.perturbation.coil_noise.relative_radius = (0.05,)
+  del config.perturbation.rotation, config.search.rotation
+  config.attack.max_examples = 1
+  return config
+"""
+
+
+def test_a_surrogate_from_a_config_gives_the_rows_of_a_direct_call(tmp_path, capsys, monkeypatch):
+  """The search looks at the network of another run; images and scores are the network's own."""
+  shutil.copy(ROOT / 'examples' / 'own' / 'parts.py', tmp_path)
+  (tmp_path / 'transfer.py').write_text(TRANSFER)
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  found = {}
+  for run, option in (('other', 'model.width=9'), ('white', 'model.width=3'), ('black', 'attack.surrogate=other')):
+    code, captured = run_main(
+      capsys, monkeypatch, [f'--config={tmp_path}/transfer.py', f'--workdir={tmp_path}/{run}', f'--config.{option}']
+    )
+    assert code == 0, captured.err
+    found[run] = {r['attacked']: r for r in results(tmp_path / run) if float(r['strength'])}
+  import parts
+
+  net, other = parts.smoothed(3), parts.smoothed(9)
+  (root,) = tmp_path.glob('phantom*')
+  row = found['white']['region']
+  (volume,) = (v for v in fastmri.index(root / 'multicoil_val').volumes if v.name == row['file'])
+  draw = fastmri.mask_drawer(kind='random', center_fractions=(0.04,), accelerations=(8,))
+  scan = sources.KSpace('').read(volume, int(row['slice']), draw)
+  shape = scan.target.shape
+  regions = [annotations.locate(box, shape) for box in annotations.read(root / 'annotations.csv').boxes[row['file']]]
+  (region,) = (r for r in regions if r.annotation == int(row['annotation']))
+  scan = scan.replace(region=annotations.region_mask(region, shape))
+  for run, surrogate in (('white', None), ('black', other)):
+    worst = jax.jit(
+      jaxrec.attack(
+        net.reconstruct, jaxrec.coil_noise(0.05), jaxrec.pgd(num_steps=2), jaxrec.region_mse(), surrogate=surrogate
+      )
+    )
+    for aim, sample in (('region', scan), ('image', scan.replace(region=np.ones_like(scan.region)))):
+      loss = float(worst(net.variables, jax.random.key(0), sample).loss)
+      assert float(found[run][aim]['objective_adv']) == pytest.approx(loss, rel=1e-4), (run, aim)
+  for aim, row in found['white'].items():
+    assert row['objective_clean'] == found['black'][aim]['objective_clean']
+    assert float(row['objective_adv']) > 1.001 * float(found['black'][aim]['objective_adv'])
 
 
 def test_help_lists_every_config_with_its_cost(capsys, monkeypatch):

@@ -224,3 +224,18 @@ def test_a_strict_sweep_stops_at_the_first_bad_file(sweep, volumes):
   sweep.config.attack.strict = True
   with pytest.raises(DataError, match=f'^{volumes[1]}: cannot be attacked'):
     sweep(refused=[str(volumes[1])])
+
+
+def test_the_report_shows_what_the_attack_samples(sweep, volumes):
+  """First coil of the first slice: magnitudes, of as much energy in k-space as in images."""
+  sweep.config.attack.accelerations, sweep.config.attack.center_fractions = (3,), (0.2,)
+  sweep()
+  with results.open_images(volumes[0].parents[1] / 'run') as file:
+    shown = {name: file[f'sampling/{name}'][()] for name in ('kspace', 'sampled', 'image', 'zero_filled')}
+  assert all(np.isrealobj(x) for x in shown.values())
+  kept = shown['sampled'] > 0
+  np.testing.assert_array_equal(shown['sampled'][kept], shown['kspace'][kept])
+  # Of the attack, not of the training, which takes one column of eight.
+  assert 0.25 < kept.any(0).mean() < 0.45
+  for seen, image in (('kspace', 'image'), ('sampled', 'zero_filled')):
+    np.testing.assert_allclose(np.sum(shown[seen] ** 2), np.sum(shown[image] ** 2), rtol=1e-4)

@@ -1,5 +1,6 @@
 """Every option of every config has a rule, and every rule says in one line what it refuses."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import ml_collections
 import pytest
 
 from configs import common, unet_8x
-from jaxrec.experiments import options
+from jaxrec.experiments import build, options
+from jaxrec.workflows import experiment
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = [p.stem for p in sorted((ROOT / 'configs').glob('*.py')) if 'def get_config' in p.read_text()]
@@ -32,8 +34,8 @@ def experiments(config):
 
 def give_features(config):
   """VGG files that the profiles at full size ask for."""
-  for experiment in experiments(config):
-    features = experiment.get('train', {}).get('task', {}).get('perceptual')
+  for run in experiments(config):
+    features = run.get('train', {}).get('task', {}).get('perceptual')
     if features is not None and not features.network:
       features.vgg = __file__
 
@@ -44,10 +46,28 @@ def test_every_option_has_a_rule_that_the_profiles_pass(name, tmp_path):
     if name == 'invariances_known' and profile == 'paper':
       continue
     config = config_of(name, profile)
-    leaves = [leaf for experiment in experiments(config) for leaf, _ in options.leaves(experiment)]
+    leaves = [leaf for run in experiments(config) for leaf, _ in options.leaves(run)]
     assert leaves and not [leaf for leaf in leaves if options.rule_of(leaf) is None]
     give_features(config)
     options.check(config, tmp_path)
+    build.build(config, tmp_path)
+
+
+PARTS = {
+  'data': (experiment.MRData, experiment.CTData), 'data.inserted': (experiment.Inserted,), 'train': (experiment.Training,),
+  'train.schedule': (experiment.Schedule,), 'train.task.perceptual': (experiment.Features,), 'attack': (experiment.Attack,),
+  'evaluate': (experiment.Evaluation,), 'plan': (experiment.Forecast,), 'report': (experiment.Report,),
+  'detect': (experiment.Detection,), 'invariances': (experiment.Invariances,), 'known': (experiment.Known,),
+}  # fmt: skip
+# Masks are a part of the data; titles belong to sweeps.
+ELSEWHERE = {'mask', 'center_fractions', 'accelerations', 'titles'}
+
+
+@pytest.mark.parametrize('section', PARTS)
+def test_no_option_is_lost_on_the_way_to_the_stages(section):
+  fields = {f.name for part in PARTS[section] for f in dataclasses.fields(part)}
+  given = {name.removeprefix(f'{section}.').split('.')[0] for name in options.OPTIONS if name.startswith(f'{section}.')}
+  assert given and given - ELSEWHERE <= fields
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import unet_8x
 from jaxrec import results
 from jaxrec.experiments import build
 from jaxrec.workflows import comparison, report
@@ -101,7 +102,7 @@ def row(slice_index):
 def full_folder(folder):
   """A run folder with something in every file that is read again."""
   run = results.Run(folder)
-  run.check_config({'seed': 0, 'data': {}, 'model': {}, 'train': {}})
+  run.check_config(unet_8x.get_config('smoke').to_dict())
   run.append([row(i) for i in range(3)])
   results.append_jsonl(folder / 'metrics.jsonl', [{'step': i, 'loss': 1.0} for i in range(3)])
   results.write_text(folder / 'cost.json', json.dumps({'steps': 2, 'seconds': 1.0}))
@@ -120,6 +121,17 @@ def spoil_line(path):
 def other_line(path):
   lines = path.read_bytes().splitlines(keepends=True)
   path.write_bytes(lines[0] + b'[]\n' + lines[2])
+
+
+def without(section, option):
+  """Takes an option out of `config.json`."""
+
+  def spoil(path):
+    stored = json.loads(path.read_text())
+    del stored[section][option]
+    path.write_text(json.dumps(stored))
+
+  return spoil
 
 
 def halve(path):
@@ -146,6 +158,8 @@ DAMAGE = {
   'half config': ('config.json', halve, lambda run: run.check_config({'seed': 0}), 'is damaged.*put back'),
   'config of another run': ('config.json', lambda p: p.write_text('[1]'), lambda run: build.stored(run.folder), 'it holds a list'),
   'config without model': ('config.json', lambda p: p.write_text('{"data": {}}'), lambda run: build.stored(run.folder), 'no section model'),
+  'config without option': ('config.json', without('train', 'batch_size'), lambda run: build.stored(run.folder), 'train.batch_size: is missing'),
+  'config without task': ('config.json', lambda p: p.write_text(p.read_text().replace('"supervised"', '[]')), lambda run: build.stored(run.folder), 'train.task.name: .* is unknown'),
   'half array': ('arrays/x.npz', halve, lambda run: run.compact_arrays(), 'is damaged.*delete it to go on without'),
   'empty array': ('arrays/x.npz', lambda p: p.write_bytes(b''), lambda run: run.compact_arrays(), 'is damaged.*delete it to go on without'),
   'half images': ('images.h5', halve, images, 'is damaged.*delete it and run the attack stage'),

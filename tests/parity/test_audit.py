@@ -41,9 +41,9 @@ def double(tree):
   )
 
 
-@pytest.mark.slow
-def test_rows_of_a_torch_network_are_those_of_the_converted_one(tmp_path, x64):
-  """In double precision: in single precision a search of several steps amplifies the rounding of either framework."""
+@pytest.fixture
+def both(tmp_path):
+  """A scan, and one VarNet in both frameworks by precision."""
   torch = pytest.importorskip('torch')
   from fastmri.models import VarNet
 
@@ -52,11 +52,47 @@ def test_rows_of_a_torch_network_are_those_of_the_converted_one(tmp_path, x64):
   torch.save(module.state_dict(), tmp_path / 'varnet.pt')
   converted, variables = jaxrec.models.load_fastmri(tmp_path / 'varnet.pt', 'varnet')
   scan = synthetic.scan(1, rows=48, cols=48, coils=2)
-  scan = double(jaxrec.Scan.from_kspace(scan.kspace, scan.mask, box=(18, 14, 16, 16)))
-  networks = {
-    'ours': jaxrec.network(converted, double(variables)),
-    'torch': jaxrec.torch_network(module.double(), inputs=jaxrec.networks.fastmri),
-  }
+  scan = jaxrec.Scan.from_kspace(scan.kspace, scan.mask, box=(18, 14, 16, 16))
+
+  def make(precision):
+    single = precision == 'single'
+    return {
+      'ours': jaxrec.network(converted, variables if single else double(variables)),
+      'torch': jaxrec.torch_network(
+        module.float() if single else module.double(), inputs=jaxrec.networks.fastmri, name='VarNet'
+      ),
+    }
+
+  return scan, make
+
+
+@pytest.mark.slow
+def test_single_precision_is_as_far_from_double_in_both_frameworks(both, x64):
+  """So what differs between them is rounding, not a convention of FFTs or an epsilon of a norm."""
+  scan, make = both
+  objective, found = jaxrec.region_mse(), {}
+  for precision, sample in (('single', scan), ('double', double(scan))):
+    for name, net in make(precision).items():
+
+      def loss(noise, net=net, sample=sample):
+        image = net(sample.replace(kspace=sample.kspace + noise))
+        return objective(image, sample), image
+
+      gradient, image = jax.jit(jax.grad(loss, has_aux=True))(np.zeros_like(sample.kspace))
+      found[precision, name] = np.asarray(image, float), np.asarray(gradient, complex)
+  for part in (0, 1):
+    want = found['double', 'ours'][part]
+    away = {key: np.linalg.norm(x[part] - want) / np.linalg.norm(want) for key, x in found.items()}
+    assert away['double', 'torch'] < 1e-12
+    assert 0 < away['single', 'ours'] < 2 * away['single', 'torch'] < 1e-5
+    assert away['single', 'torch'] < 2 * away['single', 'ours']
+
+
+@pytest.mark.slow
+def test_rows_of_a_torch_network_are_those_of_the_converted_one(both, x64):
+  """In double precision: in single precision a search of several steps amplifies the rounding of either framework."""
+  scan, make = both
+  scan, networks = double(scan), make('double')
   rows = jaxrec.audit(networks, [scan], jaxrec.Sweep(jaxrec.coil_noise, (0.01, 0.02)))
   ours, theirs = ([r for r in rows if r['network'] == name] for name in networks)
   assert len(ours) == len(theirs) == 6

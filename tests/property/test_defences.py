@@ -83,6 +83,21 @@ def test_cyclic_consistency_leaves_a_perfect_network_alone(scan):
     attacks.cyclic(reconstruct, complete, relative_radius=0.05, shifts=())
 
 
+def test_the_cycle_measures_again_with_shifted_lines(scan):
+  masks = set()
+
+  def complete(variables, seen):
+    jax.debug.callback(lambda mask: masks.add(np.asarray(mask).tobytes()), seen.mask)
+    return seen.kspace
+
+  defended = attacks.cyclic(lambda v, s: s.kspace, complete, relative_radius=0.05, num_steps=1, shifts=(1, 3))
+  jax.block_until_ready(defended(None, scan))
+  jax.effects_barrier()
+  mask, acs, acquired = (np.asarray(x) for x in (scan.mask, scan.acs, scan.acquired))
+  shifted = [acs | (np.roll(mask, shift, -1) & acquired) for shift in (1, 3)]
+  assert masks == {x.tobytes() for x in (mask, *shifted)} and len(masks) == 3
+
+
 def test_gradients_pass_through_the_cycle(scan):
   def complete(variables, seen):
     return jnp.where(seen.mask, seen.kspace, 0.5 * jnp.roll(seen.kspace, 1, -1)) * 0.9

@@ -102,6 +102,38 @@ def test_the_best_point_is_returned_when_the_last_step_overshoots(search):
   np.testing.assert_allclose(float(loss(found.delta)), trace[1], rtol=1e-5)
 
 
+def auto_pgd(loss, slope, x, steps):
+  """Algorithm 1 of Croce and Hein on an interval, with a step of rest after every restart; values of all points."""
+  shares = [0.0, 0.22]
+  while shares[-1] < 1:
+    shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+  checks = [int(np.ceil(share * steps)) for share in shares]
+  values, size, before, best, rises, seen = [], 2.0, x, x, 0, (2.0, -np.inf)
+  for k in range(steps):
+    values.append(loss(x))
+    rises += k == 0 or values[-1] > values[-2]
+    best = max(best, x, key=loss)
+    if k in checks[1:]:
+      few = rises < 0.75 * (k - checks[checks.index(k) - 1])
+      stuck, seen, rises = seen == (size, loss(best)), (size, loss(best)), 0
+      if few or stuck:
+        size, x, before = size / 2, best, best
+        continue
+    there = np.clip(x + size * np.sign(slope(x)), -1, 1)
+    x, before = np.clip(x + 0.75 * (there - x) + 0.25 * (x - before), -1, 1), x
+  return [*values, loss(x)]
+
+
+@pytest.mark.parametrize('steps', [12, 40])
+@pytest.mark.parametrize('start', [-0.5, 0.9])
+def test_apgd_takes_the_steps_of_its_paper(start, steps):
+  found = jaxrec.apgd(num_steps=steps)(
+    jax.random.key(0), lambda x: -((x - 0.3) ** 2), lambda key: jnp.float32(start), lambda x: jnp.clip(x, -1, 1)
+  )
+  wanted = auto_pgd(lambda x: -((x - 0.3) ** 2), lambda x: 0.6 - 2 * x, start, steps)
+  np.testing.assert_allclose(found.trace, wanted, atol=1e-5)
+
+
 def test_power_method_finds_the_worst_case_of_a_linear_problem():
   # max ||A z|| over ||z|| <= r is the largest singular value times r.
   a = jax.random.normal(jax.random.key(0), (6, 6))

@@ -278,6 +278,31 @@ def test_robust_tasks_meet_a_perturbation(name, whole):
     )
 
 
+def test_free_training_steps_along_the_steepest_ascent():
+  """Of the loss of each scan, as far as its bound reaches."""
+  data = batch('free')
+  task = training.free(Tiny(), optax.set_to_zero(), FIXED, replays=2, loss='mse')
+  state = task.init(jax.random.key(0), data)
+  found = float(jax.jit(task.step)(state, data, jax.random.key(1))[1]['loss'])
+
+  def loss(change):
+    moved = data.replace(kspace=data.kspace + jnp.where(data.acquired[..., None, :, :], change[0] + 1j * change[1], 0))
+    return jnp.mean(task.evaluate(state, moved)['loss'])
+
+  value, slope = jax.jit(jax.value_and_grad(loss))(jnp.zeros((2, *data.kspace.shape)))
+  energy = np.sqrt(np.sum(np.abs(data.kspace) ** 2, (-2, -1)))
+  step = slope / np.sqrt(np.sum(slope**2, (0, -2, -1), keepdims=True)) * 0.05 * energy[None, ..., None, None]
+  assert found == pytest.approx(float(jax.jit(loss)(step)), rel=1e-3) and found > value
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_every_example_of_a_batch_draws_its_own_perturbation(count):
+  """Of equal scans, as many as there are."""
+  data = jax.tree.map(lambda x: np.repeat(x[:1], count, 0), batch('jitter'))
+  drawn = training.robust._per_example(jax.random.key(0), data, lambda key, sample: RANDOM.init(key, sample))
+  assert drawn.shape == data.kspace.shape and len({np.asarray(d).tobytes() for d in drawn}) == count
+
+
 def test_free_training_climbs_between_replays():
   """With a network that stands still, the second replay meets the step of the first."""
   data = batch('free')

@@ -136,6 +136,10 @@ def test_rows_are_those_of_attack_one_by_one(rows, boxed, net):
         float(jaxrec.metrics.nmse(found.adversarial, boxed.target, boxed.scale, boxed.region)), rel=1e-4
       )
       assert row['steps'] == (2 if row['perturbation'] == 'noise' else 5)
+      change = np.linalg.norm(found.sample.kspace - boxed.kspace) / np.linalg.norm(boxed.kspace)
+      assert abs(row['delta']) == pytest.approx(
+        change if row['perturbation'] == 'noise' else abs(float(found.delta)), rel=1e-3
+      )
 
 
 def test_without_a_box_there_is_one_aim_and_every_strength_is_a_row(rows):
@@ -298,7 +302,7 @@ def test_slices_of_different_shapes_share_a_batch_size(boxed, net):
 
 def test_a_case_with_several_boxes_has_a_place_for_each(boxed):
   regions = tuple(jaxrec.data.annotations.Region(r, 2, 8, 8, f'box {r}', r + 1) for r in (0, 9))
-  case = Case('f', 0, 'p', read=None, boxes=regions, boxed=True)
+  case = Case('f', 0, 'p', read=lambda: boxed, boxes=regions, boxed=True)
   places = case.places(boxed, ('region', 'image'))
   assert [(p.annotation, p.aim) for p in places] == [(1, 'region'), (1, 'image'), (10, 'region'), (10, 'image')]
   assert all(p.box[p.annotation - 1, 2] == 1 and p.box.sum() == 64 for p in places)

@@ -344,6 +344,40 @@ def test_evaluation_sees_every_example_once():
   assert seen == list(range(5))
 
 
+@pytest.mark.parametrize('keep', [1.0, 0.5, 0.3, 0.01])
+@pytest.mark.parametrize('count', [1, 4, 9, 30])
+def test_the_central_share_of_a_volume_is_kept(count, keep):
+  volume = fastmri.Volume('v.h5', 'v', (count, 1, 8, 8), (8, 8), (0, 8), '', None, None, 'p', '')
+  kept = [e.slice for e in loader.slices_of([volume], keep=keep)]
+  assert kept == list(range(kept[0], kept[-1] + 1)) and abs(len(kept) - max(keep * count, 1)) <= 0.5
+  before, after = kept[0], count - 1 - kept[-1]
+  assert 0 <= after - before <= 1
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 3])
+def test_processes_share_every_batch_of_every_bucket(batch_size):
+  volumes = [
+    fastmri.Volume('v.h5', 'v', (count, 1, side, side), (side, side), (0, side), '', None, None, 'p', '')
+    for count, side in ((5, 8), (4, 16))
+  ]
+  examples = loader.slices_of(volumes)
+  parts = [
+    loader.training_batches(examples, lambda e, _: np.array([e.volume.shape[-1], e.slice]), 2 * batch_size, seed=3, part=p, parts=2)
+    for p in (0, 1)
+  ]  # fmt: skip
+  whole = loader.training_batches(
+    examples, lambda e, _: np.array([e.volume.shape[-1], e.slice]), 2 * batch_size, seed=3
+  )
+  seen = set()
+  for _ in range(loader.steps_per_epoch(examples, 2 * batch_size)):
+    mine, all_of_it = [next(part) for part in parts], next(whole)
+    assert [len(x) for x in mine] == [batch_size] * 2
+    np.testing.assert_array_equal(np.concatenate(mine), all_of_it)
+    assert len(set(all_of_it[:, 0])) == 1
+    seen.update(map(tuple, all_of_it.tolist()))
+  assert seen == {(e.volume.shape[-1], e.slice) for e in examples}
+
+
 @pytest.mark.fault
 def test_missing_folders_are_named(tmp_path):
   with pytest.raises(DataError, match='set data.root'):

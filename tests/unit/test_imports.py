@@ -9,7 +9,7 @@ import jaxrec
 
 ROOT = Path(jaxrec.__file__).parent
 LAYERS = [
-  {'types', 'version', 'masks', 'interrupts'},
+  {'types', 'version', 'masks', 'interrupts', 'progress'},
   {'fourier', 'geometry'},
   {'metrics', 'noise', 'tomography'},
   {'models', 'networks', 'attacks', 'invariances'},

@@ -162,6 +162,13 @@ def test_centre_of_a_given_mask():
   np.testing.assert_array_equal(np.flatnonzero(masks.acs_of_mask(mask)[0]), [5, 6])
   # Where everything is sampled, everything is centre.
   assert masks.acs_of_mask(np.ones(12, bool)).all()
+  # Of two dimensions, the largest square.
+  square = np.random.default_rng(0).uniform(size=(12, 16)) < 0.3
+  square[3:9, 5:11] = True
+  square[2, 4] = square[3:9, 4] = False
+  wanted = np.zeros((12, 16), bool)
+  wanted[3:9, 5:11] = True
+  np.testing.assert_array_equal(masks.acs_of_mask(square), wanted)
 
 
 @pytest.mark.parametrize('shape', [(7, 7), (20, 31)])
@@ -209,6 +216,24 @@ def test_metrics_of_a_region_are_those_of_its_pixels():
   np.testing.assert_allclose(metrics.psnr(x, y, 3.0, region), 10 * np.log10(9 / ((a - b) ** 2).mean()), rtol=1e-5)
   larger = np.pad(x, ((1, 2), (3, 3)))
   np.testing.assert_allclose(metrics.mse(larger, y, 1.0), metrics.mse(x, y, 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize('unit', [1.0, 1e-5])
+def test_objectives_are_those_of_the_region_in_every_unit(unit, scan):
+  region = np.zeros(scan.target.shape, np.float32)
+  region[4:15, 10:22] = 1
+  target = np.asarray(scan.target) / scan.scale
+  image = target + 0.1 * draw(target.shape, 3, np.float32)
+  a, b = image[4:15, 10:22].astype(float), target[4:15, 10:22].astype(float)
+  error, structure = (a - b) ** 2, 1 - structural_similarity(b, a, data_range=1.0, win_size=7)
+  wanted = {
+    jaxrec.region_mse(): error.mean(),
+    jaxrec.region_ssim(): structure,
+    jaxrec.region_mse_ssim(ssim_weight=0.3): 0.7 * error.sum() / (b**2).sum() + 0.3 * structure,
+  }
+  given = scan.replace(target=np.float32(unit) * target, scale=np.float32(unit), region=region)
+  for objective, value in wanted.items():
+    np.testing.assert_allclose(objective(np.float32(unit) * image, given), value, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', ['mse', 'nmse', 'psnr', 'ssim'])

@@ -1,11 +1,14 @@
 """What is said of programs before they run: their work, their memory, and how they spread over devices."""
 
+import dataclasses
+import functools
 import importlib
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -18,7 +21,7 @@ from jaxrec import models, training
 from jaxrec.data import loader, synthetic
 from jaxrec.experiments import build
 from jaxrec.training import cost, memory, parallel
-from jaxrec.workflows import plan, targets
+from jaxrec.workflows import attack, plan, targets
 
 ROOT = Path(__file__).parents[2]
 SIZES = dict(num_cascades=3, chans=2, pools=1, sens_chans=2, sens_pools=1)
@@ -32,6 +35,35 @@ def smoke(name='unet_8x', **changes):
   config = importlib.import_module(f'configs.{name}').get_config('smoke')
   config.plan.update(changes)
   return build.build(config, '', planned=True)
+
+
+@pytest.mark.parametrize('room', [0, 1, 3, 8, 10, 40, 10_000])
+@pytest.mark.parametrize('batch, chunk', [(0, 0), (3, 0), (0, 2), (3, 5)])
+@pytest.mark.parametrize('slices, devices', [(1, 1), (5, 1), (9, 2)])
+def test_an_attack_takes_at_once_what_fits(room, batch, chunk, slices, devices, monkeypatch):
+  """Of programs whose need is slices per device times strengths; what the config says is taken as it is."""
+  asked = dataclasses.replace(smoke().attack, batch_size=batch, chunk=chunk)
+  several = types.SimpleNamespace(
+    memory=room, devices=devices, map_batch=lambda need: types.SimpleNamespace(compile=lambda count: need * count)
+  )
+  monkeypatch.setattr(attack.program, 'by_search', lambda network, sweep, chunk: chunk)
+  monkeypatch.setattr(attack.program, 'shapes', lambda network, sweep, sample, count: (count,))
+  monkeypatch.setattr(memory, 'takes_at_most', lambda room, compiled: compiled() / devices <= room)
+  cases = [types.SimpleNamespace(shape=(8, 8), read=lambda: np.zeros(())) for _ in range(slices)]
+  found = functools.partial(
+    attack._at_once, asked, several, None, {'noise': types.SimpleNamespace(is_grid=False)}, cases
+  )
+  if batch and chunk:
+    assert found() == (batch, chunk)
+    return
+  slices_that_fit = [batch] if batch else [n for n in attack.AT_ONCE if n <= slices // devices or n == 1]
+  fitting = [n for n in slices_that_fit if n * (chunk or 1) <= room]
+  if not fitting:
+    with pytest.raises(ValueError, match='attack.batch_size: not even one slice fits'):
+      found()
+    return
+  most = max(fitting)
+  assert found() == (most, chunk or max(n for n in attack.AT_ONCE if most * n <= room))
 
 
 def needs(target):

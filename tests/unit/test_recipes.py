@@ -102,6 +102,9 @@ def hyperparameters(run):
       del found['train.schedule.warmup']
     if run.train.task.name in ('cvae', 'flow'):
       del found['train.loss']
+  # Said of all networks in docs/accelerators.md.
+  if found.get('model.dtype') == 'float32':
+    del found['model.dtype']
   if 'attack' in run.stages:
     found |= dict(flat(run.objective, 'objective.')) | dict(flat(run.perturbation, 'perturbation.'))
     found |= {k: v for name in run.perturbation for k, v in flat(run.search.get(name, {}), f'search.{name}.')}

@@ -101,3 +101,21 @@ def test_bootstrap_covers_the_mean_and_narrows_with_patients():
   # Ten slices of one patient are one observation.
   mean, low, high = statistics.bootstrap(rng.normal(size=10), ['p'] * 10)
   assert low == high == pytest.approx(mean)
+
+
+@pytest.mark.parametrize('level', [0.5, 0.9, 0.95])
+def test_an_interval_is_central_and_holds_its_level(level):
+  low, high = statistics.interval(np.random.default_rng(0).permutation(np.arange(10_001.0)), level)
+  assert low == pytest.approx(10_000 * (1 - level) / 2) and high == pytest.approx(10_000 - low)
+
+
+def test_the_bootstrap_draws_whole_patients():
+  """Of two patients with 1 and 3 examples: both, one twice, or the other twice."""
+  values, patients = [0.0, 4.0, 4.0, 7.0], ['a', 'b', 'b', 'b']
+  mean, low, high = statistics.bootstrap(values, patients, draws=4000, level=0.4)
+  # Quantiles .3 and .7: a twice is a quarter of the draws, and b twice another.
+  assert (mean, low, high) == pytest.approx((3.75, 3.75, 3.75))
+  assert statistics.bootstrap(values, patients, draws=4000, level=0.6) == pytest.approx((3.75, 0.0, 5.0))
+  times = statistics.resampled(3, draws=4000)
+  assert times.shape == (4000, 3) and (times.sum(1) == 3).all()
+  np.testing.assert_allclose(times.mean(0), 1, atol=0.05)

@@ -1,0 +1,113 @@
+"""A run folder is not continued with other weights, wherever a network keeps them."""
+
+import dataclasses
+import functools
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrec
+from jaxrec import networks, results
+from jaxrec.audit import identity
+
+SCALE = jnp.float32(2)
+
+
+def scaled(scan):
+  return SCALE * networks.zero_filled(scan)[0]
+
+
+def by_helper(scan):
+  return scaled(scan)
+
+
+def closed_over(weight):
+  weights = {'w': np.float32(weight), 'name': 'x'}
+  return lambda scan: weights['w'] * networks.zero_filled(scan)[0]
+
+
+def with_default(weight):
+  def reconstruct(scan, w=weight):
+    return w * networks.zero_filled(scan)[0]
+
+  return reconstruct
+
+
+class Reconstruction:
+  def __init__(self, weight):
+    self.weight = weight
+
+  def __call__(self, scan):
+    return self.weight * networks.zero_filled(scan)[0]
+
+  def method(self, scan):
+    return self(scan)
+
+
+def torch_of(weight):
+  torch = pytest.importorskip('torch')
+  module = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1))
+  torch.nn.init.constant_(module[0].weight, weight)
+  torch.nn.init.zeros_(module[0].bias)
+  return jaxrec.torch_network(module, inputs=lambda scan: (networks.zero_filled(scan)[0][None, None],))
+
+
+def equinox_in_a_function(weight):
+  eqx = pytest.importorskip('equinox')
+  module = eqx.nn.Lambda(lambda x: x), jnp.full(3, weight)
+  return lambda scan: module[1][0] * networks.zero_filled(scan)[0]
+
+
+def transfer(weight):
+  return dataclasses.replace(jaxrec.network(scaled), surrogate=jaxrec.network(closed_over(weight)))
+
+
+# Each makes a network of a number that its images depend on.
+MAKE = {
+  'closure': closed_over, 'default': with_default, 'object': Reconstruction, 'method': lambda w: Reconstruction(w).method,
+  'partial': lambda w: functools.partial(lambda w, scan: w * networks.zero_filled(scan)[0], w), 'torch': torch_of,
+  'equinox in a function': equinox_in_a_function, 'surrogate': transfer,
+  'variables': lambda w: jaxrec.network(lambda v, scan: v * networks.zero_filled(scan)[0], jnp.float32(w)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', MAKE)
+def test_another_weight_is_another_network_and_the_same_is_not(name):
+  first, again, other = (identity.of_network(jaxrec.network(MAKE[name](w))) for w in (1.0, 1.0, 1.5))
+  assert first == again != other
+
+
+@pytest.mark.parametrize('function', [scaled, by_helper])
+def test_values_of_the_module_count_also_through_other_functions(function, monkeypatch):
+  before = identity.of_network(jaxrec.network(function))
+  monkeypatch.setattr(sys.modules[__name__], 'SCALE', jnp.float32(3))
+  assert identity.of_network(jaxrec.network(function)) != before
+
+
+def test_another_function_is_another_network():
+  assert identity.of_network(jaxrec.network(scaled)) != identity.of_network(jaxrec.network(by_helper))
+
+
+def test_a_name_is_the_same_in_another_process():
+  names = ('closure', 'object', 'torch', 'partial') if 'torch' in sys.modules else ('closure', 'object', 'partial')
+  code = f'from tests.unit.test_identity import *\nfor n in {names}: print(identity.of_network(jaxrec.network(MAKE[n](1.0))))'
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert done.stdout.split() == [identity.of_network(jaxrec.network(MAKE[name](1.0))) for name in names]
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('name', ['torch', 'closure'])
+def test_changed_weights_do_not_go_on_in_a_folder(name, scan, tmp_path):
+  noise = jaxrec.Sweep(jaxrec.coil_noise, (0.02,), jaxrec.pgd(num_steps=1))
+
+  def audit(weight):
+    return jaxrec.audit({'mine': jaxrec.network(MAKE[name](weight))}, [scan], noise, folder=tmp_path, aims=('image',))
+
+  first = audit(1.0)
+  assert audit(1.0) == first
+  with pytest.raises(results.RunError, match='model.weights=.*; set another workdir or remove the folder') as found:
+    audit(1.5)
+  assert '\n' not in str(found.value)

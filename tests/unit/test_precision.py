@@ -1,0 +1,130 @@
+"""bfloat16 networks: what is computed in few digits, and what never is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from jaxrec import models, training
+from jaxrec.data import loader, synthetic
+from jaxrec.experiments import options
+from jaxrec.models import layers
+
+NETWORKS = {
+  'varnet': dict(name='varnet', num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2, remat=True),
+  'U-Net': dict(name='unet_recon', chans=4, pools=2),
+  'batch norm and PReLU': dict(
+    name='unet_recon', chans=4, pools=2, norm='batch', activation='prelu', upsample='bilinear', activation_first=True
+  ),
+}
+
+
+def built(name, dtype):
+  chosen = dict(NETWORKS[name])
+  return models.build(chosen.pop('name'), dtype=dtype, **chosen)
+
+
+@pytest.fixture(scope='module')
+def batch():
+  return loader.stack([synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(2)])
+
+
+def equations(jaxpr):
+  """All operations of a program, those of its inner programs too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in jax.tree.leaves(
+      list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+    ):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from equations(inner)
+
+
+def kinds(equation):
+  return {v.aval.dtype for v in equation.invars if hasattr(v.aval, 'dtype')}
+
+
+SUMS = ('reduce_sum', 'cumsum', 'fft', 'sqrt', 'rsqrt', 'log', 'reduce_window_sum')
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_convolutions_alone_are_computed_in_few_digits(name, batch):
+  task = training.supervised(built(name, 'bfloat16'), training.optimizer('adam', 1e-3))
+  state = jax.eval_shape(task.init, jax.random.key(0), batch)
+  assert {leaf.dtype for leaf in jax.tree.leaves((state.variables, state.opt_state))} <= {
+    jnp.dtype('float32'),
+    jnp.dtype('int32'),
+  }
+  program = jax.make_jaxpr(task.step)(state, batch, jax.random.key(0))
+  assert {v.aval.dtype for v in program.jaxpr.outvars} <= {jnp.dtype('float32'), jnp.dtype('int32')}
+  products = 0
+  for equation in equations(program.jaxpr):
+    if equation.primitive.name == 'conv_general_dilated':
+      few = kinds(equation) == {jnp.dtype('bfloat16')}
+      # The other convolutions would be those of no network.
+      assert few, equation
+      products += few
+    if equation.primitive.name in SUMS:
+      assert jnp.dtype('bfloat16') not in kinds(equation), equation
+  assert products > 10
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_float32_is_what_it_was_and_bfloat16_comes_near(name, batch):
+  exact, few = (built(name, dtype) for dtype in ('float32', 'bfloat16'))
+  variables = models.start(exact, jax.random.key(0), batch)
+  jax.tree.map(np.testing.assert_array_equal, variables, models.start(few, jax.random.key(0), batch))
+  images = [np.asarray(jax.jit(models.bind(net))(variables, batch)) for net in (exact, few)]
+  assert images[1].dtype == np.float32
+  apart = np.linalg.norm(images[1] - images[0]) / np.linalg.norm(images[0])
+  assert 1e-6 < apart < 2e-2
+
+  def cost(net):
+    def of(params):
+      image = models.bind_training(net)({**variables, 'params': params}, batch)[0]
+      return jnp.mean((image - batch.target) ** 2) / jnp.mean(batch.target**2)
+
+    return jax.tree.leaves(jax.jit(jax.grad(of))(variables['params']))
+
+  a, b = (np.concatenate([np.ravel(x) for x in cost(net)]) for net in (exact, few))
+  assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.9
+
+
+def test_norms_count_in_float32():
+  """A mean over so many pixels would stand still in bfloat16: 256 + 1 is 256 there."""
+  x = 3 + jnp.asarray(np.random.default_rng(0).normal(size=(1, 128, 128, 2)), jnp.bfloat16)
+  y = layers.instance_norm_leaky_relu(x, 1.0)
+  assert y.dtype == jnp.bfloat16
+  exact = layers.instance_norm_leaky_relu(x.astype(jnp.float32), 1.0)
+  np.testing.assert_allclose(y.astype(np.float32), exact, atol=2e-2)
+  assert abs(float(jnp.mean(y.astype(jnp.float32)))) < 1e-3
+
+
+def test_kernel_gradients_count_in_float32():
+  """All ones: the gradient of a tap is the number of pixels that it meets."""
+  x, kernel = jnp.ones((2, 96, 96, 1), jnp.bfloat16), jnp.ones((3, 3, 1, 1), jnp.bfloat16)
+  gradient = jax.jit(jax.grad(lambda k: jnp.sum(layers.conv2d(x, k).astype(jnp.float32))))(kernel)
+  np.testing.assert_allclose(gradient[1, 1, 0, 0].astype(np.float32), 2 * 96 * 96, rtol=4e-3)
+
+
+def test_training_goes_down(batch):
+  task = training.supervised(built('varnet', 'bfloat16'), optax.adam(3e-3), loss='l1')
+  state, losses = task.init(jax.random.key(0), batch), []
+  step = jax.jit(task.step)
+  for i in range(8):
+    state, metrics = step(state, batch, jax.random.key(i))
+    losses.append(float(metrics['loss']))
+  assert losses[-1] < losses[0]
+
+
+@pytest.mark.fault
+def test_other_types_are_refused(tmp_path):
+  config = common.varnet(common.base('x', 'smoke'))
+  config.model.dtype = 'float16'
+  with pytest.raises(ValueError, match="^model.dtype: 'float16' is unknown; choose one of float32, bfloat16$"):
+    options.check(config, tmp_path)
+  with pytest.raises(ValueError, match="^model.dtype: 'float16' is unknown; choose one of float32, bfloat16"):
+    jax.eval_shape(models.UNet(2, 1, dtype='float16').init, jax.random.key(0), jnp.ones((8, 8, 1)))
