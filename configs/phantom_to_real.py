@@ -56,6 +56,8 @@ def _network(profile, label, acceleration):
 
 
 def _zero_filling(config):
-  config.model = ml_collections.ConfigDict(dict(name='jaxrec.networks:zero_filling', weights='', sha256='', checkpoint=''))
+  config.model = ml_collections.ConfigDict(
+    dict(name='jaxrec.networks:zero_filling', weights='', sha256='', checkpoint='')
+  )
   config.stages = ('attack',)
   return config
