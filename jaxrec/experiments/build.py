@@ -251,7 +251,7 @@ def data(config: Section) -> DataSet:
     options,
     seed=seed,
     masks=Masks(kind, **given),
-    attacked=Masks(kind, **{name: own.get(name) or value for name, value in given.items()}),
+    attack_masks=Masks(kind, **{name: own.get(name) or value for name, value in given.items()}),
     inserted=_part(Inserted, 'data.inserted', inserted) if inserted else None,
   )
 
