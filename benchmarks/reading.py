@@ -131,6 +131,7 @@ def main(arguments):
 def _measure(given):
   from configs import varnet_8x
   from jaxrec.data import fastmri, loader
+  from jaxrec.experiments import build
   from jaxrec.workflows import datasets
 
   warnings.simplefilter('ignore')
@@ -141,7 +142,7 @@ def _measure(given):
   print(f'{volumes} volumes, {size / 1e9:.1f} GB, written in {time.perf_counter() - start:.0f} s')
   config = varnet_8x.get_config('')
   config.data.root = str(given.folder)
-  reader = datasets.reader(config, redraw=True)
+  reader = datasets.reader(build.data(config), redraw=True)
   times = {}
   for name in ('index_seconds', 'cached_index_seconds'):
     start = time.perf_counter()

@@ -202,6 +202,11 @@ def _image(image, name):
   return image.reshape(kept)
 
 
+def zero_filling() -> Network:
+  """The reconstruction that knows nothing, for comparisons: RSS of the zero-filled coils."""
+  return network(lambda sample: zero_filled(sample)[0], name='zero-filled')
+
+
 def torch_network(module: Any, *, inputs: Inputs, name: str | None = None) -> Network:
   """A PyTorch module as a `Network`: slow, but exact.
 

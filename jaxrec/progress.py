@@ -28,6 +28,11 @@ class Remaining:
     self._start: tuple[float, int] | None = None
     self._over = silent
 
+  def leave_out(self, seconds: float) -> None:
+    """Some time that passed belongs to no step."""
+    if self._start is not None:
+      self._start = self._start[0] + seconds, self._start[1]
+
   def step(self, done: int) -> None:
     """To be called after every step that was computed, with the number of steps that are behind."""
     if self._over:

@@ -145,7 +145,7 @@ def image_noise(
 
   For a `Scan` delta is `[coil, row, col]` complex and is added to every coil
   image before sampling, bounded per coil by `eta ||x_i||`; for a `Slice` it is
-  `[row, col]` real and is added to the low-dose image.
+  `[row, col]` real and is added to the input.
 
   Args:
     relative_radius: eta, `[]`, may be traced.

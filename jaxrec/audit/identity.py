@@ -74,7 +74,8 @@ def _name(value):
 def _parts(value: Any, module: str) -> tuple[Any, str]:
   """What a value consists of, as far as images may depend on it, and whose functions are looked into."""
   if isinstance(value, Network):
-    return [of_network(value)], module
+    # Not its digest: a function may refer to the very network that is made of it.
+    return [value.variables, value.inner, value.surrogate], module
   if is_torch(value):
     return [x for name, tensor in value.state_dict().items() for x in (name, _host(tensor))], module
   if isinstance(value, Mapping):

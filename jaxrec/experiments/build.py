@@ -53,6 +53,12 @@ PERTURBATIONS = {
 }
 # Perturbations that are movements of the patient, and their options in `train.augment`.
 MOVEMENTS = {'rotation': 'max_degrees', 'translation': 'max_pixels'}
+# The grid is made in `sweep`, where its range is known.
+SEARCHES: dict[str, Callable[..., attacks.Search]] = {
+  'pgd': attacks.pgd,
+  'apgd': attacks.apgd,
+  'random': attacks.random_search,
+}
 OBJECTIVES = {
   'region_mse': attacks.region_mse,
   'region_ssim': attacks.region_ssim,
@@ -245,7 +251,7 @@ def data(config: Section) -> DataSet:
     options,
     seed=seed,
     masks=Masks(kind, **given),
-    attacked=Masks(kind, **{name: own.get(name) or value for name, value in given.items()}),
+    attack_masks=Masks(kind, **{name: own.get(name) or value for name, value in given.items()}),
     inserted=_part(Inserted, 'data.inserted', inserted) if inserted else None,
   )
 
@@ -425,12 +431,7 @@ def search(name: str, options: Section, section: str = 'search') -> attacks.Sear
   elif name == 'grid':
     raise ValueError(f'{section}.name: grid is for sweeps of the attack stage; choose pgd, apgd or random')
   else:
-    table: dict[str, Callable[..., attacks.Search]] = {
-      'pgd': attacks.pgd,
-      'apgd': attacks.apgd,
-      'random': attacks.random_search,
-    }
-    built, defaults = _pick(table, f'{section}.name', name), {}
+    built, defaults = _pick(SEARCHES, f'{section}.name', name), {}
   found = called(built, f'{section}.{name}', {**defaults, **options})
   return found if repeats == 1 else attacks.restarts(found, num_restarts=repeats)
 

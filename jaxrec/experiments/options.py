@@ -108,7 +108,7 @@ _POSITIVE = _several(_real(0, 1e4, above=True))
 _SEED = _whole(0, 2**31 - 1)
 
 _SEARCH = {
-  'name': _part(('pgd', 'apgd', 'random', 'grid')), 'num_steps': _whole(1), 'step': _choice(*build.STEPS), 'step_size': _real(0, 1e3, above=True),
+  'name': _part((*build.SEARCHES, 'grid')), 'num_steps': _whole(1), 'step': _choice(*build.STEPS), 'step_size': _real(0, 1e3, above=True),
   'momentum': _real(0, 1), 'num_restarts': _whole(1, 10_000), 'num_samples': _whole(1), 'chunk': _SIZE, 'step_degrees': _real(0, 180, above=True),
 }  # fmt: skip
 _PERTURBATION = {
@@ -300,7 +300,7 @@ def _arguments(table, **more):
 # Named parts: section, options by name, options of the section itself.
 _FAMILIES = _arguments(build.PERTURBATIONS)
 _SEARCHES = _arguments(
-  {'pgd': attacks.pgd, 'apgd': attacks.apgd, 'random': attacks.random_search},
+  build.SEARCHES,
   pgd=('step_size', 'momentum', 'num_restarts'), apgd=('num_restarts',), random=('num_restarts',),
 ) | {'grid': {'step_degrees'}}  # fmt: skip
 _OBJECTIVES = _arguments(build.OBJECTIVES)

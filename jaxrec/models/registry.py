@@ -77,7 +77,7 @@ def bind(module: nn.Module) -> Reconstructor:
 
   Args:
     module: `VarNet`, `UNetRecon` or another network that takes the k-space, the
-      mask and the centre of a `Scan`, or the low-dose image of a `Slice`.
+      mask and the centre of a `Scan`, or the input of a `Slice`.
 
   Returns:
     A pure function to `[row, col]` float images; leading batch axes pass through.
@@ -145,7 +145,7 @@ def observer(module: nn.Module, layer: int | None = None) -> Callable[[Variables
 
 
 def inputs(sample: Sample) -> tuple[Array, ...]:
-  """What a network takes of a sample: k-space, mask and centre of a scan, the low-dose image of a slice."""
+  """What a network takes of a sample: k-space, mask and centre of a scan, the input of a slice."""
   return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.input,)
 
 

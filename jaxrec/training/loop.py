@@ -155,7 +155,9 @@ def fit(
         settle(True)
         pending = None
         if validate is not None:
+          start = time.perf_counter()
           scores = validate(state)
+          remaining.leave_out(time.perf_counter() - start)
           writer({'step': done, **scores})
           value = -scores[score] if score == 'val_loss' else scores[score]
           if value > best:

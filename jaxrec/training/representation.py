@@ -107,7 +107,7 @@ def cvae(
     critic_optimizer: an Optax transformation.
     observe: `images -> y`, the network whose invariances are asked for.
     image: what is modelled; `target` of the batch for the high-dose domain. The
-      condition is what the network makes of the low-dose image in either.
+      condition is what the network makes of the input in either.
     perceptual: distance of two batches of images per example; off if `None`.
     l1_weight: a.
     kl_weight: b, with the divergence summed over the code.

@@ -34,7 +34,7 @@ def schedule(
     A schedule, or the number itself if it never changes.
 
   Raises:
-    ValueError: for an unknown name, or a drop within the warm-up.
+    ValueError: for an unknown name, a drop within the warm-up, or a `final` that has no effect.
 
   Reference:
     Goyal et al. 2017 (warm-up); Loshchilov and Hutter 2017, SGDR, equation (5), without restarts.
@@ -45,6 +45,8 @@ def schedule(
     raise ValueError(
       f'train.drop_at: {drop_at:g} lies within the warm-up, train.schedule.warmup={warmup:g}; make it larger, or 0'
     )
+  if name == 'step' and final:
+    raise ValueError(f'train.schedule.final: {final:g} has no effect with name=step; set it to 0, or name=cosine')
   # At least one: whether there is a warm-up, and with it the state of the optimiser, depends on no number of steps.
   rising = max(int(round(warmup * num_steps)), 1) if warmup else 0
   after: optax.ScalarOrSchedule = learning_rate

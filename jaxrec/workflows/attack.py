@@ -82,7 +82,7 @@ def _cases(experiment: Experiment, examples: list[Example], data) -> list[Case]:
   """Slices with all of their boxes, in the order of the examples."""
   read = datasets.reader(experiment.data, attacked=True)
   split_of = {v.name: split for split in ('train', 'val') for v in getattr(data, split).volumes}
-  factors = () if isinstance(experiment.data, CTData) else experiment.data.attacked.accelerations
+  factors = () if isinstance(experiment.data, CTData) else experiment.data.attack_masks.accelerations
   acceleration = '/'.join(map(str, factors))
   of_slice: dict[tuple[str, int], list[Example]] = {}
   for example in examples:

@@ -147,7 +147,7 @@ class _ReadCT:
 
 
 def _mask_options(data_set, attacked=False):
-  return dataclasses.asdict(data_set.attacked if attacked else data_set.masks) | {'seed': data_set.seed}
+  return dataclasses.asdict(data_set.attack_masks if attacked else data_set.masks) | {'seed': data_set.seed}
 
 
 def data(data_set: DataSet, workdir: Path, parallel: Parallel | None = None) -> Data:

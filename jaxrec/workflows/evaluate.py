@@ -27,7 +27,7 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   """Reconstructs every slice of every volume of a split; what is done is not done again."""
   (data, parallel, _), asked = context, experiment.evaluation
   assert asked is not None and isinstance(experiment.data, MRData)
-  volumes = _volumes(asked.split, experiment.data, data)
+  volumes, bad = _index(asked.split, experiment.data, data)
   folder, rows = run_folder.folder / 'reconstructions', run_folder.folder / 'evaluation'
   if parallel.part == 0:
     rows.mkdir(exist_ok=True)
@@ -43,17 +43,19 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   if parallel.part == 0:
     names = {v.name for v in volumes}
     _conclude(run_folder.folder, [row for row in _rows(rows) if row['file'] in names])
+    if bad:
+      print(f'evaluate: left out {len(bad)} bad files; the first: {next(iter(bad.values()))}')
 
 
-def _volumes(split, data_set, data):
+def _index(split, data_set, data):
   if split == 'val':
-    return data.val.volumes
+    return data.val
   if not data_set.root:
     raise DataError(f'evaluate.split: the phantom has no volumes to {split}; use val, or set data.root')
   found = datasets.source(data_set, data_set.root).index(split)
   if not found.volumes:
     raise DataError(f'{data_set.root}: no usable volume in {split}; {next(iter(found.bad.values()), "there is none")}')
-  return found.volumes
+  return found
 
 
 def _reconstructor(experiment: Experiment, batch_size: int, folder: Path, context: Context):

@@ -59,7 +59,7 @@ class MRData:
     form: `kspace` for scans, `image` for zero-filled images.
     emulate_single_coil: combine the coils to one.
     masks: of training and validation.
-    attacked: of the attack.
+    attack_masks: of the attack.
     workers: processes that read.
     phantom: arguments of `synthetic.write_dataset`.
     seed: of masks and of inserted spots.
@@ -78,7 +78,7 @@ class MRData:
   form: str
   emulate_single_coil: bool
   masks: Masks
-  attacked: Masks
+  attack_masks: Masks
   workers: int
   phantom: Mapping[str, Any]
   seed: int

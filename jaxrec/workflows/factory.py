@@ -227,6 +227,11 @@ def accumulates(recipe: Recipe) -> bool:
   return 'micro_batch' in inspect.signature(recipe.made).parameters
 
 
+def splits(recipe: Recipe, model: Model) -> bool:
+  """Whether a device may take its share of a batch in parts: batch norm needs it at once."""
+  return accumulates(recipe) and model.options.get('norm') != 'batch'
+
+
 def _adversarial(options, generator, sample, load, axis):
   """Generator of perturbations, its optimiser, and the reconstructor that stays as it is, if any."""
   return dict(

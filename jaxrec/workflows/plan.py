@@ -180,7 +180,7 @@ def _training(experiment, module, sample, here):
 
   def sizes(devices):
     chosen, count = training.micro_batch, share(devices)
-    splits = factory.accumulates(training.task) and experiment.model.options.get('norm') != 'batch'
+    splits = factory.splits(training.task, experiment.model)
     return [chosen or count] if chosen or not splits else memory.divisors(count)
 
   def lowered(devices, micro_batch):

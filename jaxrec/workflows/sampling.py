@@ -130,6 +130,7 @@ class Sampling:
     for p, name in enumerate(tqdm(self.asked.patients, desc='sample', unit='patient', disable=part > 0)):
       if p % parts != part:
         continue
+      computed = False
       for number, site in enumerate(itertools.islice(self.asked.patients[name](), self.sites)):
         for kind in (NONE, *self.searched) if number == 0 else (NONE,):
           for t, tap in enumerate(self.taps):
@@ -138,7 +139,9 @@ class Sampling:
               start = time.perf_counter()
               found, _ = self.ask(t, name, site, kind, number=number)
               results.append_jsonl(path, [{**key, **found, 'seconds': time.perf_counter() - start}])
-      remaining.step(p + 1)
+              computed = True
+      if computed:
+        remaining.step(p + 1)
 
   def ask(
     self, t: int, patient: str, site: Site, kind: int, *, number: int = 0

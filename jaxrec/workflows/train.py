@@ -194,7 +194,7 @@ def fitted(experiment: Experiment, parallel: Parallel, make: Callable[[int], Tas
     shapes = step_shapes(tasks(micro_batch), sample, count, parallel.devices)
     return memory.takes_at_most(parallel.memory, lambda: parallel.compile(tasks(micro_batch).step).compile(*shapes))
 
-  splits = factory.accumulates(training.task) and experiment.model.options.get('norm') != 'batch'
+  splits = factory.splits(training.task, experiment.model)
   found = memory.largest_that_fits(memory.divisors(count) if splits else [count], fits)
   if found is None:
     raise ValueError(

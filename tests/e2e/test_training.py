@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -70,6 +71,37 @@ def test_volumes_are_reconstructed_and_scored(finished):
   ] == '2'
   np.testing.assert_allclose(float(every['ssim']), np.mean([float(r['ssim']) for r in scored.values()]), rtol=1e-6)
   assert f'evaluate: 8x all, 2 volumes: SSIM {float(every["ssim"]):.4f}' in done.stdout
+
+
+def test_volumes_without_targets_are_reconstructed(finished, tmp_path):
+  """As those of the challenge's test set, which have their own masks: with the same mask, the same images."""
+  workdir, _ = finished
+  phantom = next(workdir.parent.glob('phantom-*'))
+  for split in ('train', 'val'):
+    shutil.copytree(phantom / f'multicoil_{split}', tmp_path / 'data' / f'multicoil_{split}')
+  volume = fastmri.index(phantom / 'multicoil_val').volumes[0]
+  mask = fastmri.mask_drawer(kind='random', center_fractions=(0.04,), accelerations=(8,), seed=0)(volume).mask
+  (tmp_path / 'data' / 'multicoil_test').mkdir()
+  hidden = shutil.copy(volume.path, tmp_path / 'data' / 'multicoil_test')
+  with h5py.File(hidden, 'r+') as file:
+    del file['reconstruction_rss']
+    file['mask'] = mask[0]
+    file['kspace'][...] = np.where(mask, file['kspace'][()], 0)
+  done = launch(
+    tmp_path / 'run', "--config.stages=('evaluate',)", '--config.evaluate.split=test', f'--config.data.root={tmp_path / "data"}',
+    f'--config.model.checkpoint={workdir}', config=VARNET,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert 'evaluate: 8x all, 1 volumes: no targets' in done.stdout
+  (row,) = rows(tmp_path / 'run' / 'evaluation.csv')
+  assert (row['file'], row['acceleration'], row['ssim']) == (volume.name, '8', '')
+  with (
+    h5py.File(tmp_path / 'run' / 'reconstructions' / f'{volume.name}.h5') as ours,
+    h5py.File(workdir / 'reconstructions' / f'{volume.name}.h5') as seen,
+  ):
+    images, expected = ours['reconstruction'][()], seen['reconstruction'][()]
+  assert images.shape == expected.shape
+  np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 @pytest.mark.fault

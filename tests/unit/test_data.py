@@ -442,7 +442,7 @@ def test_a_network_of_two_accelerations_is_attacked_at_one(tmp_path):
   widths = [int(train(e, epoch).acs.sum()) for e in examples for epoch in range(8)]
   assert set(widths) == {10, 5} and 8 <= widths.count(10) <= 24
   assert {int(attack(e, 0).acs.sum()) for e in examples} == {5}
-  assert data.masks.accelerations == (4, 8) and data.attacked.accelerations == (8,)
+  assert data.masks.accelerations == (4, 8) and data.attack_masks.accelerations == (8,)
   # Masks of the attack are checked before the training.
   config.attack.accelerations = (8, 4)
   with pytest.raises(ValueError, match='center_fractions'):

@@ -87,6 +87,17 @@ def test_values_of_the_module_count_also_through_other_functions(function, monke
   assert identity.of_network(jaxrec.network(function)) != before
 
 
+def around_itself(scan):
+  return ITSELF(scan)
+
+
+ITSELF = jaxrec.network(around_itself)
+
+
+def test_a_function_may_refer_to_the_network_made_of_it():
+  assert identity.of_network(ITSELF) == identity.of_network(jaxrec.network(around_itself))
+
+
 def test_another_function_is_another_network():
   assert identity.of_network(jaxrec.network(scaled)) != identity.of_network(jaxrec.network(by_helper))
 

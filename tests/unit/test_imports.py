@@ -12,7 +12,7 @@ LAYERS = [
   {'types', 'version', 'masks', 'interrupts', 'progress'},
   {'fourier', 'geometry'},
   {'metrics', 'noise', 'tomography'},
-  {'models', 'networks', 'attacks', 'invariances'},
+  {'statistics', 'models', 'networks', 'attacks', 'invariances'},
   {'training', 'data', 'results', 'figures'},
   {'audit'},
   {'workflows'},
@@ -42,6 +42,7 @@ def parts():
 
 def test_imports_go_upwards_only():
   for path, part in parts():
+    assert part in LEVEL, f'{path} has no layer'
     for name in imports(path):
       if name.startswith('jaxrec.') and name.split('.')[1] in LEVEL:
         other = name.split('.')[1]

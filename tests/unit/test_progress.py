@@ -35,6 +35,17 @@ def test_short_steps_are_averaged_over_a_second(clock, capsys):
   assert capsys.readouterr().err == 'attack: 400 more batches: about 2 min\n'
 
 
+def test_what_belongs_to_no_step_is_left_out(clock, capsys):
+  remaining = progress.Remaining('train', 'step', 402)
+  remaining.leave_out(7)
+  run([9], remaining, clock)
+  clock(60)
+  remaining.leave_out(60)
+  clock(1.5)
+  remaining.step(2)
+  assert capsys.readouterr().err == 'train: 400 more steps: about 10 min\n'
+
+
 @pytest.mark.parametrize('steps, silent', [([50, 50], False), ([5, 0.1, 0.1], False), ([50] * 5, True), ([], False)])
 def test_nothing_is_said_of_what_is_over_or_of_other_processes(steps, silent, clock, capsys):
   run(steps, progress.Remaining('detect', 'patient', max(len(steps), 1), silent=silent), clock)

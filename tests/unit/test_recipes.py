@@ -17,6 +17,8 @@ from jaxrec.workflows import factory
 
 ROOT = Path(__file__).parents[2]
 NO_SOURCE = '-'
+# Configs without a full size.
+SMALL = ('quickstart', 'invariances_known', 'phantom_to_real')
 # What a run needs to know of the machine, of files and of other runs; it changes no result of the training.
 TECHNICAL = {
   'model.weights', 'model.sha256', 'model.checkpoint', 'model.batch_axis', 'model.remat', 'model.smoothing_seed',
@@ -29,14 +31,10 @@ BUILT = {'loss', 'average', 'micro_batch', 'perceptual', 'image', 'frozen', 'eps
 
 
 def configs():
-  """Configs at full size by name; `quickstart` and `invariances_known` have none."""
+  """Configs at full size by name."""
   names = sorted(p.stem for p in (ROOT / 'configs').glob('*.py'))
   found = {name: importlib.import_module(f'configs.{name}') for name in names}
-  return {
-    name: m.get_config('')
-    for name, m in found.items()
-    if hasattr(m, 'get_config') and name not in ('quickstart', 'invariances_known')
-  }
+  return {name: m.get_config('') for name, m in found.items() if hasattr(m, 'get_config') and name not in SMALL}
 
 
 def runs_of(config, name):

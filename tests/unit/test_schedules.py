@@ -83,6 +83,7 @@ def test_a_task_with_several_updates_has_the_rate_of_the_last():
     (dict(name='linear'), "^train.schedule.name: 'linear' is unknown; choose one of step, cosine$"),
     (dict(warmup=1.0), '^train.schedule.warmup: 1.0 is not allowed; give a number from 0 and below 1$'),
     (dict(warmup=0.9), '^train.drop_at: 0.8 lies within the warm-up, train.schedule.warmup=0.9; make it larger, or 0$'),
+    (dict(final=0.1), '^train.schedule.final: 0.1 has no effect with name=step; set it to 0, or name=cosine$'),
   ],
 )
 def test_options_are_checked(given, words, tmp_path):
