@@ -12,8 +12,8 @@ import pytest
 import jaxrec
 from jaxrec import attacks
 from jaxrec.attacks.core import Perturbation
-from jaxrec.audit import program
-from jaxrec.audit.plan import Case
+from jaxrec.audit import engine, program
+from jaxrec.audit.plan import Case, Place
 
 SCORES = (
   'ssim_region_adv',
@@ -316,3 +316,15 @@ def test_a_case_with_several_boxes_has_a_place_for_each(boxed):
   assert [(p.annotation, p.aim) for p in places] == [(1, 'region'), (1, 'image'), (10, 'region'), (10, 'image')]
   assert all(p.box[p.annotation - 1, 2] == 1 and p.box.sum() == 64 for p in places)
   assert [p.region.sum() for p in places] == [64, boxed.region.size] * 2
+
+
+def test_pictures_of_angles_have_their_curve(boxed, net):
+  regions = boxed.region, np.ones_like(boxed.region)
+  for sweep in (TURN, NOISE):
+    for region, found in zip(regions, outcomes(net, sweep, boxed, regions)):
+      place = Place(0, '', 'region', region, np.asarray(boxed.region))
+      arrays = engine._pictures(boxed, np.asarray(net(boxed)), place, found, sweep)
+      assert ('curve' in arrays) == ('angles' in arrays) == (sweep is TURN)
+      if sweep is TURN:
+        np.testing.assert_array_equal(arrays['angles'], sweep.points)
+        assert len(arrays['curve']) == len(sweep.points)
