@@ -86,11 +86,12 @@ class Engine:
       total=len(batches) * len(self.sweeps), desc='attack', unit='batch', disable=self.parallel.part > 0
     ) as bar:
       for n, members in enumerate(batches, 1):
+        before = len(self.done)
         members = [case for case in members if not self._finished(case)]
         for chosen, samples in _alike(self._read(members, bad)):
           self._attack(chosen, samples, bad, bar)
         bar.update(n * len(self.sweeps) - bar.n)
-        if members:
+        if len(self.done) > before:
           remaining.step(n)
     return bad
 

@@ -22,12 +22,12 @@ def write(folder: str | Path, name: str, images: np.ndarray) -> Path:
     images: `[slice, row, col]` float, the part that the target shows.
 
   Returns:
-    `<folder>/<name>.h5` with the data set `reconstruction`, float32.
+    Its `place`, with the data set `reconstruction`, float32.
 
   Raises:
     RunError: if it cannot be written.
   """
-  path = Path(folder) / f'{name}.h5'
+  path = place(folder, name)
   path.parent.mkdir(parents=True, exist_ok=True)
   # In memory first: HDF5 does not survive a disk that fills while it writes.
   stream = io.BytesIO()
@@ -35,6 +35,11 @@ def write(folder: str | Path, name: str, images: np.ndarray) -> Path:
     file.create_dataset('reconstruction', data=np.asarray(images, np.float32), track_times=False)
   results.write_bytes(path, stream.getbuffer())
   return path
+
+
+def place(folder: str | Path, name: str) -> Path:
+  """`<folder>/<name>.h5`; of a name that is no file's, one that is made of it."""
+  return Path(folder) / f'{results.safe_name(name)}.h5'
 
 
 def scores(images: np.ndarray, targets: np.ndarray) -> dict[str, float]:

@@ -32,7 +32,7 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   if parallel.part == 0:
     rows.mkdir(exist_ok=True)
   parallel.barrier('evaluate')
-  done = {row['file'] for row in _rows(rows) if (folder / f'{row["file"]}.h5').exists()}
+  done = {row['file'] for row in _rows(rows) if leaderboard.place(folder, row['file']).exists()}
   left = [v for v in volumes[parallel.part :: parallel.parts] if v.name not in done]
   reconstruct = _reconstructor(experiment, asked.batch_size, run_folder.folder, context) if left else None
   for volume in tqdm(left, desc='evaluate', unit='volume', disable=parallel.part > 0):

@@ -95,6 +95,12 @@ def test_scores_by_acquisition(acceleration, acquisition, theirs, written):
     )
 
 
+def test_names_from_data_do_not_become_paths(tmp_path):
+  image = np.zeros((1, 8, 8), np.float32)
+  made = [leaderboard.write(tmp_path / 'in', name, image) for name in ('../a', 'a', 'b/a')]
+  assert [p.parent for p in made] == [tmp_path / 'in'] * 3 and len(set(made)) == 3 and made[1].name == 'a.h5'
+
+
 def test_the_file_is_that_of_the_package(theirs, written, tmp_path):
   """`fastmri.save_reconstructions` and ours hold the same."""
   import fastmri
