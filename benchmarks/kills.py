@@ -134,9 +134,10 @@ def until_gone(workdir, seconds=15):
 
 def attempt(config, processes, folder, rng, kills):
   """Which kills there were until the run came to its end, at most so many, and what is wrong then."""
-  whole, killed, compiled = folder / 'whole', folder / 'killed', folder.parent / 'compiled'
+  # Each with a phantom of its own, which lies beside the run.
+  whole, killed, compiled = folder / 'one' / 'whole', folder / 'other' / 'killed', folder.parent / 'compiled'
   if not (folder / 'lasts').exists():
-    folder.mkdir()
+    whole.parent.mkdir(parents=True)
     # Not the first one, which compiles what the others find.
     for _ in range(2):
       shutil.rmtree(whole, ignore_errors=True)
@@ -145,8 +146,8 @@ def attempt(config, processes, folder, rng, kills):
         return {}, [f'the undisturbed run failed: {Path(f"{whole}.err").read_text()[-300:]}']
     (folder / 'lasts').write_text(str(time.monotonic() - began))
   lasts = float((folder / 'lasts').read_text())
-  shutil.rmtree(killed, ignore_errors=True)
-  Path(f'{killed}.err').unlink(missing_ok=True)
+  shutil.rmtree(killed.parent, ignore_errors=True)
+  killed.parent.mkdir()
   wrong, counts = [], collections.Counter()
   while sum(counts.values()) < kills:
     name = rng.choice(list(SIGNALS))
