@@ -45,7 +45,7 @@ def curve(metrics: Path, zero_filled: float) -> Figure:
   axes = figure.subplots()
   axes.plot(steps, psnr, marker='o', markersize=3, label='VarNet, 4x and 8x')
   axes.axhline(zero_filled, color='0.4', linestyle='--', label='zero-filled, 8x')
-  axes.set(xlabel='step', ylabel='PSNR of held-out phantoms [dB]', xlim=(0, None))
+  axes.set(xlabel='step', ylabel='PSNR [dB]', title='held-out phantoms', xlim=(0, None))
   axes.legend(frameon=False, fontsize=8)
   axes.spines[['top', 'right']].set_visible(False)
   return figure
