@@ -57,8 +57,8 @@ CASES = {
   'terminal closed': ('obey', 'obey', signal.SIGHUP, 129, ['stopped by SIGHUP']),
 }  # fmt: skip
 
-# A shell that was started with SIGINT ignored cannot trap it.
-LISTENING = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])'
+# A shell that was started with a signal ignored, as by nohup or in the background, cannot trap it.
+LISTENING = 'import os, signal, sys; [signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGHUP)]; os.execvp(sys.argv[1], sys.argv[1:])'
 
 
 @pytest.mark.parametrize('case', CASES)
