@@ -10,6 +10,7 @@ says how much two trainings differ by themselves. Writes
 
 import argparse
 import csv
+import importlib
 import importlib.metadata
 import sys
 import time
@@ -30,8 +31,6 @@ RUNS = (
 
 def config_of(name, steps, *, dtype, seed, checkpoint=''):
   """The demo profile on a smaller phantom, attacked by noise alone."""
-  import importlib
-
   config = importlib.import_module(f'configs.{name}').get_config('demo')
   config.data.phantom.update(train=12, val=8, slices=2, rows=64, cols=64)
   config.train.update(num_steps=steps, validate_every=steps, report_every=50, pictures=0)

@@ -61,11 +61,12 @@ def write(folder, most, keep):
 
 def _write_volume(path, scan, crop):
   from jaxrec.data import synthetic
+  from jaxrec.data.singlecoil import centred_images
   from jaxrec.geometry import center_crop
 
   coils, rows, cols = scan.kspace.shape
-  images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(scan.kspace, (-2, -1)), norm='ortho'), (-2, -1))
-  target = np.asarray(center_crop(np.sqrt((np.abs(images) ** 2).sum(0)), crop), np.float32)
+  combined = np.sqrt((np.abs(centred_images(scan.kspace)) ** 2).sum(0))
+  target = np.asarray(center_crop(combined, crop), np.float32)
   header = synthetic._HEADER.format(
     coils=coils, rows=rows, cols=cols, out_rows=crop[0], out_cols=crop[1], maximum=cols - 1, center=cols // 2
   )

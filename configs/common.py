@@ -8,6 +8,18 @@ PROFILES = ('paper', 'demo', 'smoke')
 ETAS = (0.0, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025)
 
 
+def profile_of(arg: str, profiles: tuple[str, ...] = PROFILES) -> str:
+  """The profile that a config is asked for, the first one by default.
+
+  Raises:
+    ValueError: for an unknown profile.
+  """
+  profile = arg or profiles[0]
+  if profile not in profiles:
+    raise ValueError(f'config profile: {profile!r} is unknown; choose one of {", ".join(profiles)}')
+  return profile
+
+
 def base(name: str, arg: str) -> ml_collections.ConfigDict:
   """Config of an attack experiment on multi-coil knee data, without its network.
 
@@ -21,9 +33,7 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: for an unknown profile.
   """
-  profile = arg or 'paper'
-  if profile not in PROFILES:
-    raise ValueError(f'config profile: {profile!r} is unknown; choose one of {", ".join(PROFILES)}')
+  profile = profile_of(arg)
   config = ml_collections.ConfigDict()
   config.name = name
   config.profile = profile

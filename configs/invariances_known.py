@@ -11,14 +11,12 @@ a network with a bottleneck do. Contrasts follow from the d' that is aimed at, t
 
 import ml_collections
 
-PROFILES = ('demo', 'smoke')
+from configs import common
 
 
 def get_config(arg: str = ''):
   """The experiment; `arg` is `demo` (the default) or `smoke`."""
-  profile = arg or 'demo'
-  if profile not in PROFILES:
-    raise ValueError(f'config profile: {profile!r} is unknown; choose one of {", ".join(PROFILES)}')
+  profile = common.profile_of(arg, ('demo', 'smoke'))
   config = ml_collections.ConfigDict(
     dict(name='invariances_known', profile=profile, seed=0, stages=('known', 'report'))
   )

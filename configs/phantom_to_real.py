@@ -13,14 +13,10 @@ import ml_collections
 
 from configs import common
 
-PROFILES = ('demo', 'smoke')
-
 
 def get_config(arg: str = ''):
   """Training and all comparisons; `arg` is `demo` (the default) or `smoke`."""
-  profile = arg or 'demo'
-  if profile not in PROFILES:
-    raise ValueError(f'config profile: {profile!r} is unknown; choose one of {", ".join(PROFILES)}')
+  profile = common.profile_of(arg, ('demo', 'smoke'))
   config = ml_collections.ConfigDict(dict(name='phantom_to_real', profile=profile, stages=('report',)))
   config.experiments = runs = ml_collections.ConfigDict(sort_keys=False)
   runs.varnet = _network(profile, 'VarNet, phantom', 8)

@@ -19,6 +19,8 @@ from jaxrec.types import Reconstructor, Sample, Slice, Variables
 from jaxrec.workflows.experiment import Attack, Described, Features, Generator, Model, Recipe, Training
 
 Load = Callable[[str], tuple[Any, Variables]]
+# Networks whose weights the fastMRI repository has, and what `models.load_fastmri` calls them.
+FASTMRI = {'varnet': 'varnet', 'unet_recon': 'unet'}
 
 
 def imported(section: str, name: str) -> Callable:
@@ -67,7 +69,7 @@ def network(model: Model):
   """
   name, options = model.name, model.options
   if model.weights:
-    kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(name)
+    kind = FASTMRI.get(name)
     if kind is not None:
       module, variables = models.load_fastmri(model.weights, kind, sha256=model.sha256)
       # The sizes are in the file, the field of view and the type are not.

@@ -2,9 +2,8 @@
 
 import base64
 import html
-import io
 
-from jaxrec import results
+from jaxrec import figures, results
 
 
 class Page:
@@ -20,14 +19,13 @@ class Page:
     self.parts += [f'<p>{line}</p>' for line in lines]
 
   def figure(self, name, figure, caption):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png', dpi=130, metadata={'Software': None})
+    content = figures.png(figure, dpi=130)
     path = self.folder / 'figures' / f'{results.safe_name(name)}.png'
     try:
-      path.write_bytes(buffer.getvalue())
+      path.write_bytes(content)
     except OSError as error:
       raise results.RunError(f'{path}: cannot be written ({error.strerror}); free the disk and run again') from None
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(content).decode()
     caption = html.escape(caption)
     self.parts.append(
       f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'

@@ -1,6 +1,5 @@
 """Pictures of the validations of a training: the same few slices every time."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,7 @@ def painter(
       sample = data.read(example, 0)
       image = np.asarray(center_crop(reconstruct(variables, sample), sample.target.shape))
       shown.append((f'{example.volume.name}\nslice {example.slice}', sample.target, image))
-    buffer = io.BytesIO()
-    figures.validation_panel(shown, f'step {step}').savefig(buffer, format='png', dpi=100, metadata={'Software': None})
-    results.write_bytes(folder / f'validation-{step:08d}.png', buffer.getbuffer())
+    panel = figures.validation_panel(shown, f'step {step}')
+    results.write_bytes(folder / f'validation-{step:08d}.png', figures.png(panel, dpi=100))
 
   return paint

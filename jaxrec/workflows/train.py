@@ -69,9 +69,20 @@ class _Ledger:
       self._write_cost(last)
 
   def _write_cost(self, steps):
-    seconds = self.before.get('seconds', 0.0) + time.perf_counter() - self.start
-    waited = self.before.get('waited', 0.0) + self.waited
-    _write_cost(self.folder / 'cost.json', self.task, self.training, steps, seconds, waited)
+    """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen.
+
+    In `waited` of them the devices had nothing to do but to wait for data.
+    """
+    assert self.task is not None
+    forward, backward = (n * self.training.batch_size for n in self.task.calls)
+    cost = {
+      'steps': steps,
+      'seconds': self.before.get('seconds', 0.0) + time.perf_counter() - self.start,
+      'waited': self.before.get('waited', 0.0) + self.waited,
+      'forward_per_step': forward,
+      'backward_per_step': backward,
+    }
+    results.write_text(self.folder / 'cost.json', json.dumps(cost) + '\n')
 
 
 def run(experiment: Experiment, run_folder: results.Run, context: Context) -> None:
@@ -145,7 +156,7 @@ def started(task: Task, experiment: Experiment) -> Task:
   path = experiment.training.start_from
   if not path:
     return task
-  kind = {'varnet': 'varnet', 'unet_recon': 'unet'}.get(experiment.model.name)
+  kind = factory.FASTMRI.get(experiment.model.name)
   recipe = experiment.training.task
   if kind is None or recipe.generator or recipe.critic:
     raise ValueError('train.start_from: is for one network, model.name=varnet or unet_recon; leave it empty')
@@ -215,22 +226,6 @@ def step_shapes(task: Task, sample, count: int, devices: int):
   batch = lead(sample, count)
   state = jax.eval_shape(task.init, jax.random.key(0), batch)
   return lead(state, devices), lead(batch, devices), lead(jax.eval_shape(lambda: jax.random.key(0)), devices)
-
-
-def _write_cost(path, task, training, steps, seconds, waited):
-  """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen.
-
-  In `waited` of them the devices had nothing to do but to wait for data.
-  """
-  forward, backward = (n * training.batch_size for n in task.calls)
-  cost = {
-    'steps': steps,
-    'seconds': seconds,
-    'waited': waited,
-    'forward_per_step': forward,
-    'backward_per_step': backward,
-  }
-  results.write_text(path, json.dumps(cost) + '\n')
 
 
 def _validation(
@@ -321,11 +316,7 @@ def trained(experiment: Experiment, folder: Path, context: Context):
     return module, variables
   checkpoint = experiment.model.checkpoint
   folder = sibling(folder, checkpoint) if checkpoint else folder
-  return module, _best(experiment, module, folder, context)
-
-
-def _best(experiment, module, folder, context):
-  return restored(experiment, module, folder, context)[1]
+  return module, restored(experiment, module, folder, context)[1]
 
 
 def restored(experiment: Experiment, module, folder: Path, context: Context):
