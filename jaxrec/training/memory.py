@@ -1,5 +1,6 @@
 """How many examples of a batch fit into memory at a time, found by compiling."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,28 +12,42 @@ def divisors(count: int) -> list[int]:
   return [n for n in range(1, count + 1) if count % n == 0]
 
 
-def largest_that_fits(candidates: list[int], fits: Callable[[int], bool]) -> int | None:
-  """The largest candidate that fits, if all that are smaller than one that fits do so too.
+def largest_that_fits(candidates: list[int], limit: int, needed: Callable[[int], float]) -> int | None:
+  """The largest candidate that fits, if a larger one never takes less.
 
-  The largest is tried first, as it mostly fits; then half of those that are left
-  fall away with every trial.
+  The largest is tried first, as it mostly fits. Memory is nearly a constant and so
+  much per example: what two candidates take says which to try next, and that is
+  compiled too, and the one above it, unless it was before.
 
   Args:
     candidates: ascending.
-    fits: compiles and compares, see `takes_at_most`.
+    limit: bytes that there are.
+    needed: bytes that a candidate takes, see `bytes_of`; compiles it.
 
   Returns:
     The candidate, or `None` if none fits.
   """
-  low, high = -1, len(candidates)
-  middle = high - 1
+  low, high, at = -1, len(candidates), len(candidates) - 1
+  known: dict[int, float] = {}
   while high - low > 1:
-    if fits(candidates[middle]):
-      low = middle
+    known[candidates[at]] = needed(candidates[at])
+    if known[candidates[at]] <= limit:
+      low = at
     else:
-      high = middle
-    middle = (low + high) // 2
+      high = at
+    expected = _expected(known, limit)
+    at = (low + high) // 2 if expected is None else sum(n <= expected for n in candidates) - 1
+    at = min(max(at, low + 1), high - 1)
   return candidates[low] if low >= 0 else None
+
+
+def _expected(known: dict[int, float], limit: int) -> float | None:
+  """How many examples take just the limit, on the line through the two candidates next to it; of one, through none at all."""
+  told = sorted(((n, size) for n, size in known.items() if math.isfinite(size)), key=lambda x: abs(x[1] - limit))[:2]
+  if not told:
+    return None
+  (n, size), (m, other) = told if len(told) == 2 else (*told, (0, 0.0))
+  return n + (limit - size) * (n - m) / (size - other) if size != other else None
 
 
 def needed_memory(compiled: Any) -> int:
@@ -43,12 +58,12 @@ def needed_memory(compiled: Any) -> int:
   )
 
 
-def takes_at_most(limit: int, compile: Callable[[], Any]) -> bool:
-  """Whether a program, compiled now, takes at most so many bytes on a device."""
+def bytes_of(compile: Callable[[], Any]) -> float:
+  """Bytes that a program, compiled now, takes on a device; infinite if its compiler says that they are too many."""
   try:
-    return needed_memory(compile()) <= limit
+    return needed_memory(compile())
   except jax.errors.JaxRuntimeError as error:
     # The compiler for TPUs refuses what does not fit.
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return False
+    return math.inf

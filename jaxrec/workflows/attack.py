@@ -113,19 +113,21 @@ def _at_once(
   if sample is None:
     return 1, 1
 
-  def fits(batch, chunk):
-    count = batch * parallel.devices
-    return all(
-      memory.takes_at_most(parallel.memory, lambda: parallel.map_batch(
-        (program.by_grid if sweep.is_grid else program.by_search)(network, sweep, chunk)
-      ).compile(*program.shapes(network, sweep, sample, count)))
-      for sweep in sweeps.values()
-    )  # fmt: skip
+  def needed(batch, chunk):
+    count, most = batch * parallel.devices, 0.0
+    for sweep in sweeps.values():
+      run_batch = (program.by_grid if sweep.is_grid else program.by_search)(network, sweep, chunk)
+      shapes = program.shapes(network, sweep, sample, count)
+      most = max(most, memory.bytes_of(lambda: parallel.map_batch(run_batch).compile(*shapes)))
+      if most > parallel.memory:
+        # What the other sweeps take changes nothing.
+        break
+    return most
 
   some = [n for n in AT_ONCE if n <= max(len(cases) // parallel.devices, 1)]
-  batch = batch or memory.largest_that_fits(some, lambda n: fits(n, chunk or 1))
+  batch = batch or memory.largest_that_fits(some, parallel.memory, lambda n: needed(n, chunk or 1))
   if batch and not chunk:
-    chunk = memory.largest_that_fits(list(AT_ONCE), lambda n: fits(batch, n))
+    chunk = memory.largest_that_fits(list(AT_ONCE), parallel.memory, lambda n: needed(batch, n))
   if not (batch and chunk):
     raise ValueError(
       f'attack.batch_size: not even one slice fits into {parallel.memory / 1e9:.1f} GB of a device; use a larger one'

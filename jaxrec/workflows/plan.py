@@ -101,7 +101,7 @@ def planned(work: Work, chosen: Target) -> dict[str, Any]:
     return work.lowered(chosen.devices, at_once).compile(compiler_options=chosen.options)
 
   sizes = work.sizes(len(chosen.devices))
-  found = memory.largest_that_fits(sizes, lambda n: memory.takes_at_most(chosen.memory, lambda: compiled(n)))
+  found = memory.largest_that_fits(sizes, chosen.memory, lambda n: memory.bytes_of(lambda: compiled(n)))
   needed: float
   try:
     made = compiled(found or sizes[0])

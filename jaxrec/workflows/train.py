@@ -201,12 +201,12 @@ def fitted(experiment: Experiment, parallel: Parallel, make: Callable[[int], Tas
   count = training.batch_size // shares
   tasks = functools.cache(lambda micro_batch: make(micro_batch if micro_batch < count else 0))
 
-  def fits(micro_batch):
+  def needed(micro_batch):
     shapes = step_shapes(tasks(micro_batch), sample, count, parallel.devices)
-    return memory.takes_at_most(parallel.memory, lambda: parallel.compile(tasks(micro_batch).step).compile(*shapes))
+    return memory.bytes_of(lambda: parallel.compile(tasks(micro_batch).step).compile(*shapes))
 
   splits = factory.splits(training.task, experiment.model)
-  found = memory.largest_that_fits(memory.divisors(count) if splits else [count], fits)
+  found = memory.largest_that_fits(memory.divisors(count) if splits else [count], parallel.memory, needed)
   if found is None:
     raise ValueError(
       f'train.batch_size: not even {1 if splits else count} of its examples fits into {parallel.memory / 1e9:.1f} GB of a device; '

@@ -114,17 +114,43 @@ def test_batch_norm_and_uneven_micro_batches_are_refused():
       jax.eval_shape(task.step, state, data, jax.random.key(0))
 
 
+def tried(candidates, limit, needed):
+  """What is found, and what was compiled for it."""
+  seen = []
+
+  def compiled(n):
+    seen.append(n)
+    return needed(n)
+
+  return memory.largest_that_fits(candidates, limit, compiled), seen
+
+
 @pytest.mark.parametrize('limit', range(0, 34))
-def test_the_largest_that_fits_is_found_with_few_trials(limit):
-  tried = []
-
-  def fits(n):
-    tried.append(n)
-    return n <= limit
-
+@pytest.mark.parametrize(
+  'needed',
+  [
+    lambda n: n,
+    lambda n: 3 + 0.9 * n,
+    lambda n: 30 - 29 / n,
+    lambda n: n * n / 32,
+    lambda n: 5.0,
+    lambda n: n if n < 8 else np.inf,
+    lambda n: np.inf,
+  ],
+)
+def test_the_largest_that_fits_is_found(limit, needed):
+  """Whether memory is affine or not, and where a compiler does not say how much a program would take."""
   candidates = memory.divisors(32)
-  assert memory.largest_that_fits(candidates, fits) == max((n for n in candidates if n <= limit), default=None)
-  assert tried[0] == 32 and len(tried) <= 4 and len(set(tried)) == len(tried)
+  found, seen = tried(candidates, limit, needed)
+  assert found == max((n for n in candidates if needed(n) <= limit), default=None)
+  assert seen[0] == 32 and len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize('limit', np.linspace(1.5, 40, 100))
+def test_three_trials_find_it_where_memory_is_affine(limit):
+  """The largest; what a line through it says; and that the one above does not fit. Of small ones one more."""
+  found, seen = tried(memory.divisors(32), limit, lambda n: 1.1 + n)
+  assert len(seen) <= (3 if found and found >= 4 else 4)
 
 
 @pytest.mark.slow

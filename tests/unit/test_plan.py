@@ -48,7 +48,7 @@ def test_an_attack_takes_at_once_what_fits(room, batch, chunk, slices, devices, 
   )
   monkeypatch.setattr(attack.program, 'by_search', lambda network, sweep, chunk: chunk)
   monkeypatch.setattr(attack.program, 'shapes', lambda network, sweep, sample, count: (count,))
-  monkeypatch.setattr(memory, 'takes_at_most', lambda room, compiled: compiled() / devices <= room)
+  monkeypatch.setattr(memory, 'bytes_of', lambda compiled: compiled() / devices)
   cases = [types.SimpleNamespace(shape=(8, 8), read=lambda: np.zeros(())) for _ in range(slices)]
   found = functools.partial(
     attack._at_once, asked, several, None, {'noise': types.SimpleNamespace(is_grid=False)}, cases
