@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 from jaxrec import metrics
 from jaxrec.data import fastmri
-from tests.e2e.test_main import launch
+from tests.e2e.test_main import ROOT, environment, launch
 
 VARNET = 'configs/varnet_8x.py:smoke'
 ASKED = (
@@ -130,3 +133,53 @@ def test_what_is_missing_is_made_again_and_the_rest_is_left(finished):
 def test_what_cannot_be_is_said_in_a_line(asked, words, tmp_path):
   done = launch(tmp_path / 'run', *asked, config=VARNET)
   assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == words
+
+
+MOVABLE = (
+  '--config.stages=("train",)', '--config.train.num_steps=20', '--config.train.batch_size=8', '--config.train.validate_every=10',
+  '--config.data.phantom.train=6',
+)  # fmt: skip
+
+
+def trained_on(workdir, *options, processes=1):
+  """Losses of a run on 8 devices of this machine, shared out over processes."""
+  devices = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={8 // processes}'
+  if processes == 1:
+    done = launch(workdir, *MOVABLE, *options, config=VARNET, XLA_FLAGS=devices)
+  else:
+    done = subprocess.run(
+      ['bash', 'launch/local_processes.sh', f'--config={VARNET}', f'--workdir={workdir}', *MOVABLE, *options],
+      cwd=ROOT, env=environment(PROCESSES=str(processes), PYTHON=sys.executable, XLA_FLAGS=devices), capture_output=True, text=True,
+    )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  losses = {r['step']: r['loss'] for r in records if 'loss' in r}
+  assert sorted(losses) == list(range(1, 21))
+  return np.array([losses[step] for step in sorted(losses)])
+
+
+def half_of(workdir, copy):
+  """A run folder as it was after 10 of 20 steps."""
+  shutil.copytree(workdir, copy)
+  for newest in copy.glob('checkpoints/*/20'):
+    shutil.rmtree(newest)
+  assert (copy / 'checkpoints' / 'last' / '10').is_dir()
+  return copy
+
+
+@pytest.mark.slow
+def test_a_run_is_that_of_its_global_batch_wherever_it_is_computed(tmp_path):
+  """A VarNet: micro-batches of 1, 2, 4 and 8; 8 devices; 2 processes of 4; and moved from each to the next after 10 steps."""
+  one = '--config.train.num_devices=1'
+  want = trained_on(tmp_path / '8', one, '--config.train.micro_batch=8')
+  found = {f'micro-batch {m}': trained_on(tmp_path / str(m), one, f'--config.train.micro_batch={m}') for m in (1, 2, 4)}
+  found['8 devices'] = trained_on(tmp_path / 'devices')
+  found['2 processes'] = trained_on(tmp_path / 'processes', processes=2)
+  found['to 8 devices'] = trained_on(half_of(tmp_path / '2', tmp_path / 'to-devices'))
+  found['to 2 processes'] = trained_on(half_of(tmp_path / 'devices', tmp_path / 'to-processes'), processes=2)
+  found['to 1 device'] = trained_on(
+    half_of(tmp_path / 'processes', tmp_path / 'to-one'), one, '--config.train.micro_batch=4'
+  )
+  apart = {name: np.max(np.abs(curve / want - 1)) for name, curve in found.items()}
+  print({name: f'{x:.1e}' for name, x in apart.items()})
+  assert want[-1] < want[0] and max(apart.values()) < 1e-4, apart
