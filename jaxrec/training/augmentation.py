@@ -8,13 +8,16 @@ import jax.numpy as jnp
 from jaxrec.attacks import Perturbation
 from jaxrec.fourier import ifft2c, rss
 from jaxrec.geometry import center_crop
+from jaxrec.training.draws import Place, alone, of_examples
 from jaxrec.training.tasks import Task
 from jaxrec.types import Array, Key, Scalar, Scan
 
 _BEND = 5.0
 
 
-def augmented(task: Task, perturbation: Perturbation, *, probability: float, num_steps: int) -> Task:
+def augmented(
+  task: Task, perturbation: Perturbation, *, probability: float, num_steps: int, place: Place = alone
+) -> Task:
   """A task that moves the patient in a growing share of its training examples.
 
   In step i of n each example is moved with the probability
@@ -26,6 +29,7 @@ def augmented(task: Task, perturbation: Perturbation, *, probability: float, num
       `translation` or what `compose` makes of them.
     probability: p, at the end of the training.
     num_steps: n.
+    place: see `tasks.supervised`.
 
   Returns:
     The task, of the same state.
@@ -37,7 +41,7 @@ def augmented(task: Task, perturbation: Perturbation, *, probability: float, num
   def step(state, batch, key):
     draw, rest = jax.random.split(key)
     chance = probability * ramp(task.steps(state) / num_steps)
-    keys = jax.random.split(draw, batch.target.shape[0])
+    keys = of_examples(draw, batch.target.shape[0], place)
     moved = jax.vmap(lambda key, scan: move(key, scan, perturbation, chance))(keys, batch)
     return task.step(state, moved, rest)
 

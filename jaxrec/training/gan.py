@@ -11,6 +11,7 @@ from flax import struct
 from jax import lax
 
 from jaxrec.models import bind_training
+from jaxrec.training.draws import Place, alone, of_batch
 from jaxrec.training.tasks import Task, TrainState, first_state, hardware_key, scoring, statistics_of, update
 from jaxrec.types import Array, Image, Key, Scalar
 
@@ -63,6 +64,7 @@ def wgan_vgg(
   penalty: float = 10.0,
   loss: str = 'mse',
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """A denoiser against a Wasserstein critic, with a perceptual loss.
 
@@ -76,6 +78,7 @@ def wgan_vgg(
     penalty: of the critic's gradient.
     loss: shown in validation; not trained on.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     A task whose state is a `GANState`.
@@ -87,7 +90,7 @@ def wgan_vgg(
 
   def step(state, batch, key):
     made, _ = forward(state.generator.variables, batch)
-    share = jax.random.uniform(key, (batch.target.shape[0], 1, 1), made.dtype)
+    share = of_batch(lambda n: jax.random.uniform(key, (n, 1, 1), made.dtype), batch.target.shape[0], place)
 
     def critic_loss(params):
       return wasserstein(lambda x: critic.apply({'params': params}, x), (batch.target,), (made,), share, penalty)
@@ -204,6 +207,7 @@ def du_gan(
   gradient_steps: int = 1,
   loss: str = 'mse',
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """A denoiser against two U-Net discriminators, of the image and of its Sobel magnitude.
 
@@ -225,6 +229,7 @@ def du_gan(
     gradient_steps: the same for the Sobel magnitude.
     loss: shown in validation.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     A task whose state is a `GANState`.

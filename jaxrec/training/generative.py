@@ -13,6 +13,7 @@ from jax import lax
 from jaxrec.attacks import Perturbation
 from jaxrec.fourier import abs_squared
 from jaxrec.models import bind, bind_training
+from jaxrec.training.draws import Place, alone, of_batch
 from jaxrec.training.tasks import (
   Task,
   TrainState,
@@ -31,14 +32,15 @@ class Adversary(NamedTuple):
 
   Attributes:
     init: `(key, batch) -> variables`.
-    perturb: `(variables, key, batch) -> (deltas, variables)` in training.
+    perturb: `(variables, key, batch, place) -> (deltas, variables)` in training, of the
+      examples that a device has of a batch (see `tasks.supervised`).
     draw: `(variables, key, sample) -> delta` for one example, with the running
       statistics.
   """
 
   # Of any sample: one takes scans, the other slices.
   init: Callable[[Key, Any], Variables]
-  perturb: Callable[[Variables, Key, Any], tuple[Delta, Variables]]
+  perturb: Callable[[Variables, Key, Any, Place], tuple[Delta, Variables]]
   draw: Callable[[Variables, Key, Any], Delta]
 
 
@@ -73,10 +75,9 @@ def image_adversary(module: nn.Module, *, latent: int = 100, latent_scale: float
   def noise(key, count, dtype):
     return latent_scale * jax.random.normal(key, (count, latent), dtype)
 
-  def perturb(variables, key, batch):
-    images, changed = module.apply(
-      variables, noise(key, batch.input.shape[0], batch.input.dtype), mutable=['batch_stats']
-    )
+  def perturb(variables, key, batch, place):
+    latents = of_batch(lambda n: noise(key, n, batch.input.dtype), batch.input.shape[0], place)
+    images, changed = module.apply(variables, latents, mutable=['batch_stats'])
     return unit(batch) * images, {**variables, **changed}
 
   return Adversary(
@@ -102,14 +103,13 @@ def kspace_adversary(module: nn.Module, *, relative_radius: float) -> Adversary:
     Huang and Liang 2020, section 5 and algorithm 2.
   """
 
-  def perturb(variables, key, batch):
-    del key
-    return relative_radius * module.apply(variables, batch.kspace, batch.mask & batch.acquired), variables
+  def deltas(variables, batch):
+    return relative_radius * module.apply(variables, batch.kspace, batch.mask & batch.acquired)
 
   return Adversary(
     init=lambda key, batch: module.init(key, batch.kspace[:1], batch.mask[:1]),
-    perturb=perturb,
-    draw=lambda variables, key, sample: perturb(variables, key, sample)[0],
+    perturb=lambda variables, key, batch, place: (deltas(variables, batch), variables),
+    draw=lambda variables, key, sample: deltas(variables, sample),
   )
 
 
@@ -127,6 +127,7 @@ def adversarial(
   project: bool = False,
   frozen: Variables | None = None,
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """Joint training of a reconstructor and a generator of perturbations.
 
@@ -150,6 +151,7 @@ def adversarial(
     frozen: variables of a reconstructor that is not to be trained: a generator
       is fitted against it alone.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     A task whose state is an `AdversarialState`. Its metrics show both losses and
@@ -175,7 +177,7 @@ def adversarial(
     return state
 
   def perturb(variables, key, batch):
-    delta, variables = adversary.perturb(variables, key, batch)
+    delta, variables = adversary.perturb(variables, key, batch, place)
     used = jax.vmap(perturbation.budget)(delta, batch)
     if project:
       delta = jax.vmap(perturbation.project)(delta, batch)

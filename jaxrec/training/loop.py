@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -183,5 +184,5 @@ def fit(
 
 
 def _device_keys(key, parallel):
-  key = jax.random.fold_in(key, parallel.part)
-  return jax.random.split(key, parallel.devices)
+  """The same on all devices, which draw by the places of their examples; the numbers are those of one device."""
+  return jnp.repeat(jax.random.split(jax.random.fold_in(key, 0), 1), parallel.devices)

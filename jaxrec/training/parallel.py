@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 
+from jaxrec.training.draws import Place
+
 _AXIS = 'devices'
 
 
@@ -87,6 +89,9 @@ class Parallel(NamedTuple):
     devices: number of local devices.
     average: averages a pytree over all devices of all processes, inside a
       function given to `compile`.
+    place: from the number of a device's examples to where the first of them is in
+      the batch of all devices of all processes, and to the size of that batch;
+      inside a function given to `compile`.
     compile: turns `(state, batch, key) -> outputs` for one device into the
       `Program` over all devices; batch and outputs have a leading device axis.
     replicate: puts a copy of a pytree on every device.
@@ -106,6 +111,7 @@ class Parallel(NamedTuple):
 
   devices: int
   average: Callable[[Any], Any]
+  place: Place
   compile: Callable[[Callable], Program]
   replicate: Callable[[Any], Any]
   first: Callable[[Any], Any]
@@ -181,6 +187,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
   return Parallel(
     devices=count,
     average=lambda tree: lax.pmean(tree, _AXIS),
+    place=lambda count: (lax.axis_index(_AXIS) * count, lax.axis_size(_AXIS) * count),
     compile=functools.cache(lambda function: Program(function, devices)),
     replicate=replicate,
     first=first,

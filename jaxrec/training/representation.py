@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrec.training.draws import Place, alone, of_batch, of_device
 from jaxrec.training.gan import wasserstein
 from jaxrec.training.tasks import Task, TrainState, hardware_key, statistics_of, update
 from jaxrec.types import Array, Image, Key, Sample
@@ -20,6 +21,7 @@ def flow(
   codes: Callable[[Key, Sample], tuple[Array, Array]],
   *,
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """Maximum likelihood of a conditional flow: `E[0.5 ||v||^2 - log |det dv/dz|]`, `v = t(z | y)`.
 
@@ -29,6 +31,7 @@ def flow(
     codes: `(key, batch) -> (z, y)`, such as posterior samples of a VAE and the
       outputs of a network, `[batch, c]` and `[batch, row, col, ...]`.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     A task whose `evaluate` gives the negative log-likelihood per example,
@@ -51,7 +54,7 @@ def flow(
     return jax.jit(start)(hardware_key(key), jax.tree.map(jnp.asarray, batch))
 
   def step(state, batch, key):
-    z, y = codes(key, batch)
+    z, y = codes(of_device(key, jax.tree.leaves(batch)[0].shape[0], place), batch)
 
     def loss(params):
       return jnp.mean(nll({'params': params}, z, y))
@@ -93,6 +96,7 @@ def cvae(
   adversarial_weight: float = 1.0,
   penalty: float = 10.0,
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """Training of a conditional VAE with a WGAN-GP critic.
 
@@ -115,6 +119,7 @@ def cvae(
     adversarial_weight: d; with 0 the critic is still trained but not felt.
     penalty: of the critic's gradient with respect to image and condition.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     A task whose state is a `VAEState`.
@@ -153,6 +158,7 @@ def cvae(
     x = image(batch)
     y = jax.lax.stop_gradient(observe(batch.input))
     draw, mix = jax.random.split(key)
+    draw = of_device(draw, x.shape[0], place)
 
     def vae_loss(params):
       output, changed = module.apply({**state.vae.variables, 'params': params}, x, y, draw, mutable=mutable)
@@ -164,7 +170,7 @@ def cvae(
       state.vae.variables['params']
     )
     made = jax.lax.stop_gradient(made)
-    share = jax.random.uniform(mix, (x.shape[0], 1, 1), x.dtype)
+    share = of_batch(lambda n: jax.random.uniform(mix, (n, 1, 1), x.dtype), x.shape[0], place)
 
     def critic_loss(params):
       return wasserstein(lambda *images: critic.apply({'params': params}, *images), (x, y), (made, y), share, penalty)

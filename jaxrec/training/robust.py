@@ -12,6 +12,7 @@ from jax import lax
 from jaxrec.attacks import Perturbation, Search, farthest, local_lipschitz
 from jaxrec.geometry import center_crop
 from jaxrec.models import bind, bind_training
+from jaxrec.training.draws import Place, alone, of_examples
 from jaxrec.training.tasks import Task, descent, image_loss, statistics_of, update
 from jaxrec.types import Objective
 
@@ -19,11 +20,6 @@ from jaxrec.types import Objective
 def _non_negative(name, value):
   if not value >= 0:
     raise ValueError(f'train.{name}: {value} is negative; give at least 0')
-
-
-def _per_example(key, batch, function):
-  count = jax.tree.leaves(batch)[0].shape[0]
-  return jax.vmap(function)(jax.random.split(key, count), batch)
 
 
 def worst_case(
@@ -38,6 +34,7 @@ def worst_case(
   robust_weight: float = 1.0,
   micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """Adversarial training: descent on the worst case that a search finds.
 
@@ -56,6 +53,7 @@ def worst_case(
     robust_weight: b.
     micro_batch: see `tasks.descent`.
     average: averages over devices, `Parallel.average`.
+    place: see `tasks.supervised`.
 
   Returns:
     The task.
@@ -68,15 +66,22 @@ def worst_case(
   loss_of = image_loss(loss)
   reconstruct = bind(module)
 
-  def batch_loss(forward, variables, batch, key):
-    worst = _worst(reconstruct, lax.stop_gradient(variables), perturbation, search, objective, key, batch)
+  def batch_loss(forward, variables, batch, draws):
+    worst = _worst(reconstruct, lax.stop_gradient(variables), perturbation, search, objective, draws.each, batch)
     images, variables = forward(variables, batch)
     attacked, variables = forward(variables, jax.vmap(perturbation.apply)(worst, batch))
     clean, robust = (jnp.mean(jax.vmap(loss_of)(x, batch)) for x in (images, attacked))
     return clean_weight * clean + robust_weight * robust, (variables, {'loss_clean': clean, 'loss_perturbed': robust})
 
   return descent(
-    module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=_calls(search, 2)
+    module,
+    optimizer,
+    batch_loss,
+    loss=loss,
+    micro_batch=micro_batch,
+    average=average,
+    place=place,
+    calls=_calls(search, 2),
   )
 
 
@@ -84,14 +89,14 @@ def _calls(search, trained):
   return search.forward_calls + search.backward_calls + trained, search.backward_calls + trained
 
 
-def _worst(reconstruct, variables, perturbation, search, objective, key, batch):
+def _worst(reconstruct, variables, perturbation, search, objective, keys, batch):
   def one(key, sample):
     def harm(delta):
       return objective(perturbation.align(delta, reconstruct(variables, perturbation.apply(delta, sample))), sample)
 
     return search(key, harm, lambda k: perturbation.init(k, sample), lambda d: perturbation.project(d, sample)).delta
 
-  return lax.stop_gradient(_per_example(key, batch, one))
+  return lax.stop_gradient(jax.vmap(one)(keys, batch))
 
 
 def consistency(
@@ -104,6 +109,7 @@ def consistency(
   robust_weight: float = 10.0,
   micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """TRADES for images: the clean loss, and the distance of clean and perturbed output.
 
@@ -118,6 +124,7 @@ def consistency(
     robust_weight: b.
     micro_batch: see `tasks.descent`.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     The task.
@@ -129,18 +136,25 @@ def consistency(
   loss_of, distance = image_loss(loss), image_loss('mse')
   reconstruct = bind(module)
 
-  def batch_loss(forward, variables, batch, key):
+  def batch_loss(forward, variables, batch, draws):
     images, variables = forward(variables, batch)
     crop = jax.vmap(lambda image, sample: center_crop(image, sample.target.shape))
     own = batch.replace(target=crop(images, batch))
     fixed = lax.stop_gradient((variables, own))
-    worst = _worst(reconstruct, fixed[0], perturbation, search, distance, key, fixed[1])
+    worst = _worst(reconstruct, fixed[0], perturbation, search, distance, draws.each, fixed[1])
     attacked, variables = forward(variables, jax.vmap(perturbation.apply)(worst, batch))
     clean, apart = jnp.mean(jax.vmap(loss_of)(images, batch)), jnp.mean(jax.vmap(distance)(attacked, own))
     return clean + robust_weight * apart, (variables, {'loss_clean': clean, 'distance': apart})
 
   return descent(
-    module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=_calls(search, 2)
+    module,
+    optimizer,
+    batch_loss,
+    loss=loss,
+    micro_batch=micro_batch,
+    average=average,
+    place=place,
+    calls=_calls(search, 2),
   )
 
 
@@ -153,6 +167,7 @@ def free(
   step_size: float = 1.0,
   loss: str = 'ssim',
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """Adversarial training at the price of ordinary training: every gradient is used twice.
 
@@ -167,6 +182,7 @@ def free(
     step_size: of the perturbation, in units of the feasible set's radius.
     loss: one of `LOSSES`.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     The task.
@@ -181,10 +197,10 @@ def free(
     raise ValueError(f'train.replays: {replays} is not positive; give at least 1')
   loss_of, forward = image_loss(loss), bind_training(module)
 
-  def unused(forward, variables, batch, key):
+  def unused(forward, variables, batch, draws):
     raise AssertionError('free has a step of its own')
 
-  plain = descent(module, optimizer, unused, loss=loss, average=average)
+  plain = descent(module, optimizer, unused, loss=loss, average=average, place=place)
 
   def step(state, batch, key):
     project = jax.vmap(perturbation.project)
@@ -205,7 +221,8 @@ def free(
       state = update(state, optimizer, gradient, statistics_of(variables, average))
       return (state, delta), (value, optax.tree.norm(gradient))
 
-    delta = project(_per_example(key, batch, perturbation.init), batch)
+    count = jax.tree.leaves(batch)[0].shape[0]
+    delta = project(jax.vmap(perturbation.init)(of_examples(key, count, place), batch), batch)
     number = state.step + 1
     (state, _), (values, norms) = lax.scan(replay, (state, delta), None, length=replays)
     return state.replace(step=number), {'loss': values[-1], 'gradient_norm': norms[-1]}
@@ -221,6 +238,7 @@ def jitter(
   loss: str = 'ssim',
   micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """Training with random noise on the measurement, of a strength drawn for every example.
 
@@ -233,6 +251,7 @@ def jitter(
     loss: one of `LOSSES`.
     micro_batch: see `tasks.descent`.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     The task.
@@ -242,16 +261,16 @@ def jitter(
   """
   loss_of = image_loss(loss)
 
-  def batch_loss(forward, variables, batch, key):
+  def batch_loss(forward, variables, batch, draws):
     def noisy(key, sample):
       draw, size = jax.random.split(key)
       delta, share = perturbation.init(draw, sample), jax.random.uniform(size, (), sample.target.dtype)
       return perturbation.apply(jax.tree.map(lambda x: share * x, delta), sample)
 
-    images, variables = forward(variables, _per_example(key, batch, noisy))
+    images, variables = forward(variables, jax.vmap(noisy)(draws.each, batch))
     return jnp.mean(jax.vmap(loss_of)(images, batch)), (variables, {})
 
-  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average)
+  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, place=place)
 
 
 def jacobian(
@@ -265,6 +284,7 @@ def jacobian(
   loss: str = 'ssim',
   micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """Penalises the largest first-order change of the image over the feasible set.
 
@@ -283,6 +303,7 @@ def jacobian(
     loss: one of `LOSSES`.
     micro_batch: see `tasks.descent`.
     average: averages over devices.
+    place: see `tasks.supervised`.
 
   Returns:
     The task.
@@ -296,9 +317,9 @@ def jacobian(
   loss_of, reconstruct = image_loss(loss), bind(module)
   amplify = local_lipschitz(reconstruct, perturbation, num_iterations=num_iterations)
 
-  def batch_loss(forward, variables, batch, key):
+  def batch_loss(forward, variables, batch, draws):
     fixed = lax.stop_gradient(variables)
-    worst = lax.stop_gradient(_per_example(key, batch, lambda k, sample: amplify(fixed, k, sample).delta))
+    worst = lax.stop_gradient(jax.vmap(lambda k, sample: amplify(fixed, k, sample).delta)(draws.each, batch))
     images, variables = forward(variables, batch)
     moved, variables = forward(variables, jax.vmap(lambda d, s: perturbation.apply(step_size * d, s))(worst, batch))
 
@@ -311,4 +332,6 @@ def jacobian(
     return clean + robust_weight * amplified, (variables, {'loss_clean': clean, 'amplification': amplified})
 
   calls = (3 + num_iterations, 4 + 2 * num_iterations)
-  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, calls=calls)
+  return descent(
+    module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, place=place, calls=calls
+  )

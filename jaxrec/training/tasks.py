@@ -15,6 +15,7 @@ from jaxrec.models import bind, bind_training
 from jaxrec.models import start as start_variables
 from jaxrec.models.registry import hardware_key
 from jaxrec.models.unet import moments, zero_filled
+from jaxrec.training.draws import Draws, Place, alone, of_examples
 from jaxrec.types import Array, Image, Key, Sample, Scalar, Scan
 
 LOSSES = ('ssim', 'l1', 'normalised_l1', 'mse', 'dssim')
@@ -108,6 +109,7 @@ def supervised(
   loss: str = 'ssim',
   micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
+  place: Place = alone,
 ) -> Task:
   """Training of a reconstructor on pairs of undersampled data and target.
 
@@ -117,6 +119,7 @@ def supervised(
     loss: one of `LOSSES`.
     micro_batch: see `descent`.
     average: averages gradients and metrics over devices, `Parallel.average`.
+    place: where in the global batch the examples of a device are, `Parallel.place`.
 
   Returns:
     The task.
@@ -126,14 +129,14 @@ def supervised(
   """
   loss_of = image_loss(loss)
 
-  def batch_loss(forward, variables, batch, key):
-    images, variables = forward(variables, batch, key)
+  def batch_loss(forward, variables, batch, draws):
+    images, variables = forward(variables, batch, draws.common)
     return jnp.mean(jax.vmap(loss_of)(images, batch)), (variables, {})
 
-  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average)
+  return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, place=place)
 
 
-BatchLoss = Callable[[Callable, Any, Sample, Key], tuple[Scalar, tuple[Any, dict[str, Scalar]]]]
+BatchLoss = Callable[[Callable, Any, Sample, Draws], tuple[Scalar, tuple[Any, dict[str, Scalar]]]]
 
 
 def descent(
@@ -144,6 +147,7 @@ def descent(
   loss: str,
   micro_batch: int = 0,
   average: Callable[[Any], Any],
+  place: Place,
   calls: tuple[int, int] = (1, 1),
 ) -> Task:
   """A task of one network and one loss.
@@ -151,13 +155,14 @@ def descent(
   Args:
     module: the network.
     optimizer: an Optax transformation.
-    batch_loss: `(forward, variables, batch, key) -> (loss, (variables, metrics))`
+    batch_loss: `(forward, variables, batch, draws) -> (loss, (variables, metrics))`
       with `forward` of `models.bind_training`.
     loss: one of `LOSSES`, for the scores.
     micro_batch: examples of a device's share that are in memory at a time; their
       gradients are summed before the one update, so that it changes no result
       but by rounding. 0: all.
     average: averages over devices, `Parallel.average`.
+    place: see `supervised`.
     calls: see `Task`.
 
   Returns:
@@ -167,20 +172,21 @@ def descent(
   forward = bind_training(module)
 
   def step(state, batch, key):
-    def of_params(params, batch, key):
-      return batch_loss(forward, {**state.variables, 'params': params}, batch, key)
+    def of_params(params, batch, draws):
+      return batch_loss(forward, {**state.variables, 'params': params}, batch, draws)
 
     gradient_of = jax.value_and_grad(of_params, has_aux=True)
     count = jax.tree.leaves(batch)[0].shape[0]
     if micro_batch and count % micro_batch:
       raise ValueError(f'train.micro_batch: {micro_batch} does not divide the {count} examples of a device')
+    draws = Draws(key, of_examples(key, count, place))
     if not micro_batch or micro_batch == count:
-      (value, (variables, extra)), gradient = gradient_of(state.variables['params'], batch, key)
+      (value, (variables, extra)), gradient = gradient_of(state.variables['params'], batch, draws)
     else:
       if state.variables.keys() != {'params'}:
         raise ValueError('train.micro_batch: batch norm takes its statistics over the whole batch; set it to 0')
       variables = state.variables
-      value, gradient, extra = _accumulated(gradient_of, variables['params'], batch, key, count // micro_batch)
+      value, gradient, extra = _accumulated(gradient_of, variables['params'], batch, draws, count // micro_batch)
     value, gradient, extra = average((value, gradient, extra))
     state = update(state, optimizer, gradient, statistics_of(variables, average))
     return state, {'loss': value, 'gradient_norm': optax.tree.norm(gradient), **extra}
@@ -194,14 +200,15 @@ def descent(
   )
 
 
-def _accumulated(gradient_of, params, batch, key, parts):
+def _accumulated(gradient_of, params, batch, draws, parts):
   """Means over the micro-batches of loss, gradient and metrics."""
 
   def one(part):
-    (value, (_, extra)), gradient = gradient_of(params, *part)
+    batch, each = part
+    (value, (_, extra)), gradient = gradient_of(params, batch, draws._replace(each=each))
     return value, gradient, extra
 
-  split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch), jax.random.split(key, parts)
+  split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (batch, draws.each))
   first = jax.eval_shape(lambda parts: one(jax.tree.map(lambda x: x[0], parts)), split)
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
   total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), zero, split)

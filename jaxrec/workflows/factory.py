@@ -190,7 +190,7 @@ def task(
   )
   if hasattr(module, 'batch_axis'):
     module = module.clone(batch_axis=parallel.axis)
-  common: dict[str, Any] = dict(loss=options.loss, average=parallel.average)
+  common: dict[str, Any] = dict(loss=options.loss, average=parallel.average, place=parallel.place)
   if micro_batch:
     if not accumulates(recipe):
       raise ValueError(
@@ -213,14 +213,14 @@ def task(
     del common['loss']
     parts |= _representation(recipe.described, load)
   made = called(recipe.made, f'train.task.{recipe.name}', {**parts, **recipe.options, **common})
-  return _modified(options, made, steps)
+  return _modified(options, made, steps, parallel)
 
 
-def _modified(options: Training, task: Task, steps: int) -> Task:
+def _modified(options: Training, task: Task, steps: int, parallel: Parallel) -> Task:
   """The task with augmented examples and averaged weights, where a training asks for them."""
   chosen = options.augment
   if chosen:
-    task = training.augmented(task, chosen.moves, probability=chosen.probability, num_steps=steps)
+    task = training.augmented(task, chosen.moves, probability=chosen.probability, num_steps=steps, place=parallel.place)
   return training.averaged(task, options.ema_decay) if options.ema_decay else task
 
 

@@ -140,7 +140,11 @@ def _bottleneck(trial, made, run_folder, parallel) -> Callable:
   options = trial.known
   module = options.bottleneck
   task = training.supervised(
-    module, training.optimizer('adam', options.learning_rate), loss='mse', average=parallel.average
+    module,
+    training.optimizer('adam', options.learning_rate),
+    loss='mse',
+    average=parallel.average,
+    place=parallel.place,
   )
   variables = _fit('bottleneck', task, options.train_steps, options.batch_size, trial, made, run_folder, parallel)
   return lambda images: module.apply(variables, images)
@@ -154,7 +158,9 @@ def _tap(name, network, trial, made, run_folder, parallel) -> sampling.Tap:
     training.optimizer('adam', rate, b1=0.5) for rate in (options.vae_learning_rate, options.vae_learning_rate / 2)
   )
   weights = dict(perceptual_weight=0.0, **options.weights)
-  task = training.cvae(vae, rule, options.critic, rival, network, average=parallel.average, **weights)
+  task = training.cvae(
+    vae, rule, options.critic, rival, network, average=parallel.average, place=parallel.place, **weights
+  )
   coder = vae, _fit(f'{name}_vae', task, options.vae_steps, options.batch_size, trial, made, run_folder, parallel)
 
   def codes(key, batch):
@@ -163,7 +169,9 @@ def _tap(name, network, trial, made, run_folder, parallel) -> sampling.Tap:
     return mean + jax.numpy.exp(0.5 * logvar) * jax.random.normal(key, mean.shape), y
 
   flow = options.flow
-  task = training.flow(flow, training.optimizer('adam', options.flow_learning_rate), codes, average=parallel.average)
+  task = training.flow(
+    flow, training.optimizer('adam', options.flow_learning_rate), codes, average=parallel.average, place=parallel.place
+  )
   transform = (
     flow,
     _fit(f'{name}_flow', task, options.flow_steps, 2 * options.batch_size, trial, made, run_folder, parallel),

@@ -13,6 +13,7 @@ from jaxrec import models, results
 from jaxrec.audit import program
 from jaxrec.networks import Network
 from jaxrec.training import Parallel, cost, memory, parallel
+from jaxrec.training.draws import alone
 from jaxrec.types import Sample, Scan, Slice
 from jaxrec.workflows import attack, factory
 from jaxrec.workflows.experiment import Attack, CTData, DataSet, Experiment, Forecast
@@ -189,9 +190,9 @@ def _training(experiment, module, sample, here):
     return parallel.lower(devices, made.step, state, _stacked(sample, training.batch_size), _key())
 
   def flops():
-    alone = factory.task(training, module, here._replace(average=lambda tree: tree), 1, sample)
+    one = factory.task(training, module, here._replace(average=lambda tree: tree, place=alone), 1, sample)
     batch = _stacked(sample, 1)
-    return cost.flops(alone.step, jax.eval_shape(alone.init, jax.random.key(0), batch), batch, _key())
+    return cost.flops(one.step, jax.eval_shape(one.init, jax.random.key(0), batch), batch, _key())
 
   return Work('train', sizes, lambda devices, at_once: training.batch_size, lowered, flops)
 

@@ -137,7 +137,7 @@ def test_one_joint_update_equals_torch(norm, x64):
   noise = np.asarray(rng.standard_normal((3, 5)))
   unit = np.std(low, axis=(1, 2), keepdims=True, ddof=1)
 
-  def perturb(variables, key, batch):
+  def perturb(variables, key, batch, place):
     images, changed = generator.apply(variables, jnp.array(noise), mutable=['batch_stats'])
     return unit * images, {**variables, **changed}
 

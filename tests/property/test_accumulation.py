@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxrec
 from jaxrec import models, training
 from jaxrec.data import loader, synthetic
 from jaxrec.training import memory
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 20, 8
 NETWORKS = {
   'unet': dict(name='unet_recon', chans=2, pools=1),
+  'noisy': dict(name='unet_recon', chans=2, pools=1),
   'varnet': dict(name='varnet', num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2, remat=True),
 }
 
@@ -33,12 +35,14 @@ def curve(network, devices, micro_batch, folder, *, steps=STEPS):
   """Losses of a run, or of its rest where the folder holds its beginning."""
   parallel = training.data_parallel(devices)
   options = dict(NETWORKS[network])
-  task = training.supervised(
-    models.build(options.pop('name'), **options),
-    training.optimizer('adam', 3e-4),
-    micro_batch=micro_batch,
-    average=parallel.average,
-  )
+  parts = models.build(options.pop('name'), **options), training.optimizer('adam', 3e-4)
+  common = dict(micro_batch=micro_batch, average=parallel.average, place=parallel.place)
+  if network == 'noisy':
+    noise = jaxrec.coil_noise(0.5, start='random')
+    task = training.jitter(*parts, perturbation=noise, **common)
+    task = training.augmented(task, jaxrec.rotation(20.0), probability=1.0, num_steps=4, place=parallel.place)
+  else:
+    task = training.supervised(*parts, **common)
 
   def batches(start):
     for i in range(start, STEPS):
@@ -80,9 +84,9 @@ def answers(*processes):
   return found
 
 
-@pytest.mark.parametrize('network', ['unet', pytest.param('varnet', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('network', ['unet', 'noisy', pytest.param('varnet', marks=pytest.mark.slow)])
 def test_the_loss_curve_is_that_of_the_global_batch(network, tmp_path):
-  """20 steps with micro-batches of 1, 2, 4 and 8, on 1 and 8 devices and on 2 processes of 4, and one that moves after 10."""
+  """Also if every example is moved and made noisy: 20 steps with micro-batches of 1, 2, 4 and 8, on 1 and 8 devices and on 2 processes of 4, and one that moves after 10."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
