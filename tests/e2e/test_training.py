@@ -136,8 +136,8 @@ def test_what_cannot_be_is_said_in_a_line(asked, words, tmp_path):
 
 
 MOVABLE = (
-  '--config.stages=("train",)', '--config.train.num_steps=20', '--config.train.batch_size=8', '--config.train.validate_every=10',
-  '--config.data.phantom.train=6',
+  '--config.stages=("train",)', '--config.train.num_steps=20', '--config.train.batch_size=8', '--config.train.learning_rate=1e-4',
+  '--config.train.validate_every=10', '--config.data.phantom.train=6',
 )  # fmt: skip
 
 
