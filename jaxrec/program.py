@@ -1,4 +1,4 @@
-"""Ctrl-C ends the programs of this package with one line, also while they load their libraries."""
+"""How programs of this package begin and end: Ctrl-C is one line, also while they load their libraries, and XLA is silent."""
 
 import os
 import signal
@@ -37,6 +37,10 @@ def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) ->
     return EXIT_CODE
 
 
-# Whoever imports the package keeps the signals that are theirs; a job of a shell goes on to ignore Ctrl-C.
-if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-  signal.signal(signal.SIGINT, _leave)
+# Whoever imports the package keeps the signals and logs that are theirs.
+if _is_program():
+  # XLA says at length of programs in its own cache that they were compiled for another CPU (openxla/xla#44565). Errors are exceptions.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # A job of a shell goes on to ignore Ctrl-C.
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)
