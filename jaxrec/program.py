@@ -20,6 +20,14 @@ def _is_program():
   return by_name or any(a == '-m' and b.startswith('jaxrec.') for a, b in zip(given, given[1:]))
 
 
+def _again(unraisable):
+  # Callbacks of the garbage collector, of which JAX has one, swallow exceptions, that of Ctrl-C too: it comes once more.
+  if issubclass(unraisable.exc_type, KeyboardInterrupt):
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+  else:
+    sys.__unraisablehook__(unraisable)
+
+
 def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) -> int:
   """The exit code of a program that is done loading, 130 after Ctrl-C.
 
@@ -30,6 +38,8 @@ def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) ->
   """
   if signal.getsignal(signal.SIGINT) is _leave:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+  sys.unraisablehook = _again
+  signal.signal(signal.SIGALRM, signal.default_int_handler)
   try:
     return main(arguments)
   except KeyboardInterrupt:
