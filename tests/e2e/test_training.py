@@ -149,7 +149,9 @@ def trained_on(workdir, *options, processes=1):
   else:
     done = subprocess.run(
       ['bash', 'launch/local_processes.sh', f'--config={VARNET}', f'--workdir={workdir}', *MOVABLE, *options],
-      cwd=ROOT, env=environment(PROCESSES=str(processes), PYTHON=sys.executable, XLA_FLAGS=devices), capture_output=True, text=True,
+      cwd=ROOT, capture_output=True, text=True, timeout=600,
+      # JAX 0.10.1 stood still twice where one process had its program from the cache and the other compiled it.
+      env=environment(PROCESSES=str(processes), PYTHON=sys.executable, XLA_FLAGS=devices, JAX_ENABLE_COMPILATION_CACHE='0'),
     )  # fmt: skip
   assert done.returncode == 0, done.stderr
   records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
