@@ -1,6 +1,6 @@
 """Run folders: rows, arrays and provenance that survive a kill at any moment.
 
-A run folder holds `config.json`, `provenance.json`, `metrics.jsonl`,
+A run folder holds `config.json`, `provenance.json`, `weights.json`, `metrics.jsonl`,
 `rows/*.jsonl` (one row per example, perturbation and strength, appended and
 synced), `arrays/` (pictures of single examples until they are compacted),
 `results.csv` and `images.h5` (both compacted), `figures/` and `report.html`.
@@ -161,6 +161,27 @@ class Run:
         )
     if self.part == 0:
       write_text(path, json.dumps(resolved, indent=2, sort_keys=True) + '\n')
+
+  def check_weights(self, kind: str, weights: str, *, started: bool) -> None:
+    """Records in `weights.json` whose results are written, or checks that those there are of the same weights.
+
+    Args:
+      kind: the results: `rows` of the attack, or a folder of another stage.
+      weights: short name of all weights that the results depend on.
+      started: whether there are results.
+
+    Raises:
+      RunError: if they are of other weights, as after further training.
+    """
+    path = self.folder / 'weights.json'
+    stored = read_json(path)
+    if started and stored.get(kind, weights) != weights:
+      raise RunError(
+        f'{self.folder}: {kind} holds results of other weights: the network, or another that its results depend on, was '
+        f'trained on or replaced; set another workdir, or delete {self.folder / kind} to compute them anew'
+      )
+    if self.part == 0 and stored.get(kind) != weights:
+      write_text(path, json.dumps({**stored, kind: weights}, indent=2) + '\n')
 
   def write_provenance(self, **extra: Any) -> None:
     """Writes `provenance.json`: versions, devices, git revision, and `extra`."""

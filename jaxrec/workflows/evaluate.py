@@ -1,7 +1,6 @@
 """The evaluation stage: whole volumes reconstructed and scored, as the fastMRI leaderboard has them."""
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +12,11 @@ from jaxrec.data import leaderboard, loader
 from jaxrec.data.errors import DataError
 from jaxrec.data.fastmri import Example, Volume
 from jaxrec.geometry import center_crop
+from jaxrec.training import Parallel
+from jaxrec.types import Reconstructor, Variables
 from jaxrec.workflows import datasets, factory
 from jaxrec.workflows.experiment import Experiment, MRData
-from jaxrec.workflows.train import Context, trained
+from jaxrec.workflows.train import Context, trained, weights_of
 
 COLUMNS = ('file', 'acquisition', 'acceleration', 'slices', *leaderboard.SCORES)
 # The row over all volumes of an acceleration.
@@ -32,9 +33,12 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   if parallel.part == 0:
     rows.mkdir(exist_ok=True)
   parallel.barrier('evaluate')
+  module, variables = trained(experiment, run_folder.folder, context)
+  run_folder.check_weights(rows.name, weights_of(module, variables), started=bool(_rows(rows)))
   done = {row['file'] for row in _rows(rows) if leaderboard.place(folder, row['file']).exists()}
   left = [v for v in volumes[parallel.part :: parallel.parts] if v.name not in done]
-  reconstruct = _reconstructor(experiment, asked.batch_size, run_folder.folder, context) if left else None
+  network = factory.reconstructor(experiment.defence, module)
+  reconstruct = _reconstructor(network, variables, asked.batch_size, parallel)
   for volume in tqdm(left, desc='evaluate', unit='volume', disable=parallel.part > 0):
     images, row = _evaluated(experiment.data, volume, data, reconstruct)
     leaderboard.write(folder, volume.name, images)
@@ -58,16 +62,13 @@ def _index(split, data_set, data):
   return found
 
 
-def _reconstructor(experiment: Experiment, batch_size: int, folder: Path, context: Context):
+def _reconstructor(network: Reconstructor, variables: Variables, batch_size: int, parallel: Parallel):
   """`[slices]` of one shape to their images, cropped as the target is."""
-  module, variables = trained(experiment, folder, context)
-  network = factory.reconstructor(experiment.defence, module)
   variables = jax.device_put(variables)
 
   def each(variables, batch):
     return jax.vmap(lambda s: center_crop(network(variables, s), s.target.shape))(batch)
 
-  parallel = context.parallel
   program, size = parallel.map_batch(each), parallel.devices * batch_size
   return lambda examples, read: [
     (jax.device_get(program(variables, batch))[: len(chosen)], batch)

@@ -182,10 +182,12 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
       )
 
   monkeypatch.setattr(Engine, '_outcomes', outcomes)
-  monkeypatch.setattr(attack, 'trained', lambda experiment, *_: (factory.network(experiment.model)[0], None))
 
-  def run(refused=()):
+  def run(refused=(), weights=0):
     unfit[:] = refused
+    monkeypatch.setattr(
+      attack, 'trained', lambda experiment, *_: (factory.network(experiment.model)[0], {'weights': np.float32(weights)})
+    )
     experiment = build.build(config, folder.folder)
     context = Context(datasets.data(experiment.data, folder.folder, parallel), parallel, build.stored)
     attack.run(experiment, folder, context)
@@ -193,6 +195,16 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
 
   run.config = config
   return run
+
+
+def test_rows_of_other_weights_are_refused_until_they_are_deleted(sweep, tmp_path):
+  found, _ = sweep(weights=1)
+  assert sweep(weights=1)[0] == found
+  with pytest.raises(results.RunError, match=r'run: rows holds results of other weights.*delete .*run/rows'):
+    sweep(weights=2)
+  shutil.rmtree(tmp_path / 'run' / 'rows')
+  results.Run(tmp_path / 'run')
+  assert sweep(weights=2)[0] == found
 
 
 def test_a_sweep_goes_on_without_bad_files_and_names_them(sweep, volumes):
