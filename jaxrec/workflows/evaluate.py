@@ -10,7 +10,7 @@ from tqdm import tqdm
 from jaxrec import results
 from jaxrec.data import leaderboard, loader
 from jaxrec.data.errors import DataError
-from jaxrec.data.fastmri import Example, Volume
+from jaxrec.data.fastmri import Example, Index, Volume
 from jaxrec.geometry import center_crop
 from jaxrec.training import Parallel
 from jaxrec.types import Reconstructor, Variables
@@ -24,11 +24,10 @@ _ALL = 'all'
 _USUAL = (1, 2, 4, 8, 16)
 
 
-def run(experiment: Experiment, run_folder: results.Run, context: Context) -> None:
-  """Reconstructs every slice of every volume of a split; what is done is not done again."""
-  (data, parallel, _), asked = context, experiment.evaluation
+def run(experiment: Experiment, run_folder: results.Run, context: Context, found: Index) -> None:
+  """Reconstructs every slice of every volume of the index; what is done is not done again."""
+  (data, parallel, _), asked, (volumes, bad) = context, experiment.evaluation, found
   assert asked is not None and isinstance(experiment.data, MRData)
-  volumes, bad = _index(asked.split, experiment.data, data)
   folder, rows = run_folder.folder / 'reconstructions', run_folder.folder / 'evaluation'
   if parallel.part == 0:
     rows.mkdir(exist_ok=True)
@@ -51,14 +50,25 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
       print(f'evaluate: left out {len(bad)} bad files; the first: {next(iter(bad.values()))}')
 
 
-def _index(split, data_set, data):
+def index(experiment: Experiment, data: datasets.Data) -> Index:
+  """The volumes that `evaluate.split` names, to be found before anything is trained.
+
+  Raises:
+    DataError: if there are none.
+  """
+  assert experiment.evaluation is not None and isinstance(experiment.data, MRData)
+  split, root = experiment.evaluation.split, experiment.data.root
   if split == 'val':
+    assert isinstance(data.val, Index)
     return data.val
-  if not data_set.root:
-    raise DataError(f'evaluate.split: the phantom has no volumes to {split}; use val, or set data.root')
-  found = datasets.source(data_set, data_set.root).index(split)
+  try:
+    found: Any = datasets.source(experiment.data, root).index(split)
+  except DataError as error:
+    raise DataError(f'evaluate.split: {error}') from None
   if not found.volumes:
-    raise DataError(f'{data_set.root}: no usable volume in {split}; {next(iter(found.bad.values()), "there is none")}')
+    raise DataError(
+      f'evaluate.split: {root}: no usable volume in {split}; {next(iter(found.bad.values()), "there is none")}'
+    )
   return found
 
 

@@ -186,13 +186,17 @@ class Features:
   sha256: str | None = None
 
 
+# Fields of `Slice` that an autoencoder may model.
+DOMAINS = ('input', 'target')
+
+
 @dataclass(frozen=True)
 class Described:
   """What an autoencoder or a flow is told of the network that it describes.
 
   Attributes:
     network: run of the network.
-    domain: field of `Slice` that is modelled, `input` or `target`.
+    domain: field of `Slice` that is modelled, one of `DOMAINS`.
     autoencoder: run whose codes a flow takes.
     layer: that a flow looks at; 0 for the output.
   """

@@ -19,6 +19,7 @@ from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import chest, ct_images, fastmri, hdf5, ldct, loader, synthetic
 from jaxrec.data.errors import DataError
 from jaxrec.experiments import build
+from jaxrec.experiments import run as launched
 from jaxrec.training import data_parallel
 from jaxrec.workflows import attack, datasets, factory
 from jaxrec.workflows.train import Context
@@ -195,6 +196,16 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
 
   run.config = config
   return run
+
+
+def test_test_volumes_are_looked_for_before_training(dataset, monkeypatch, tmp_path):
+  for split in ('train', 'val'):
+    shutil.copytree(dataset / 'multicoil_train', tmp_path / 'data' / f'multicoil_{split}')
+  config = unet_8x.get_config('smoke')
+  config.stages, config.data.root, config.evaluate.split = ('train', 'evaluate'), str(tmp_path / 'data'), 'test'
+  monkeypatch.setattr(launched.train, 'run', lambda *_: pytest.fail('it trains'))
+  with pytest.raises(DataError, match='^evaluate.split: .*no .* volumes in multicoil_test'):
+    launched.run(config, tmp_path / 'run')
 
 
 def test_rows_of_other_weights_are_refused_until_they_are_deleted(sweep, tmp_path):
