@@ -29,6 +29,9 @@ import h5py
 import jax
 import numpy as np
 
+from jaxrec.data import files
+from jaxrec.data.errors import DataError
+
 COLUMNS = (
   'file', 'slice', 'annotation', 'label', 'model', 'acceleration', 'perturbation', 'attacked', 'strength', 'unit',
   'seed', 'objective_clean', 'objective_adv',
@@ -364,17 +367,10 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
   Raises:
     RunError: if it cannot be written.
   """
-  path = Path(path)
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
-    with open(temporary, 'wb') as stream:
-      stream.write(content)
-      stream.flush()
-      os.fsync(stream.fileno())
-    temporary.replace(path)
-  except OSError as error:
-    temporary.unlink(missing_ok=True)
-    raise _disk_error(path, error) from None
+    files.replace(path, content)
+  except DataError as error:
+    raise RunError(str(error)) from None
 
 
 def write_csv(path: str | Path, head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:

@@ -282,7 +282,6 @@ class Training:
     validate_every: steps; 0: an epoch.
     max_validation: examples; 0: all.
     report_every: steps.
-    num_devices: of this process; 0: all.
     tensorboard: write events.
     best: score that chooses the checkpoint: loss, ssim or psnr.
     patience: validations without progress after which it ends; 0: none.
@@ -309,7 +308,6 @@ class Training:
   validate_every: int
   max_validation: int
   report_every: int
-  num_devices: int
   tensorboard: bool
   best: str
   patience: int

@@ -59,8 +59,8 @@ PARTS = {
   'evaluate': (experiment.Evaluation,), 'plan': (experiment.Forecast,), 'report': (experiment.Report,),
   'detect': (experiment.Detection,), 'invariances': (experiment.Invariances,), 'known': (experiment.Known,),
 }  # fmt: skip
-# Masks are a part of the data; titles belong to sweeps.
-ELSEWHERE = {'mask', 'center_fractions', 'accelerations', 'titles'}
+# Masks are a part of the data, titles of sweeps, devices of the whole experiment.
+ELSEWHERE = {'mask', 'center_fractions', 'accelerations', 'titles', 'num_devices'}
 
 
 @pytest.mark.parametrize('section', PARTS)
