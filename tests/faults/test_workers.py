@@ -117,6 +117,34 @@ def test_ctrl_c_while_libraries_load(program, code, words, tmp_path):
   assert code < 0 or len(err.split('\n')) == 3, err
 
 
+SWALLOWS = """
+import gc, signal, sys, time
+from jaxrec import program
+
+def collected(phase, _):
+  if phase == 'start':
+    gc.callbacks.clear()
+    signal.raise_signal(signal.SIGINT)
+
+def main(_):
+  gc.callbacks[:] = [collected]
+  gc.collect()
+  time.sleep(60)
+  return 0
+
+sys.exit(program.ended(main, [], 'begin again'))
+"""
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector():
+  """Python swallows what is raised there."""
+  done = subprocess.run(
+    [sys.executable, '-c', SWALLOWS], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=25,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+  )  # fmt: skip
+  assert (done.returncode, done.stderr) == (130, '\nstopped; begin again\n')
+
+
 WORKER = (
   'import time; from jaxrec.workflows import workers; workers.join(None); print("ready", flush=True); time.sleep(60)'
 )

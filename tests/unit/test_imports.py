@@ -9,7 +9,7 @@ import jaxrec
 
 ROOT = Path(jaxrec.__file__).parent
 LAYERS = [
-  {'types', 'version', 'masks', 'interrupts', 'progress'},
+  {'types', 'version', 'masks', 'program', 'progress'},
   {'fourier', 'geometry'},
   {'metrics', 'noise', 'tomography'},
   {'statistics', 'models', 'networks', 'attacks', 'invariances'},

@@ -1,4 +1,4 @@
-"""Ctrl-C ends the programs of this package with one line, also while they load their libraries."""
+"""How programs of this package begin and end: Ctrl-C is one line, also while they load their libraries, and XLA is silent."""
 
 import os
 import signal
@@ -20,6 +20,14 @@ def _is_program():
   return by_name or any(a == '-m' and b.startswith('jaxrec.') for a, b in zip(given, given[1:]))
 
 
+def _again(unraisable):
+  # Callbacks of the garbage collector, of which JAX has one, swallow exceptions, that of Ctrl-C too: it comes once more.
+  if issubclass(unraisable.exc_type, KeyboardInterrupt):
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+  else:
+    sys.__unraisablehook__(unraisable)
+
+
 def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) -> int:
   """The exit code of a program that is done loading, 130 after Ctrl-C.
 
@@ -30,6 +38,8 @@ def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) ->
   """
   if signal.getsignal(signal.SIGINT) is _leave:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+  sys.unraisablehook = _again
+  signal.signal(signal.SIGALRM, signal.default_int_handler)
   try:
     return main(arguments)
   except KeyboardInterrupt:
@@ -37,6 +47,10 @@ def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) ->
     return EXIT_CODE
 
 
-# Whoever imports the package keeps the signals that are theirs; a job of a shell goes on to ignore Ctrl-C.
-if _is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-  signal.signal(signal.SIGINT, _leave)
+# Whoever imports the package keeps the signals and logs that are theirs.
+if _is_program():
+  # XLA says at length of programs in its own cache that they were compiled for another CPU (openxla/xla#44565). Errors are exceptions.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # A job of a shell goes on to ignore Ctrl-C.
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _leave)
