@@ -4,7 +4,7 @@ Papers: Madry et al. 2018 (adversarial training), Shafahi et al. 2019 (free), Zh
 2022 (jitter), Hoffman et al. 2019 (Jacobian regularisation), Liang et al. 2023 (SMUG), Saberi et al. 2025 (cyclic
 consistency), Huang and Liang 2020 (k-space generator, algorithm 2)
 Command: python -m jaxrec.main --config=configs/defences.py with FASTMRI_ROOT set
-Without data: python -m jaxrec.main --config=configs/defences.py:demo (phantom, under an hour on 2 cores)
+Without data: python -m jaxrec.main --config=configs/defences.py:demo (phantom, under 20 minutes on 2 cores)
 One defence: --config=configs/defences.py:demo,jitter (with the standard network; paper,jitter at full size)
 Hardware: not run at full size; every adversarial step costs about seven ordinary ones.
 Expected: on the phantom see the README; adversarial steps cost most. Every defence is attacked through itself
@@ -52,7 +52,7 @@ def get_config(arg: str = ''):
   runs.cyclic = _network(arg, 'cyclic consistency')
   runs.cyclic.model.checkpoint = 'standard'
   runs.cyclic.defence = ml_collections.ConfigDict(
-    dict(name='cyclic', relative_radius=ETA, num_steps=1 if arg == 'smoke' else 3, shifts=(1,))
+    dict(name='cyclic', relative_radius=ETA, num_steps={'smoke': 1, 'demo': 2}.get(arg, 3), shifts=(1,))
   )
   runs.cyclic_unseen = _unseen(runs.cyclic, 'standard')
   for name in names:
@@ -80,7 +80,7 @@ def _network(arg, label):
   if config.profile == 'demo':
     config.model.update(num_cascades=2, chans=6, pools=2, sens_chans=4, sens_pools=2)
     config.data.phantom.update(train=24, val=10, rows=64, cols=64)
-    config.train.update(num_steps=200, max_validation=8)
+    config.train.update(num_steps=150, max_validation=8)
     config.attack.max_examples = 8
     config.search.coil_noise.num_steps = 10
   if config.profile == 'smoke':

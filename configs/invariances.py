@@ -4,7 +4,7 @@ import ml_collections
 
 
 def autoencoder(
-  config: ml_collections.ConfigDict, network: str, *, size: int, perceptual: str, image: str = 'low_dose'
+  config: ml_collections.ConfigDict, network: str, *, size: int, perceptual: str, image: str = 'input'
 ) -> ml_collections.ConfigDict:
   """Adds the conditional VAE of what a network does to images.
 
@@ -14,7 +14,7 @@ def autoencoder(
     size: side of the images.
     perceptual: run whose outputs are compared; empty for features of VGG-16,
       whose file is then to be given.
-    image: what is modelled: inputs (`low_dose`), or anatomies given the output (`target`).
+    image: what is modelled: inputs (`input`), or anatomies given the output (`target`).
   """
   task = dict(
     name='cvae', network=network, image=image, critic=dict(name='cvae_critic'), critic_learning_rate=4e-5,
@@ -32,7 +32,7 @@ def autoencoder(
     task |= dict(
       l1_weight=8.0, kl_weight=0.5, perceptual_weight=1000.0, adversarial_weight=0.3, critic_learning_rate=1e-3
     )
-    if image == 'low_dose':
+    if image == 'input':
       # Codes of a whole image cannot hold its noise: the small networks have one per pixel.
       config.model.texture = 9 if demo else 3
       task |= dict(l1_weight=15.0, kl_weight=1.0)
@@ -44,7 +44,7 @@ def autoencoder(
 
 
 def flow(
-  config: ml_collections.ConfigDict, network: str, autoencoder: str, layer: int = 0, image: str = 'low_dose'
+  config: ml_collections.ConfigDict, network: str, autoencoder: str, layer: int = 0, image: str = 'input'
 ) -> ml_collections.ConfigDict:
   """Adds the conditional flow from codes to noise, given a layer of the network (0: its output)."""
   config.model.update(name='cinn')

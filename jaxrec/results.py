@@ -1,6 +1,6 @@
 """Run folders: rows, arrays and provenance that survive a kill at any moment.
 
-A run folder holds `config.json`, `provenance.json`, `metrics.jsonl`,
+A run folder holds `config.json`, `provenance.json`, `weights.json`, `metrics.jsonl`,
 `rows/*.jsonl` (one row per example, perturbation and strength, appended and
 synced), `arrays/` (pictures of single examples until they are compacted),
 `results.csv` and `images.h5` (both compacted), `figures/` and `report.html`.
@@ -28,6 +28,9 @@ from typing import Any
 import h5py
 import jax
 import numpy as np
+
+from jaxrec.data import files
+from jaxrec.data.errors import DataError
 
 COLUMNS = (
   'file', 'slice', 'annotation', 'label', 'model', 'acceleration', 'perturbation', 'attacked', 'strength', 'unit',
@@ -161,6 +164,27 @@ class Run:
         )
     if self.part == 0:
       write_text(path, json.dumps(resolved, indent=2, sort_keys=True) + '\n')
+
+  def check_weights(self, kind: str, weights: str, *, started: bool) -> None:
+    """Records in `weights.json` whose results are written, or checks that those there are of the same weights.
+
+    Args:
+      kind: the results: `rows` of the attack, or a folder of another stage.
+      weights: short name of all weights that the results depend on.
+      started: whether there are results.
+
+    Raises:
+      RunError: if they are of other weights, as after further training.
+    """
+    path = self.folder / 'weights.json'
+    stored = read_json(path)
+    if started and stored.get(kind, weights) != weights:
+      raise RunError(
+        f'{self.folder}: {kind} holds results of other weights: the network, or another that its results depend on, was '
+        f'trained on or replaced; set another workdir, or delete {self.folder / kind} to compute them anew'
+      )
+    if self.part == 0 and stored.get(kind) != weights:
+      write_text(path, json.dumps({**stored, kind: weights}, indent=2) + '\n')
 
   def write_provenance(self, **extra: Any) -> None:
     """Writes `provenance.json`: versions, devices, git revision, and `extra`."""
@@ -343,17 +367,10 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
   Raises:
     RunError: if it cannot be written.
   """
-  path = Path(path)
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
   try:
-    with open(temporary, 'wb') as stream:
-      stream.write(content)
-      stream.flush()
-      os.fsync(stream.fileno())
-    temporary.replace(path)
-  except OSError as error:
-    temporary.unlink(missing_ok=True)
-    raise _disk_error(path, error) from None
+    files.replace(path, content)
+  except DataError as error:
+    raise RunError(str(error)) from None
 
 
 def write_csv(path: str | Path, head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:

@@ -13,7 +13,7 @@ from jaxrec.data.errors import DataError
 
 
 def replace(path: str | Path, content: bytes | memoryview) -> None:
-  """Writes a file at once, and removes what killed processes of this machine left of it.
+  """Writes a file whole or not at all, even if the power fails, and removes what killed processes of this machine left of it.
 
   Raises:
     DataError: naming the file, if it cannot be written; an earlier one is intact.
@@ -25,7 +25,10 @@ def replace(path: str | Path, content: bytes | memoryview) -> None:
     for left in path.parent.glob(f'{path.name}.{host}.*.tmp'):
       if not runs(int(left.name.split('.')[-2])):
         left.unlink(missing_ok=True)
-    temporary.write_bytes(content)
+    with open(temporary, 'wb') as stream:
+      stream.write(content)
+      stream.flush()
+      os.fsync(stream.fileno())
     temporary.replace(path)
   except OSError as error:
     with contextlib.suppress(OSError):

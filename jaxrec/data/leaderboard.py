@@ -1,14 +1,13 @@
 """Reconstructions and scores of whole volumes, as the fastMRI leaderboard takes and gives them."""
 
-import io
 from pathlib import Path
 
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrec import metrics, results
+from jaxrec.data import files
 
 SCORES = ('ssim', 'psnr', 'nmse')
 
@@ -25,15 +24,12 @@ def write(folder: str | Path, name: str, images: np.ndarray) -> Path:
     Its `place`, with the data set `reconstruction`, float32.
 
   Raises:
-    RunError: if it cannot be written.
+    DataError: if it cannot be written.
   """
   path = place(folder, name)
   path.parent.mkdir(parents=True, exist_ok=True)
-  # In memory first: HDF5 does not survive a disk that fills while it writes.
-  stream = io.BytesIO()
-  with h5py.File(stream, 'w') as file:
+  with files.new_hdf5(path) as file:
     file.create_dataset('reconstruction', data=np.asarray(images, np.float32), track_times=False)
-  results.write_bytes(path, stream.getbuffer())
   return path
 
 
@@ -54,7 +50,7 @@ def scores(images: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     targets: the same shape.
 
   Returns:
-    `ssim`, `psnr` in decibels and `nmse`.
+    `ssim`, `psnr` in decibels (infinite if nothing differs) and `nmse`.
 
   Reference:
     fastMRI, `fastmri.evaluate`; Zbontar et al. 2018, section 6.
@@ -67,7 +63,7 @@ def scores(images: np.ndarray, targets: np.ndarray) -> dict[str, float]:
   ssim = np.mean(np.asarray(_ssim(images, targets, jnp.float32(scale))), dtype=np.float64)
   return {
     'ssim': float(ssim),
-    'psnr': float(10 * np.log10(float(scale) ** 2 * targets.size / error)),
+    'psnr': float(10 * np.log10(float(scale) ** 2 * targets.size / error)) if error else float('inf'),
     'nmse': float(error / np.sum(targets**2, dtype=np.float64)),
   }
 

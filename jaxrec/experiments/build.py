@@ -17,6 +17,7 @@ from jaxrec import attacks, models, results, training
 from jaxrec.audit.plan import Sweep
 from jaxrec.types import Objective
 from jaxrec.workflows.experiment import (
+  DOMAINS,
   Attack,
   Augmentation,
   Comparison,
@@ -80,8 +81,6 @@ TASKS = {
 CRITICS = {'wgan_vgg': 'wganvgg_critic', 'du_gan': 'dugan_discriminator', 'cvae': 'cvae_critic'}
 DEFENCES: dict[str, Callable | None] = {'none': None, 'cyclic': attacks.cyclic}
 STEPS = {'steepest': attacks.steepest_step, 'advrec': attacks.advrec_step}
-# What an autoencoder describes, as `train.task.image` names it.
-_DOMAINS = {'low_dose': 'input', 'target': 'target'}
 
 Section = Mapping[str, Any]
 
@@ -318,7 +317,9 @@ def recipe(options: Section, around: Section) -> Recipe:
     parts['features'] = features(options.pop('perceptual', {}))
   if kind in ('cvae', 'flow'):
     of_flow = {'autoencoder': take('autoencoder')} if kind == 'flow' else {}
-    domain = _DOMAINS[options.pop('image', 'low_dose')]
+    domain = options.pop('image', 'input')
+    if domain not in DOMAINS:
+      raise ValueError(f'train.task.image: {domain!r} is unknown; choose one of {", ".join(DOMAINS)}')
     parts['described'] = Described(take('network'), domain, layer=int(options.pop('layer', 0)), **of_flow)
   return Recipe(kind, task_factory(kind), options, **parts)
 

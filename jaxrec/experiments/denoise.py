@@ -8,7 +8,6 @@ not made again. Exit code 2 if an image is bad; the others are written.
 """
 
 import collections
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxrec import program, results
+from jaxrec.audit import identity
 from jaxrec.data import ct_images, ldct
 from jaxrec.data.errors import DataError
 from jaxrec.experiments import build
@@ -61,7 +61,7 @@ def denoise(run: str | Path, source: str | Path, target: str | Path) -> dict[str
   module, variables, offset = _network(Path(run))
   network = jax.jit(observer(module))
   name = f'jaxrec {__version__}, {results.read_json(Path(run) / "config.json").get("model", {}).get("name", "a network")} of run {Path(run).absolute().name}'
-  digest = _digest(variables)
+  digest = identity.digest(variables)
   bad, there = {}, 0
   for path, out in tqdm(places.items(), desc='denoise', unit='image'):
     if shared[out] > 1 or out.resolve() in inputs:
@@ -115,14 +115,6 @@ def _write(out, path, cleaned, name, digest):
     raise DataError(f'{path}: its result cannot be written ({results.reason(error)}); export the image again') from None
   finally:
     temporary.unlink(missing_ok=True)
-
-
-def _digest(variables):
-  """Short name of a network's weights."""
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(variables):
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()[:16]
 
 
 def _network(run):

@@ -25,6 +25,7 @@ from jaxrec.models.unet import DTYPES
 from jaxrec.training.schedules import SCHEDULES, schedule
 from jaxrec.training.tasks import LOSSES
 from jaxrec.workflows import factory
+from jaxrec.workflows.experiment import DOMAINS
 
 STAGES = ('train', 'evaluate', 'attack', 'invariances', 'detect', 'known', 'report', 'plan')
 
@@ -157,7 +158,7 @@ OPTIONS: dict[str, Rule] = {
     **_at('schedule', {'name': _choice(*SCHEDULES), 'warmup': _real(0, 1, below=True), 'final': _real(0, 1)}),
   }),
   **_at('train.task', {
-    'name': _part(build.TASKS), **dict.fromkeys(('network', 'autoencoder', 'frozen'), _RUN), 'layer': _whole(0, 1000), 'image': _choice('low_dose', 'target'),
+    'name': _part(build.TASKS), **dict.fromkeys(('network', 'autoencoder', 'frozen'), _RUN), 'layer': _whole(0, 1000), 'image': _choice(*DOMAINS),
     'generator_learning_rate': _RATE, 'critic_learning_rate': _RATE, 'project': _FLAG, 'num_iterations': _whole(1, 10_000), 'replays': _whole(1, 10_000),
     'step_size': _real(0, 1e3, above=True), 'mix_probability': _real(0, 1), 'mix_steps': _whole(1), 'image_steps': _whole(1, 1000),
     'gradient_steps': _whole(1, 1000), 'penalty': _WEIGHT, '*_weight': _WEIGHT,
@@ -371,6 +372,10 @@ def _check_together(config, prefix):
     raise ValueError(f'{prefix}perturbation: is empty; give at least one, or leave out the stage attack')
   if 'evaluate' in config.stages and 'model' in config and not _is_of_kspace(config):
     raise ValueError(f'{prefix}stages: evaluate is for k-space; leave it out')
+  if 'evaluate' in config.stages and 'model' in config and config.evaluate.split != 'val' and not config.data.root:
+    raise ValueError(
+      f'{prefix}evaluate.split: the phantom has no volumes to {config.evaluate.split}; use val, or set data.root'
+    )
   for name in config.get('perturbation', {}):
     if name != 'rotation' and config.search.get(name, {}).get('name') == 'grid':
       raise ValueError(f'{prefix}search.{name}.name: grid is for rotation; choose pgd, apgd or random')

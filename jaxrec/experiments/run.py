@@ -104,10 +104,11 @@ def _run_stages(experiment: Experiment) -> None:
       seed=experiment.seed, data_fingerprint=results.fingerprint(volumes), data=str(data.val.volumes[0].path)
     )
     context = train.Context(data, parallel, build.stored)
+    evaluated = evaluate.index(experiment, data) if 'evaluate' in experiment.stages else None
     if 'train' in experiment.stages:
       train.run(experiment, folder, context)
-    if 'evaluate' in experiment.stages:
-      evaluate.run(experiment, folder, context)
+    if evaluated:
+      evaluate.run(experiment, folder, context, evaluated)
     if 'attack' in experiment.stages:
       attack.run(experiment, folder, context)
   if experiment.report and parallel.part == 0:

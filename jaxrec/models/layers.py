@@ -80,6 +80,7 @@ def conv2d(x: Array, kernel: Array) -> Array:
   return _fast_conv2d(x, kernel)
 
 
+@jax.jit
 def _fast_conv2d(x, kernel):
   pairs = kernel.shape[:2] == (3, 3) and kernel.shape[3] <= _FOLD_CHANNELS and x.shape[2] % 2 == 0
   cpu = partial(_folded_conv2d, fold=2) if pairs else _plain_conv2d
@@ -102,29 +103,25 @@ def _folded_conv2d(x, kernel, *, fold):
   """Neighbouring pixels become channels: with few channels XLA:CPU is twice as fast so."""
   batch, rows, cols, n_in = x.shape
   height, width, _, n_out = kernel.shape
-  blocks = jnp.einsum('rtio,tpuv->rpuivo', kernel, _joined(width, fold).astype(kernel.dtype), precision=PRECISION)
+  zeros = width * (fold - 1)
+  # Place v of a block has its first tap v inputs further on than place 0.
+  front = [width // 2 * (fold - 1) + v for v in range(fold)]
+  blocks = jnp.stack([jnp.pad(kernel, ((0, 0), (n, zeros - n), (0, 0), (0, 0))) for n in front], 3)
   blocks = blocks.reshape(height, width, fold * n_in, fold * n_out)
   return _plain_conv2d(x.reshape(batch, rows, cols // fold, fold * n_in), blocks).reshape(batch, rows, cols, n_out)
 
 
-def _joined(width, fold):
-  """Which tap joins an input at place u of a block p - width // 2 blocks off with an output at place v."""
-  table = np.zeros((width, width, fold, fold))
-  for tap in range(width):
-    for v in range(fold):
-      block, u = divmod(v + tap - width // 2, fold)
-      table[tap, block + width // 2, u, v] = 1
-  return table
-
-
 def _conv2d_forward(x, kernel):
-  return _fast_conv2d(x, kernel), (x, kernel)
+  # An attack differentiates no kernel, and then keeps no inputs.
+  return _fast_conv2d(x.value, kernel.value), (x.value if kernel.perturbed else None, kernel.value)
 
 
 def _conv2d_backward(residuals, g):
   x, kernel = residuals
   # Not `conv2d`: second derivatives of a custom rule inside `scan` mix up its arguments (JAX 0.10 to 0.12).
   grad_x = _fast_conv2d(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+  if x is None:
+    return grad_x, None
   grad_kernel = lax.platform_dependent(
     x,
     g,
@@ -135,7 +132,7 @@ def _conv2d_backward(residuals, g):
   return grad_x, grad_kernel
 
 
-conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+conv2d.defvjp(_conv2d_forward, _conv2d_backward, symbolic_zeros=True)
 
 
 def _kernel_gradient(x, g, *, shape, convolution=_plain_conv2d):
@@ -207,6 +204,7 @@ def instance_norm_leaky_relu(x: Array, slope: float = 0.2, epsilon: float = 1e-5
   return _norm_forward(x, slope, epsilon)[0]
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def _norm_forward(x, slope, epsilon):
   exact = x.astype(_at_least_float32(x))
   centred = exact - spatial_mean(exact)
@@ -216,6 +214,7 @@ def _norm_forward(x, slope, epsilon):
   return y, (y, inverse)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _norm_backward(slope, epsilon, residuals, g):
   del epsilon
   y, inverse = residuals
@@ -229,6 +228,7 @@ def _norm_backward(slope, epsilon, residuals, g):
 instance_norm_leaky_relu.defvjp(_norm_forward, _norm_backward)
 
 
+@jax.jit
 def average_pool(x: Array) -> Array:
   """2x2 average pooling; the last row and column of odd sizes are dropped.
 
@@ -243,6 +243,7 @@ def average_pool(x: Array) -> Array:
   return jnp.mean(even.reshape(batch, rows // 2, 2, cols // 2, 2, channels), (2, 4))
 
 
+@jax.jit
 def upsample_conv2x2(x: Array, kernel: Array) -> Array:
   """Transposed 2x2 convolution with stride 2: a matrix product and a shuffle.
 

@@ -12,6 +12,7 @@ from jaxrec.models.critics import CVAECritic, DUGANDiscriminator, WGANVGGCritic
 from jaxrec.models.cvae import CVAE
 from jaxrec.models.dcgan import DCGAN, KspaceGenerator
 from jaxrec.models.denoisers import CNN10, REDCNN, WGANVGG, Bottleneck
+from jaxrec.models.draws import quick_key
 from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
 from jaxrec.types import Array, Image, Key, Reconstructor, Sample, Scan, Variables
@@ -162,10 +163,10 @@ def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
 
   Args:
     module: as in `bind`.
-    key: the weights follow from it; on other processors other weights.
+    key: the weights follow from it.
     sample: for its shapes.
 
   Returns:
     The variables.
   """
-  return jax.jit(module.init)(hardware_key(key), *inputs(sample))
+  return jax.jit(lambda key, *given: module.init(quick_key(key), *given))(key, *inputs(sample))

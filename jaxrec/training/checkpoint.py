@@ -1,4 +1,4 @@
-"""Checkpoints of any task's state; the only place that knows Orbax.
+"""Checkpoints of any task's state; the only place that knows Orbax, which is loaded only where it is used.
 
 `last` keeps the newest two, so that a process killed while writing leaves one
 whole, and that a damaged one has another behind it; `best` keeps the best by
@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 _DIGESTS = 'digests.json'
 # Orbax writes the time of the commit into it afterwards; nothing is read from it.
@@ -52,6 +51,8 @@ class Checkpointer:
     self._best = self._manager('best', keep=1)
 
   def _manager(self, name, keep):
+    import orbax.checkpoint as ocp
+
     background = ocp.options.AsyncOptions(post_finalization_callback=lambda: self._seal(name))
     several = ocp.options.MultiprocessingOptions()
     if jax.process_count() > 1:
@@ -95,6 +96,8 @@ class Checkpointer:
     Raises:
       CheckpointError: if it is damaged.
     """
+    import orbax.checkpoint as ocp
+
     step = self.best_step()
     if step is None:
       return -float('inf')
@@ -110,6 +113,8 @@ class Checkpointer:
     Raises:
       CheckpointError: if the one before cannot be written; earlier states are intact.
     """
+    import orbax.checkpoint as ocp
+
     if jax.process_index():
       return
     self._wait(self._last)
@@ -130,6 +135,8 @@ class Checkpointer:
     Raises:
       CheckpointError: if the one before cannot be written; the best one so far is intact.
     """
+    import orbax.checkpoint as ocp
+
     if jax.process_index():
       return
     self._wait(self._best)
@@ -164,6 +171,8 @@ class Checkpointer:
     self.wait()
 
   def _save(self, manager, step, **parts):
+    import orbax.checkpoint as ocp
+
     self._remove_unfinished(manager)
     self._writing[Path(manager.directory).name] = step
     try:
@@ -237,6 +246,8 @@ class Checkpointer:
     Raises:
       CheckpointError: if there is none, all are damaged, or it belongs to another architecture.
     """
+    import orbax.checkpoint as ocp
+
     manager = self._last if which == 'last' else self._best
     step = self._newest(manager)
     if step is None:

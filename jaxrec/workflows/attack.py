@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrec import results
-from jaxrec.audit import program
+from jaxrec.audit import identity, program
 from jaxrec.audit.engine import Engine, Labels
 from jaxrec.audit.plan import Case, Settings, Start, Sweep
 from jaxrec.data.errors import DataError
@@ -20,7 +20,7 @@ from jaxrec.networks import Network
 from jaxrec.training import Parallel, memory
 from jaxrec.workflows import datasets, factory
 from jaxrec.workflows.experiment import Attack, CTData, Experiment, MRData
-from jaxrec.workflows.train import Context, generator_of, loader_of, sibling, trained
+from jaxrec.workflows.train import Context, generator_of, loader_of, sibling, trained, weights_of
 
 # Slices of a device, and strengths of a slice, that are tried together where 0 leaves the choice.
 AT_ONCE = (1, 2, 4, 8, 16)
@@ -33,7 +33,9 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   sweeps = {name: _started(attack, name, run_folder.folder, context) for name in attack.sweeps}
   examples, skipped = datasets.examples(experiment.data, attack, data)
   cases = _cases(experiment, examples, data)
-  network, undefended = _network(experiment, attack, run_folder.folder, context)
+  network, undefended, weights = _network(experiment, attack, run_folder.folder, context)
+  weights += [identity.digest(sweep.start.variables) for sweep in sweeps.values() if sweep.start]
+  run_folder.check_weights('rows', '-'.join(weights), started=bool(run_folder.rows()))
   batch_size, chunk = _at_once(attack, parallel, network, sweeps, cases)
   settings = Settings(
     attack.attacked, experiment.seed, batch_size, chunk, attack.pictures, attack.lipschitz_iterations, attack.strict
@@ -66,16 +68,18 @@ def _started(attack: Attack, name: str, folder: Path, context: Context) -> Sweep
 
 
 def _network(experiment: Experiment, attack: Attack, folder: Path, context: Context):
-  """The network with its defence and what the search looks at; and its reconstructor without the defence."""
+  """The network with its defence and what the search looks at; its reconstructor without the defence; names of all weights."""
   module, variables = trained(experiment, folder, context)
+  names = [weights_of(module, variables)]
   reconstruct, seen = factory.defended(attack, experiment.defence, module)
   network = Network(reconstruct, variables, experiment.model.name)
   if attack.surrogate:
     surrogate, weights = loader_of(folder, context)(attack.surrogate)
+    names.append(weights_of(surrogate, weights))
     network = dataclasses.replace(network, surrogate=Network(factory.undefended(surrogate), weights))
   elif seen is not None:
     network = dataclasses.replace(network, surrogate=Network(seen, variables))
-  return network, factory.undefended(module)
+  return network, factory.undefended(module), names
 
 
 def _cases(experiment: Experiment, examples: list[Example], data) -> list[Case]:

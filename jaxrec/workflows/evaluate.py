@@ -1,7 +1,6 @@
 """The evaluation stage: whole volumes reconstructed and scored, as the fastMRI leaderboard has them."""
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +10,13 @@ from tqdm import tqdm
 from jaxrec import results
 from jaxrec.data import leaderboard, loader
 from jaxrec.data.errors import DataError
-from jaxrec.data.fastmri import Example, Volume
+from jaxrec.data.fastmri import Example, Index, Volume
 from jaxrec.geometry import center_crop
+from jaxrec.training import Parallel
+from jaxrec.types import Reconstructor, Variables
 from jaxrec.workflows import datasets, factory
 from jaxrec.workflows.experiment import Experiment, MRData
-from jaxrec.workflows.train import Context, trained
+from jaxrec.workflows.train import Context, trained, weights_of
 
 COLUMNS = ('file', 'acquisition', 'acceleration', 'slices', *leaderboard.SCORES)
 # The row over all volumes of an acceleration.
@@ -23,18 +24,20 @@ _ALL = 'all'
 _USUAL = (1, 2, 4, 8, 16)
 
 
-def run(experiment: Experiment, run_folder: results.Run, context: Context) -> None:
-  """Reconstructs every slice of every volume of a split; what is done is not done again."""
-  (data, parallel, _), asked = context, experiment.evaluation
+def run(experiment: Experiment, run_folder: results.Run, context: Context, found: Index) -> None:
+  """Reconstructs every slice of every volume of the index; what is done is not done again."""
+  (data, parallel, _), asked, (volumes, bad) = context, experiment.evaluation, found
   assert asked is not None and isinstance(experiment.data, MRData)
-  volumes, bad = _index(asked.split, experiment.data, data)
   folder, rows = run_folder.folder / 'reconstructions', run_folder.folder / 'evaluation'
   if parallel.part == 0:
     rows.mkdir(exist_ok=True)
   parallel.barrier('evaluate')
+  module, variables = trained(experiment, run_folder.folder, context)
+  run_folder.check_weights(rows.name, weights_of(module, variables), started=bool(_rows(rows)))
   done = {row['file'] for row in _rows(rows) if leaderboard.place(folder, row['file']).exists()}
   left = [v for v in volumes[parallel.part :: parallel.parts] if v.name not in done]
-  reconstruct = _reconstructor(experiment, asked.batch_size, run_folder.folder, context) if left else None
+  network = factory.reconstructor(experiment.defence, module)
+  reconstruct = _reconstructor(network, variables, asked.batch_size, parallel)
   for volume in tqdm(left, desc='evaluate', unit='volume', disable=parallel.part > 0):
     images, row = _evaluated(experiment.data, volume, data, reconstruct)
     leaderboard.write(folder, volume.name, images)
@@ -47,27 +50,35 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
       print(f'evaluate: left out {len(bad)} bad files; the first: {next(iter(bad.values()))}')
 
 
-def _index(split, data_set, data):
+def index(experiment: Experiment, data: datasets.Data) -> Index:
+  """The volumes that `evaluate.split` names, to be found before anything is trained.
+
+  Raises:
+    DataError: if there are none.
+  """
+  assert experiment.evaluation is not None and isinstance(experiment.data, MRData)
+  split, root = experiment.evaluation.split, experiment.data.root
   if split == 'val':
+    assert isinstance(data.val, Index)
     return data.val
-  if not data_set.root:
-    raise DataError(f'evaluate.split: the phantom has no volumes to {split}; use val, or set data.root')
-  found = datasets.source(data_set, data_set.root).index(split)
+  try:
+    found: Any = datasets.source(experiment.data, root).index(split)
+  except DataError as error:
+    raise DataError(f'evaluate.split: {error}') from None
   if not found.volumes:
-    raise DataError(f'{data_set.root}: no usable volume in {split}; {next(iter(found.bad.values()), "there is none")}')
+    raise DataError(
+      f'evaluate.split: {root}: no usable volume in {split}; {next(iter(found.bad.values()), "there is none")}'
+    )
   return found
 
 
-def _reconstructor(experiment: Experiment, batch_size: int, folder: Path, context: Context):
+def _reconstructor(network: Reconstructor, variables: Variables, batch_size: int, parallel: Parallel):
   """`[slices]` of one shape to their images, cropped as the target is."""
-  module, variables = trained(experiment, folder, context)
-  network = factory.reconstructor(experiment.defence, module)
   variables = jax.device_put(variables)
 
   def each(variables, batch):
     return jax.vmap(lambda s: center_crop(network(variables, s), s.target.shape))(batch)
 
-  parallel = context.parallel
   program, size = parallel.map_batch(each), parallel.devices * batch_size
   return lambda examples, read: [
     (jax.device_get(program(variables, batch))[: len(chosen)], batch)

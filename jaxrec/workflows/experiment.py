@@ -186,13 +186,17 @@ class Features:
   sha256: str | None = None
 
 
+# Fields of `Slice` that an autoencoder may model.
+DOMAINS = ('input', 'target')
+
+
 @dataclass(frozen=True)
 class Described:
   """What an autoencoder or a flow is told of the network that it describes.
 
   Attributes:
     network: run of the network.
-    domain: field of `Slice` that is modelled, `input` or `target`.
+    domain: field of `Slice` that is modelled, one of `DOMAINS`.
     autoencoder: run whose codes a flow takes.
     layer: that a flow looks at; 0 for the output.
   """
@@ -278,7 +282,6 @@ class Training:
     validate_every: steps; 0: an epoch.
     max_validation: examples; 0: all.
     report_every: steps.
-    num_devices: of this process; 0: all.
     tensorboard: write events.
     best: score that chooses the checkpoint: loss, ssim or psnr.
     patience: validations without progress after which it ends; 0: none.
@@ -305,7 +308,6 @@ class Training:
   validate_every: int
   max_validation: int
   report_every: int
-  num_devices: int
   tensorboard: bool
   best: str
   patience: int

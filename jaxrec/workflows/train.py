@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxrec import models, results
+from jaxrec.audit import identity
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.networks import Network
@@ -317,6 +318,11 @@ def trained(experiment: Experiment, folder: Path, context: Context):
   checkpoint = experiment.model.checkpoint
   folder = sibling(folder, checkpoint) if checkpoint else folder
   return module, restored(experiment, module, folder, context)[1]
+
+
+def weights_of(module, variables) -> str:
+  """Short name of the weights of what `trained` gives."""
+  return identity.of_network(module) if isinstance(module, Network) else identity.digest(variables)
 
 
 def restored(experiment: Experiment, module, folder: Path, context: Context):

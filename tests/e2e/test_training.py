@@ -122,6 +122,17 @@ def test_what_is_missing_is_made_again_and_the_rest_is_left(finished):
 
 
 @pytest.mark.fault
+def test_reconstructions_of_other_weights_are_refused(finished):
+  workdir, _ = finished
+  path = workdir / 'weights.json'
+  (kind, weights), *_ = json.loads(path.read_text()).items()
+  path.write_text(json.dumps({kind: 'of before'}))
+  done = launch(workdir, *ASKED, config=VARNET)
+  path.write_text(json.dumps({kind: weights}))
+  assert done.returncode == 2 and f'delete {workdir / "evaluation"} to' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.fault
 @pytest.mark.parametrize(
   'asked, words',
   [

@@ -19,6 +19,7 @@ from jaxrec.data import annotations as annotations_lib
 from jaxrec.data import chest, ct_images, fastmri, hdf5, ldct, loader, synthetic
 from jaxrec.data.errors import DataError
 from jaxrec.experiments import build
+from jaxrec.experiments import run as launched
 from jaxrec.training import data_parallel
 from jaxrec.workflows import attack, datasets, factory
 from jaxrec.workflows.train import Context
@@ -182,10 +183,12 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
       )
 
   monkeypatch.setattr(Engine, '_outcomes', outcomes)
-  monkeypatch.setattr(attack, 'trained', lambda experiment, *_: (factory.network(experiment.model)[0], None))
 
-  def run(refused=()):
+  def run(refused=(), weights=0):
     unfit[:] = refused
+    monkeypatch.setattr(
+      attack, 'trained', lambda experiment, *_: (factory.network(experiment.model)[0], {'weights': np.float32(weights)})
+    )
     experiment = build.build(config, folder.folder)
     context = Context(datasets.data(experiment.data, folder.folder, parallel), parallel, build.stored)
     attack.run(experiment, folder, context)
@@ -193,6 +196,26 @@ def sweep(volumes, dataset, monkeypatch, tmp_path, capsys):
 
   run.config = config
   return run
+
+
+def test_test_volumes_are_looked_for_before_training(dataset, monkeypatch, tmp_path):
+  for split in ('train', 'val'):
+    shutil.copytree(dataset / 'multicoil_train', tmp_path / 'data' / f'multicoil_{split}')
+  config = unet_8x.get_config('smoke')
+  config.stages, config.data.root, config.evaluate.split = ('train', 'evaluate'), str(tmp_path / 'data'), 'test'
+  monkeypatch.setattr(launched.train, 'run', lambda *_: pytest.fail('it trains'))
+  with pytest.raises(DataError, match='^evaluate.split: .*no .* volumes in multicoil_test'):
+    launched.run(config, tmp_path / 'run')
+
+
+def test_rows_of_other_weights_are_refused_until_they_are_deleted(sweep, tmp_path):
+  found, _ = sweep(weights=1)
+  assert sweep(weights=1)[0] == found
+  with pytest.raises(results.RunError, match=r'run: rows holds results of other weights.*delete .*run/rows'):
+    sweep(weights=2)
+  shutil.rmtree(tmp_path / 'run' / 'rows')
+  results.Run(tmp_path / 'run')
+  assert sweep(weights=2)[0] == found
 
 
 def test_a_sweep_goes_on_without_bad_files_and_names_them(sweep, volumes):

@@ -59,8 +59,8 @@ PARTS = {
   'evaluate': (experiment.Evaluation,), 'plan': (experiment.Forecast,), 'report': (experiment.Report,),
   'detect': (experiment.Detection,), 'invariances': (experiment.Invariances,), 'known': (experiment.Known,),
 }  # fmt: skip
-# Masks are a part of the data; titles belong to sweeps.
-ELSEWHERE = {'mask', 'center_fractions', 'accelerations', 'titles'}
+# Masks are a part of the data, titles of sweeps, devices of the whole experiment.
+ELSEWHERE = {'mask', 'center_fractions', 'accelerations', 'titles', 'num_devices'}
 
 
 @pytest.mark.parametrize('section', PARTS)
@@ -164,6 +164,8 @@ TOGETHER = {
   'samples of one network': (lambda c: c.update(stages=('invariances',)), 'stages: invariances needs the experiments that train its networks'),
   'nothing to attack with': (lambda c: [c.perturbation.__delattr__(n) for n in ('coil_noise', 'rotation')], 'perturbation: is empty'),
   'a perturbation of no family': (lambda c: c.perturbation.update(blur={'relative_radius': 0.1}), "perturbation.blur: 'blur' is unknown"),
+  'test volumes of a phantom': (lambda c: [c.update(stages=('train', 'evaluate')), c.evaluate.update(split='test')], 'evaluate.split: the phantom has no volumes to test; use val, or set data.root'),
+  'an older name': (lambda c: c.train.task.update(name='flow', network='', image='low_dose'), "train.task.image: 'low_dose' is unknown; choose one of input, target"),
   'SSIM of a flow': (lambda c: c.train.task.update(name='flow', network=''), "train.best: 'ssim' is not measured by the task flow"),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from absl import flags
 from configs import varnet_8x_full
 from jaxrec import fourier, masks
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import chest, fastmri, loader, singlecoil, synthetic
+from jaxrec.data import chest, fastmri, leaderboard, loader, singlecoil, synthetic
 from jaxrec.data.errors import DataError
 from jaxrec.data.source import KSpace
 from jaxrec.experiments import build
@@ -447,3 +447,10 @@ def test_a_network_of_two_accelerations_is_attacked_at_one(tmp_path):
   config.attack.accelerations = (8, 4)
   with pytest.raises(ValueError, match='center_fractions'):
     datasets.data(build.build(config, '').data, tmp_path / 'run')
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_perfect_volume_has_scores():
+  volume = np.random.default_rng(0).random((2, 20, 16), np.float32)
+  found = leaderboard.scores(volume, volume)
+  assert (found['psnr'], found['nmse']) == (np.inf, 0) and found['ssim'] == pytest.approx(1, abs=1e-5)

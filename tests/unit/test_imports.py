@@ -78,7 +78,7 @@ def test_one_room_sees_configs():
 
 
 def test_importing_jaxrec_is_light():
-  code = 'import sys, jaxrec; print([m for m in ("h5py", "ml_collections", "matplotlib", "torch") if m in sys.modules])'
+  code = 'import sys, jaxrec; print([m for m in ("h5py", "ml_collections", "matplotlib", "orbax", "torch") if m in sys.modules])'
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert done.stdout.strip() == '[]'
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from scipy import stats
 
 import jaxrec
 from jaxrec.data import synthetic
-from jaxrec.models import layers, weights
+from jaxrec.models import draws, layers, weights
 from jaxrec.models.unet import moments, zero_filled
 
 
@@ -44,6 +45,15 @@ def test_convolution_and_its_gradients_equal_the_plain_one(shape, kernel):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
   general = layers._kernel_gradient(x, g, shape=kernel)
   np.testing.assert_allclose(general, plain(g)[1], rtol=1e-4, atol=1e-3)
+
+
+def test_only_who_differentiates_kernels_traces_their_gradient():
+  x, k = normal((1, 6, 8, 2)), normal((3, 3, 2, 3), 1)
+
+  def sums(argument):
+    return 'scan' in str(jax.make_jaxpr(jax.grad(lambda x, k: jnp.sum(layers.conv2d(x, k) ** 2), argument))(x, k))
+
+  assert (sums(0), sums(1)) == (False, True)
 
 
 @pytest.mark.parametrize('size, fold', [(3, 2), (3, 8), (3, 16), (1, 8)])
@@ -326,3 +336,35 @@ def test_missing_files_and_kinds_are_named(tmp_path):
   (tmp_path / 'x.pt').write_bytes(b'x')
   with pytest.raises(weights.WeightsError, match='SHA-256'):
     jaxrec.models.load_fastmri(tmp_path / 'x.pt', 'varnet', sha256='00')
+
+
+def test_weights_to_start_from_are_uniform_and_unlike_each_other(scan):
+  net = jaxrec.models.VarNet(num_cascades=2, chans=16, pools=2, sens_chans=16, sens_pools=2)
+  first, again, other = (jaxrec.models.start(net, jax.random.key(seed), scan) for seed in (0, 0, 1))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  drawn = {}
+  for n, variables in enumerate((first, other)):
+    params = variables['params']
+    found = [params['sens'], *(jax.tree.map(lambda x, c=c: x[c], params['cascades']) for c in range(2))]
+    for part, tree in enumerate(found):
+      for path, kernel in jax.tree.flatten_with_path(tree)[0]:
+        if kernel.ndim == 4 and kernel.size > 1000:
+          # Shares of the bound, from -1 to 1.
+          taps = kernel.shape[1:] if 'up_' in str(path) else kernel.shape[:-1]
+          drawn[n, part, str(path)] = np.ravel(kernel) * np.sqrt(np.prod(taps))
+  assert len(drawn) > 30
+  for name, values in drawn.items():
+    assert stats.kstest(values, 'uniform', args=(-1, 2)).pvalue > 1e-4, name
+    assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 5 / np.sqrt(values.size), name
+  least = min(v.size for v in drawn.values())
+  between = np.corrcoef([v[:least] for v in drawn.values()]) - np.eye(len(drawn))
+  assert np.abs(between).max() < 5 / np.sqrt(least)
+
+
+def test_draws_of_every_width_use_all_bits(x64):
+  key = draws.quick_key(jax.random.key(0))
+  for width in (8, 16, 32, 64):
+    bits = np.asarray(jax.random.bits(key, (5000,), f'uint{width}'))
+    ones = [np.mean(bits >> np.array(n, bits.dtype) & np.array(1, bits.dtype)) for n in range(width)]
+    assert np.abs(np.array(ones) - 0.5).max() < 0.04
+  assert draws.quick_key(jax.random.key(0, impl='rbg')).dtype == jax.random.key(0, impl='rbg').dtype
