@@ -169,10 +169,6 @@ def fit(
         if stalled(done):
           break
       elif parallel.parts == 1 or reported(done):
-        if parallel.parts > 1:
-          # XLA:CPU starts what is queued for the devices of a process in any order: a step that waits for the other
-          # process and a question that waits for this one hold each other.
-          jax.block_until_ready(state)
         late = checkpoint_minutes > 0 and time.monotonic() - saved > 60 * checkpoint_minutes
         late, stopping = parallel.agree((late, bool(parallel.total(np.int32(stop())))))
         if late or stopping:
