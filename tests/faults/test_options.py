@@ -79,7 +79,7 @@ def test_an_unknown_profile_is_refused(name):
 # Arguments that are objects, made from other options.
 BUILT = {
   'module', 'optimizer', 'adversary', 'generator_optimizer', 'critic_optimizer', 'average', 'loss', 'epsilon', 'observe', 'codes',
-  'perturbation', 'search', 'objective', 'critic', 'generator', 'perceptual', 'reconstruct', 'complete', 'micro_batch',
+  'perturbation', 'search', 'objective', 'critic', 'generator', 'perceptual', 'reconstruct', 'complete', 'micro_batch', 'place',
 }  # fmt: skip
 
 
