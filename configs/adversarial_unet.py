@@ -5,14 +5,14 @@ Command: python -m jaxrec.main --config=configs/adversarial_unet.py with FASTMRI
 Without data: python -m jaxrec.main --config=configs/adversarial_unet.py:demo (phantom, 6 minutes on 2 cores)
 Hardware: the paper took 10 hours on two V100 for every run.
 Expected: the paper reports validation SSIM .628 (standard), .606 (epsilon 1e3) and .601 (5e3), clean, and nothing under
-attack. On the phantom see the README: training against PGD, added here, withstands more than the paper's algorithm.
+attack. On the phantom see docs/robust.md: training against PGD, added here, withstands more than the paper's algorithm.
 
 The perturbation is added to the zero-filled image in units of its standard deviation, `||G||^2 <= epsilon`; with n
 pixels epsilon is `n eta^2`, so the paper's 1e3 and 5e3 of 320x320 are eta = 9.88% and 22.1%.
 
 The paper tried MSE and DSSIM, and calls the latter its final training loss (section 2.1); its U-Net has the activation
 before the instance norm (section 2.4), its generator after the batch norm. The demo keeps MSE and the activation after
-the norm, with which the README's numbers were measured.
+the norm, with which its numbers were measured.
 """
 
 import ml_collections

@@ -7,7 +7,7 @@ Command: python -m jaxrec.main --config=configs/defences.py with FASTMRI_ROOT se
 Without data: python -m jaxrec.main --config=configs/defences.py:demo (phantom, under 20 minutes on 2 cores)
 One defence: --config=configs/defences.py:demo,jitter (with the standard network; paper,jitter at full size)
 Hardware: not run at full size; every adversarial step costs about seven ordinary ones.
-Expected: on the phantom see the README; adversarial steps cost most. Every defence is attacked through itself
+Expected: on the phantom see docs/robust.md; adversarial steps cost most. Every defence is attacked through itself
 (gradients through it, expectation over its noise), and the two that act at test time also by an attack that does not
 see them.
 """
