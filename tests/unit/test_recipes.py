@@ -27,7 +27,7 @@ TECHNICAL = {
   'train.task.perceptual.sha256', 'train.task.generator.batch_axis',
 }  # fmt: skip
 # Arguments of tasks that are objects, or said elsewhere in the config.
-BUILT = {'loss', 'average', 'micro_batch', 'perceptual', 'image', 'frozen', 'epsilon', 'smoothing_seed'}
+BUILT = {'loss', 'average', 'place', 'micro_batch', 'perceptual', 'image', 'frozen', 'epsilon', 'smoothing_seed'}
 
 
 def configs():
