@@ -1,7 +1,8 @@
-"""Random numbers for weights that nobody has trained yet: a generator that compiles in no time.
+"""Random numbers for weights that nobody has trained yet, from generators that compile fast.
 
-Threefry takes XLA:CPU half a minute or more for a network of forty draws, the
-hardware's generator four seconds; this one a second. It is a hash of key and position.
+Threefry takes XLA:CPU half a minute or more for a network of forty draws, XLA's own
+generator four seconds; the one here, a hash of key and position, a second. Training
+keeps XLA's, so that its runs repeat.
 """
 
 import math
@@ -52,8 +53,17 @@ _PCG = extended.define_prng_impl(
 )  # fmt: skip
 
 
+def hardware_key(key: Key) -> Key:
+  """The key for XLA's own generator; of another than JAX's own the key itself."""
+  return _as(key, 'rbg', lambda data: jnp.concatenate([data, data]))
+
+
 def quick_key(key: Key) -> Key:
   """The key for a generator that compiles in no time; of another than JAX's own the key itself."""
+  return _as(key, _PCG, lambda data: data)
+
+
+def _as(key, generator, words):
   if jax.random.key_impl(key) != 'threefry2x32':
     return key
-  return jax.random.wrap_key_data(jax.random.key_data(key), impl=_PCG)
+  return jax.random.wrap_key_data(words(jax.random.key_data(key)), impl=generator)

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxrec.models.cinn import CINN
 from jaxrec.models.critics import CVAECritic, DUGANDiscriminator, WGANVGGCritic
@@ -148,14 +147,6 @@ def observer(module: nn.Module, layer: int | None = None) -> Callable[[Variables
 def inputs(sample: Sample) -> tuple[Array, ...]:
   """What a network takes of a sample: k-space, mask and centre of a scan, the input of a slice."""
   return (sample.kspace, sample.mask, sample.acs) if isinstance(sample, Scan) else (sample.input,)
-
-
-def hardware_key(key: Key) -> Key:
-  """The key for XLA's own generator: drawing a network's weights by Threefry takes long to compile."""
-  if jax.random.key_impl(key) != 'threefry2x32':
-    return key
-  data = jax.random.key_data(key)
-  return jax.random.wrap_key_data(jnp.concatenate([data, data]), impl='rbg')
 
 
 def start(module: nn.Module, key: Key, sample: Sample) -> Variables:

@@ -1,4 +1,4 @@
-"""Checkpoints of any task's state; the only place that knows Orbax, which is loaded only where it is used.
+"""Checkpoints of any task's state; the only place that knows Orbax, which is loaded with the first `Checkpointer`.
 
 `last` keeps the newest two, so that a process killed while writing leaves one
 whole, and that a damaged one has another behind it; `best` keeps the best by
@@ -41,6 +41,9 @@ class Checkpointer:
   """
 
   def __init__(self, folder: str | Path):
+    import orbax.checkpoint
+
+    self._ocp = orbax.checkpoint
     # Orbax logs the traceback of every thread that a full disk stops.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     self.folder = Path(folder).absolute()
@@ -51,26 +54,24 @@ class Checkpointer:
     self._best = self._manager('best', keep=1)
 
   def _manager(self, name, keep):
-    import orbax.checkpoint as ocp
-
-    background = ocp.options.AsyncOptions(post_finalization_callback=lambda: self._seal(name))
-    several = ocp.options.MultiprocessingOptions()
+    background = self._ocp.options.AsyncOptions(post_finalization_callback=lambda: self._seal(name))
+    several = self._ocp.options.MultiprocessingOptions()
     if jax.process_count() > 1:
       # Each process reads for itself and one writes: threads in the background that meet those of others would
       # meet them in another order than the training does.
       part = jax.process_index()
-      several = ocp.options.MultiprocessingOptions(
+      several = self._ocp.options.MultiprocessingOptions(
         primary_host=part, active_processes={part}, barrier_sync_key_prefix=f'{name}_{part}'
       )
-    options = ocp.CheckpointManagerOptions(
+    options = self._ocp.CheckpointManagerOptions(
       max_to_keep=keep, create=False, async_options=background, multiprocessing_options=several
     )
     (self.folder / name).mkdir(parents=True, exist_ok=True)
     handlers = {
-      'state': ocp.StandardCheckpointHandler(multiprocessing_options=several),
-      'score': ocp.JsonCheckpointHandler(multiprocessing_options=several),
+      'state': self._ocp.StandardCheckpointHandler(multiprocessing_options=several),
+      'score': self._ocp.JsonCheckpointHandler(multiprocessing_options=several),
     }
-    return ocp.CheckpointManager(self.folder / name, options=options, item_handlers=handlers)
+    return self._ocp.CheckpointManager(self.folder / name, options=options, item_handlers=handlers)
 
   def latest_step(self) -> int | None:
     """Step of the newest state that is not damaged, or `None`.
@@ -96,12 +97,11 @@ class Checkpointer:
     Raises:
       CheckpointError: if it is damaged.
     """
-    import orbax.checkpoint as ocp
-
     step = self.best_step()
     if step is None:
       return -float('inf')
-    return float(self._best.restore(step, args=ocp.args.Composite(score=ocp.args.JsonRestore()))['score']['score'])
+    args = self._ocp.args
+    return float(self._best.restore(step, args=args.Composite(score=args.JsonRestore()))['score']['score'])
 
   def save_last(self, step: int, state: Any) -> None:
     """Begins to write the newest state, on process 0; keeps the one before it.
@@ -113,8 +113,6 @@ class Checkpointer:
     Raises:
       CheckpointError: if the one before cannot be written; earlier states are intact.
     """
-    import orbax.checkpoint as ocp
-
     if jax.process_index():
       return
     self._wait(self._last)
@@ -122,7 +120,7 @@ class Checkpointer:
       # Training went on from before it, so it was damaged.
       if later >= step:
         self._last.delete(later)
-    self._save(self._last, step, state=ocp.args.StandardSave(state))
+    self._save(self._last, step, state=self._ocp.args.StandardSave(state))
 
   def save_best(self, step: int, state: Any, score: float) -> None:
     """Begins to write a state as the best one, on process 0.
@@ -135,13 +133,12 @@ class Checkpointer:
     Raises:
       CheckpointError: if the one before cannot be written; the best one so far is intact.
     """
-    import orbax.checkpoint as ocp
-
     if jax.process_index():
       return
     self._wait(self._best)
     if step not in self._best.all_steps():
-      self._save(self._best, step, state=ocp.args.StandardSave(state), score=ocp.args.JsonSave({'score': float(score)}))
+      args = self._ocp.args
+      self._save(self._best, step, state=args.StandardSave(state), score=args.JsonSave({'score': float(score)}))
 
   def wait(self) -> None:
     """Waits until all states are on the disk.
@@ -171,12 +168,10 @@ class Checkpointer:
     self.wait()
 
   def _save(self, manager, step, **parts):
-    import orbax.checkpoint as ocp
-
     self._remove_unfinished(manager)
     self._writing[Path(manager.directory).name] = step
     try:
-      manager.save(step, args=ocp.args.Composite(**parts))
+      manager.save(step, args=self._ocp.args.Composite(**parts))
     except (OSError, ValueError) as error:
       self._failed(manager, error)
 
@@ -246,8 +241,6 @@ class Checkpointer:
     Raises:
       CheckpointError: if there is none, all are damaged, or it belongs to another architecture.
     """
-    import orbax.checkpoint as ocp
-
     manager = self._last if which == 'last' else self._best
     step = self._newest(manager)
     if step is None:
@@ -256,7 +249,8 @@ class Checkpointer:
     try:
       saved = manager.item_metadata(step)['state']
       _check_shapes(self.folder, saved, abstract)
-      return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))['state']
+      args = self._ocp.args
+      return manager.restore(step, args=args.Composite(state=args.StandardRestore(abstract)))['state']
     except CheckpointError:
       raise
     except (ValueError, KeyError, TypeError, OSError) as error:

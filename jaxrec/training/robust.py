@@ -73,20 +73,15 @@ def worst_case(
     clean, robust = (jnp.mean(jax.vmap(loss_of)(x, batch)) for x in (images, attacked))
     return clean_weight * clean + robust_weight * robust, (variables, {'loss_clean': clean, 'loss_perturbed': robust})
 
+  calls = _calls(search)
   return descent(
-    module,
-    optimizer,
-    batch_loss,
-    loss=loss,
-    micro_batch=micro_batch,
-    average=average,
-    place=place,
-    calls=_calls(search, 2),
+    module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, place=place, calls=calls
   )
 
 
-def _calls(search, trained):
-  return search.forward_calls + search.backward_calls + trained, search.backward_calls + trained
+def _calls(search):
+  # Trained on what is clean and on what the search found.
+  return search.forward_calls + search.backward_calls + 2, search.backward_calls + 2
 
 
 def _worst(reconstruct, variables, perturbation, search, objective, keys, batch):
@@ -146,15 +141,9 @@ def consistency(
     clean, apart = jnp.mean(jax.vmap(loss_of)(images, batch)), jnp.mean(jax.vmap(distance)(attacked, own))
     return clean + robust_weight * apart, (variables, {'loss_clean': clean, 'distance': apart})
 
+  calls = _calls(search)
   return descent(
-    module,
-    optimizer,
-    batch_loss,
-    loss=loss,
-    micro_batch=micro_batch,
-    average=average,
-    place=place,
-    calls=_calls(search, 2),
+    module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, place=place, calls=calls
   )
 
 

@@ -13,7 +13,7 @@ from jaxrec import metrics
 from jaxrec.geometry import center_crop
 from jaxrec.models import bind, bind_training
 from jaxrec.models import start as start_variables
-from jaxrec.models.registry import hardware_key
+from jaxrec.models.draws import hardware_key
 from jaxrec.models.unet import moments, zero_filled
 from jaxrec.training.draws import Draws, Place, alone, of_examples
 from jaxrec.types import Array, Image, Key, Sample, Scalar, Scan
