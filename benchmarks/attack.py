@@ -147,14 +147,15 @@ def main():
   options = parser.parse_args()
   shape = (options.coils, options.rows, options.cols)
   if options.side == 'torch':
-    return common.serve(torch_side(options.work, shape))
+    return common.serve(torch_side(options.work, shape), 'torch')
   if options.side == 'jaxrec':
-    return common.serve(jaxrec_side(options.work, shape, options.weights))
+    return common.serve(jaxrec_side(options.work, shape, options.weights), 'jaxrec')
   import torch
 
   with tempfile.TemporaryDirectory() as folder:
     weights = Path(folder) / 'varnet.pt'
-    torch.save(common.torch_varnet(CASCADES, CHANS, SENS).state_dict(), weights)
+    net = common.torch_varnet(CASCADES, CHANS, SENS)
+    torch.save({name: value.cpu() for name, value in net.state_dict().items()}, weights)
     for work in options.work.split(','):
       arguments = [
         f'--coils={shape[0]}',

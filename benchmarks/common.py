@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.metadata
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -45,6 +46,8 @@ def torch_varnet(cascades, chans, sens_chans):
   import torch
   from fastmri.models import VarNet
 
+  # Float32 on both sides: torch takes TF32 for convolutions where it can.
+  torch.backends.cudnn.allow_tf32 = False
   torch.manual_seed(0)
   net = VarNet(num_cascades=cascades, chans=chans, sens_chans=sens_chans).eval()
   return net.cuda() if torch.cuda.is_available() else net
@@ -65,32 +68,36 @@ def jaxrec_varnet(weights, shape):
   return module, variables, blank.replace(target=target, scale=target.max())
 
 
-def peak_memory():
-  """Peak of this process or of its device, in GB."""
-  for module in ('jax', 'torch'):
-    if module in sys.modules:
-      loaded = sys.modules[module]
-      if module == 'torch' and loaded.cuda.is_available():
-        return loaded.cuda.max_memory_allocated() / 1e9
-      if module == 'jax' and loaded.default_backend() != 'cpu':
-        return loaded.local_devices()[0].memory_stats()['peak_bytes_in_use'] / 1e9
+def peak_memory(side='jaxrec'):
+  """Peak of this process or of its device, in GB; of one side, as each allocates by itself."""
+  if side == 'torch':
+    import torch
+
+    if torch.cuda.is_available():
+      return torch.cuda.max_memory_allocated() / 1e9
+  else:
+    import jax
+
+    if jax.default_backend() != 'cpu':
+      return jax.local_devices()[0].memory_stats()['peak_bytes_in_use'] / 1e9
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def serve(build):
+def serve(build, side):
   """Worker: builds one side, then runs it once per line of standard input.
 
   Args:
     build: returns a function that does the work once and waits for it.
+    side: `torch` or `jaxrec`.
   """
   start = time.perf_counter()
   work = build()
   work()
-  print(json.dumps({'first': time.perf_counter() - start}), flush=True)
+  print(json.dumps({'first': time.perf_counter() - start, 'device': device() if side == 'jaxrec' else ''}), flush=True)
   for _ in sys.stdin:
     start = time.perf_counter()
     work()
-    print(json.dumps({'seconds': time.perf_counter() - start, 'peak_gb': peak_memory()}), flush=True)
+    print(json.dumps({'seconds': time.perf_counter() - start, 'peak_gb': peak_memory(side)}), flush=True)
 
 
 def alternate(script, arguments, sides, repeats):
@@ -103,8 +110,11 @@ def alternate(script, arguments, sides, repeats):
   found = {}
   workers = {}
   for side in sides:
+    # The side of torch draws its masks with jaxrec, which shall not take memory of the card.
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'} if side == 'torch' else None
     workers[side] = subprocess.Popen(
       [sys.executable, '-m', script, f'--side={side}', *arguments],
+      env=environment,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
@@ -143,7 +153,7 @@ def report(name, work, shape, found, per=1):
   line = {
     'work': work, 'shape': shape, 'medians': medians, 'times': {s: f['times'] for s, f in found.items()},
     'first_call': {s: f['first'] for s, f in found.items()}, 'peak_gb': {s: f['peak_gb'] for s, f in found.items()},
-    'device': device(), 'versions': {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'torch', 'fastmri', 'numpy')},
+    'device': found['jaxrec']['device'], 'versions': {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'torch', 'fastmri', 'numpy')},
     'date': time.strftime('%Y-%m-%d'),
   }  # fmt: skip
   if set(medians) == {'torch', 'jaxrec'}:
@@ -164,6 +174,4 @@ def device():
   found = jax.devices()[0]
   if found.platform != 'cpu':
     return f'{found.platform} {found.device_kind}'
-  import os
-
   return f'cpu {platform.machine()}, {os.cpu_count()} cores'

@@ -83,14 +83,15 @@ def main():
   options = parser.parse_args()
   shape = (options.coils, options.rows, options.cols)
   if options.side == 'torch':
-    return common.serve(torch_side(shape))
+    return common.serve(torch_side(shape), 'torch')
   if options.side == 'jaxrec':
-    return common.serve(jaxrec_side(shape, options.weights))
+    return common.serve(jaxrec_side(shape, options.weights), 'jaxrec')
   import torch
 
   with tempfile.TemporaryDirectory() as folder:
     weights = Path(folder) / 'varnet.pt'
-    torch.save(common.torch_varnet(CASCADES, CHANS, SENS).state_dict(), weights)
+    net = common.torch_varnet(CASCADES, CHANS, SENS)
+    torch.save({name: value.cpu() for name, value in net.state_dict().items()}, weights)
     arguments = [f'--coils={shape[0]}', f'--rows={shape[1]}', f'--cols={shape[2]}', f'--weights={weights}']
     found = common.alternate('benchmarks.train', arguments, ('torch', 'jaxrec'), options.repeats)
     common.report('train', 'step', 'x'.join(map(str, shape)), found)

@@ -1,4 +1,4 @@
-"""How programs of this package begin and end: Ctrl-C is one line, also while they load their libraries, and XLA is silent."""
+"""How programs of this package begin and end: Ctrl-C is one line, also while they load their libraries; XLA is silent, and repeats."""
 
 import os
 import signal
@@ -51,6 +51,10 @@ def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) ->
 if _is_program():
   # XLA says at length of programs in its own cache that they were compiled for another CPU (openxla/xla#44565). Errors are exceptions.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # Left to itself XLA sums on a graphics card in any order, and times kernels to choose among them: no two runs are the same.
+  _flags = os.environ.get('XLA_FLAGS', '')
+  if '--xla_gpu_deterministic_ops' not in _flags:
+    os.environ['XLA_FLAGS'] = f'{_flags} --xla_gpu_deterministic_ops=true'.strip()
   # A job of a shell goes on to ignore Ctrl-C.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _leave)

@@ -198,6 +198,8 @@ class Run:
       'devices': [f'{d.platform} {d.device_kind}' for d in jax.devices()],
       'matrix_precision': jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]  # jax declares it at run time
       'processor': processor(),
+      'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+      'xla_flags': os.environ.get('XLA_FLAGS', ''),
       'processes': jax.process_count(),
       'git_revision': git_revision(),
       **extra,

@@ -66,6 +66,9 @@ def test_one_command_trains_attacks_and_reports(finished):
     assert (workdir / name).exists(), name
   provenance = json.loads((workdir / 'provenance.json').read_text())
   assert provenance['versions']['jax'] and provenance['devices'] and provenance['data_fingerprint']
+  # On graphics cards nothing repeats without it; what else was set stays.
+  assert provenance['xla_flags'].split()[-1] == '--xla_gpu_deterministic_ops=true' and provenance['cores'] > 0
+  assert os.environ.get('XLA_FLAGS', '') in provenance['xla_flags']
 
 
 def test_rows_are_complete_and_consistent(finished):

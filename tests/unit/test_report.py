@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from types import SimpleNamespace
 
@@ -126,5 +127,6 @@ def test_other_folders_in_a_report_are_named(make, words, tmp_path):
 
 def test_provenance_names_the_processor(tmp_path):
   results.Run(tmp_path).write_provenance()
-  named = json.loads((tmp_path / 'provenance.json').read_text())['processor']
-  assert named and named == results.processor()
+  stored = json.loads((tmp_path / 'provenance.json').read_text())
+  assert stored['processor'] and stored['processor'] == results.processor()
+  assert stored['cores'] >= 1 and stored['xla_flags'] == os.environ.get('XLA_FLAGS', '')
