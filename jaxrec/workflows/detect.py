@@ -22,6 +22,8 @@ from jaxrec.types import Image
 from jaxrec.workflows.places import Kind, Question
 
 INPUT = 'input'
+# Where arrays of patients go.
+DETECTIONS = 'detections'
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -81,7 +83,7 @@ def measure(
       )
       arrays[f'{view}.absent'] = absent
       arrays[f'{view}.signal'] = (present - absent[:, None, : present.shape[2]]).mean(2)
-    folder.save_arrays(name, arrays, where='detections')
+    folder.save_arrays(name, arrays, where=DETECTIONS)
     remaining.step(number)
 
 
@@ -95,7 +97,7 @@ def _stored(path, views):
 
 
 def _path(folder, patient):
-  return folder.folder / 'detections' / f'{results.safe_name(patient)}.npz'
+  return folder.folder / DETECTIONS / f'{results.safe_name(patient)}.npz'
 
 
 def _seen(f, images, corner, side, chunk):

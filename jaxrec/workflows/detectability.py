@@ -8,7 +8,7 @@ from jaxrec.models import observer
 from jaxrec.workflows import detect, places
 from jaxrec.workflows.experiment import Comparison, CTData, Detection
 from jaxrec.workflows.page import Page
-from jaxrec.workflows.train import Context, loader_of
+from jaxrec.workflows.train import Context, loader_of, weights_of
 
 
 def run(comparison: Comparison, run_folder: results.Run, context: Context, asked: places.Question) -> None:
@@ -19,10 +19,13 @@ def run(comparison: Comparison, run_folder: results.Run, context: Context, asked
   options, parallel = comparison.detection, context.parallel
   assert options is not None
   load = loader_of(run_folder.folder / 'stage', context)
-  networks = {}
+  networks, weights = {}, []
   for name in options.networks:
     module, variables = load(name)
     networks[name] = partial(observer(module), variables)
+    weights.append(weights_of(module, variables))
+  started = any((run_folder.folder / detect.DETECTIONS).glob('*.npz'))
+  run_folder.check_weights(detect.DETECTIONS, '-'.join(weights), started=started)
   if parallel.part == 0:
     if asked.left_out:
       print(f'detect: left out {len(asked.left_out)} patients with too few places: {", ".join(asked.left_out)}')

@@ -11,7 +11,7 @@ from jaxrec.models import observer
 from jaxrec.training import Parallel
 from jaxrec.workflows import places, sampling
 from jaxrec.workflows.experiment import Comparison, Invariances
-from jaxrec.workflows.train import Context, loader_of
+from jaxrec.workflows.train import Context, loader_of, weights_of
 
 
 def run(comparison: Comparison, run_folder: results.Run, context: Context, asked: places.Question) -> None:
@@ -31,6 +31,9 @@ def run(comparison: Comparison, run_folder: results.Run, context: Context, asked
       )
   searched = [i for i, k in enumerate(asked.kinds) if k.aim in detection.searched_aims]
   taps = _taps(options, load)
+  used = [run for s in options.samplers for run in (s.network, s.autoencoder, *s.flows, *s.anatomies)]
+  weights = '-'.join(weights_of(*load(run)) for run in dict.fromkeys(used))
+  run_folder.check_weights('rows', weights, started=bool(sampling.measured(run_folder.folder)))
   finish(
     run_folder,
     taps,

@@ -69,6 +69,19 @@ def test_samples_are_judged_and_reported(analysed):
     assert float(r['dose_0.25_input']) == pytest.approx(1 / np.sqrt(2), rel=0.3) and float(r['realisation']) > 0
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize('kind', ['detections', 'rows'])
+def test_results_of_other_networks_are_refused(kind, analysed):
+  workdir, _ = analysed
+  path = workdir / 'weights.json'
+  stored = json.loads(path.read_text())
+  path.write_text(json.dumps({**stored, kind: 'of before'}))
+  done = launch(workdir, config='configs/invariances_cnn10.py:smoke')
+  path.write_text(json.dumps(stored))
+  assert done.returncode == 2
+  assert f'{kind} holds results of other weights' in done.stderr.strip().splitlines()[-1]
+
+
 def test_real_images_are_denoised(analysed, tmp_path, capsys):
   workdir, _ = analysed
   images = np.random.default_rng(0).normal(-500, 200, (2, 40, 48)).astype(np.float32)
