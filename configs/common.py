@@ -73,8 +73,9 @@ def base(name: str, arg: str) -> ml_collections.ConfigDict:
   train.weight_decay = 0.0
   # Of the mean of the weights that is validated and kept; 0: the weights themselves.
   train.ema_decay = 0.0
-  # Training examples moved at random, with a probability that grows up to this one.
-  train.augment = ml_collections.ConfigDict(dict(probability=0.0, max_degrees=0.0, max_pixels=0.0))
+  # Training examples moved at random, with a probability that grows up to this one, and thermal noise added to them: the
+  # least and the largest eta, or none.
+  train.augment = ml_collections.ConfigDict(dict(probability=0.0, max_degrees=0.0, max_pixels=0.0, noise=()))
   train.validate_every = 0
   train.max_validation = 0
   train.report_every = 20

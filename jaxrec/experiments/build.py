@@ -268,9 +268,11 @@ def train(options: Section) -> Training:
   """The training of a section `train`."""
   schedule = _part(Schedule, 'train.schedule', options.get('schedule', {}))
   chosen, augment = options.get('augment', {}), None
+  moves, noise = None, chosen.get('noise', ())
   if chosen.get('probability'):
-    moves = [PERTURBATIONS[name](chosen[key]) for name, key in MOVEMENTS.items() if chosen[key]]
-    augment = Augmentation(attacks.compose(*moves), chosen['probability'])
+    moves = attacks.compose(*(PERTURBATIONS[name](chosen[key]) for name, key in MOVEMENTS.items() if chosen[key]))
+  if moves or noise:
+    augment = Augmentation(moves, chosen['probability'], noise)
   task = recipe(_section(options, 'task'), options)
   return _part(Training, 'train', options, task=task, schedule=schedule, augment=augment)
 

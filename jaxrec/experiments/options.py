@@ -154,7 +154,7 @@ OPTIONS: dict[str, Rule] = {
     'validate_every': _whole(0), 'max_validation': _whole(0), 'report_every': _whole(1), 'pictures': _whole(0, 1000), 'num_devices': _whole(0, 100_000), 'tensorboard': _FLAG,
     'best': _choice('loss', 'ssim', 'psnr'), 'patience': _whole(0), 'micro_batch': _whole(0), 'checkpoint_minutes': _real(0, 1e6), 'start_from': _FILE,
     'ema_decay': _real(0, 1, below=True),
-    **_at('augment', {'probability': _real(0, 1), 'max_degrees': _real(0, 90), 'max_pixels': _real(0, 8192)}),
+    **_at('augment', {'probability': _real(0, 1), 'max_degrees': _real(0, 90), 'max_pixels': _real(0, 8192), 'noise': _several(_real(0, 10, above=True), least=0, most=2)}),
     **_at('schedule', {'name': _choice(*SCHEDULES), 'warmup': _real(0, 1, below=True), 'final': _real(0, 1)}),
   }),
   **_at('train.task', {
@@ -433,14 +433,16 @@ def _updates(task):
 
 def _check_augment(config, prefix):
   chosen = config.get('train', {}).get('augment', {})
-  if not chosen or not chosen.probability:
-    return
-  if not any(chosen[key] for key in build.MOVEMENTS.values()):
+  noise = chosen.get('noise', ())
+  if noise and (len(noise) != 2 or noise[0] > noise[1]):
+    raise ValueError(f'{prefix}train.augment.noise: {tuple(noise)}; give the least and the largest eta, or () for none')
+  if chosen.get('probability') and not any(chosen[key] for key in build.MOVEMENTS.values()):
     raise ValueError(
       f'{prefix}train.augment.probability: moves nothing; give train.augment.{" or ".join(build.MOVEMENTS.values())} above 0'
     )
-  if not _is_of_kspace(config):
-    raise ValueError(f'{prefix}train.augment.probability: movements are of k-space; set it to 0')
+  for name, nothing in (('probability', '0'), ('noise', '()')):
+    if chosen.get(name) and not _is_of_kspace(config):
+      raise ValueError(f'{prefix}train.augment.{name}: movements and noise are of k-space; set it to {nothing}')
 
 
 def _is_of_kspace(config):

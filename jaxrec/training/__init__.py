@@ -1,6 +1,6 @@
 """Training tasks, the loop, checkpoints and data parallelism."""
 
-from jaxrec.training.augmentation import augmented
+from jaxrec.training.augmentation import augmented, noisier
 from jaxrec.training.averaging import AveragedState, averaged
 from jaxrec.training.checkpoint import Checkpointer, CheckpointError
 from jaxrec.training.gan import GANState, cut_mix, du_gan, sobel, wgan_vgg
@@ -15,6 +15,6 @@ from jaxrec.training.tasks import Task, TrainState, image_loss, image_scores, op
 __all__ = [
   'AdversarialState', 'Adversary', 'AveragedState', 'Checkpointer', 'CheckpointError', 'Diverged', 'GANState', 'Parallel', 'Stopped', 'Task', 'TrainState',
   'VAEState', 'adversarial', 'augmented', 'averaged', 'consistency', 'cut_mix', 'cvae', 'data_parallel', 'du_gan', 'fit', 'flow', 'free', 'image_adversary', 'image_loss', 'image_scores',
-  'jacobian', 'jitter', 'kspace_adversary', 'optimizer', 'schedule', 'sobel', 'supervised',
+  'jacobian', 'jitter', 'kspace_adversary', 'noisier', 'optimizer', 'schedule', 'sobel', 'supervised',
   'wgan_vgg', 'worst_case',
 ]  # fmt: skip

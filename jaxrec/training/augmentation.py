@@ -1,12 +1,14 @@
-"""Augmentation of scans by movements of the patient: k-space and target together."""
+"""Augmentation of scans by movements of the patient and thermal noise: k-space and target together."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxrec import noise
 from jaxrec.attacks import Perturbation
-from jaxrec.fourier import ifft2c, rss
+from jaxrec.fourier import abs_squared, ifft2c, rss
 from jaxrec.geometry import center_crop
 from jaxrec.training.draws import Place, alone, of_examples
 from jaxrec.training.tasks import Task
@@ -38,12 +40,35 @@ def augmented(
     Fabian et al. 2021, MRAugment, equation (4) with the exponential schedule.
   """
 
+  def change(state, key, scan):
+    return move(key, scan, perturbation, probability * ramp(task.steps(state) / num_steps))
+
+  return _changed(task, change, place)
+
+
+def noisier(task: Task, etas: tuple[float, float], *, place: Place = alone) -> Task:
+  """A task that adds thermal noise to its training examples, of a strength drawn anew each time.
+
+  Validation sees the examples as they are.
+
+  Args:
+    task: what is trained, on `Scan`s.
+    etas: least and largest strength, see `add_noise`.
+    place: see `tasks.supervised`.
+
+  Returns:
+    The task, of the same state.
+  """
+  return _changed(task, lambda state, key, scan: add_noise(key, scan, etas), place)
+
+
+def _changed(task, change, place):
+  """A task that trains on `change(state, key, scan)` of its examples."""
+
   def step(state, batch, key):
     draw, rest = jax.random.split(key)
-    chance = probability * ramp(task.steps(state) / num_steps)
     keys = of_examples(draw, batch.target.shape[0], place)
-    moved = jax.vmap(lambda key, scan: move(key, scan, perturbation, chance))(keys, batch)
-    return task.step(state, moved, rest)
+    return task.step(state, jax.vmap(partial(change, state))(keys, batch), rest)
 
   return task._replace(step=step)
 
@@ -72,12 +97,42 @@ def move(key: Key, scan: Scan, perturbation: Perturbation, chance: Scalar | floa
   whether, where = jax.random.split(key)
   delta = perturbation.init(where, scan)
   kspace = jnp.where(scan.acquired, perturbation.apply(delta, scan).kspace, 0)
-  target = center_crop(rss(ifft2c(kspace)), scan.target.shape)
   still = jnp.stack([jnp.all(part == 0) for part in jax.tree.leaves(delta)]).all()
   # A target that is not finite stays, so that the loop stops and names its file.
-  moves = (jax.random.uniform(whether) < chance) & ~still & jnp.isfinite(scan.target).all()
-  return scan.replace(kspace=_chosen(moves, kspace, scan.kspace), target=_chosen(moves, target, scan.target))
+  return _measured_anew(scan, kspace, (jax.random.uniform(whether) < chance) & ~still)
 
 
-def _chosen(moves: Array, new: Any, old: Any) -> Array:
-  return jnp.where(moves, new.astype(old.dtype), old)
+def add_noise(key: Key, scan: Scan, etas: tuple[float, float]) -> Scan:
+  """A scan with more thermal noise: white, the same in all coils, measured in all acquired columns.
+
+  Its expected energy is `eta^2 ||k||^2`, of all coils together, as that of adversarial
+  noise of radius eta; eta is drawn evenly in its logarithm.
+
+  Args:
+    key: decides how much, and draws.
+    scan: one scan.
+    etas: least and largest eta, both above 0.
+
+  Returns:
+    A scan of the same shapes, whose target is the root sum of squares of what is
+    measured then; sampling masks, region and data range are those of the scan.
+  """
+  much, which = jax.random.split(key)
+  low, high = jnp.log(jnp.asarray(etas, scan.target.dtype))
+  eta = jnp.exp(jax.random.uniform(much, (), scan.target.dtype, low, high))
+  coils, rows = scan.kspace.shape[:2]
+  samples = coils * rows * jnp.sum(scan.acquired)
+  sigma = eta * jnp.sqrt(jnp.sum(abs_squared(scan.kspace)) / (2 * samples))
+  return _measured_anew(scan, scan.kspace + noise.draw(which, jnp.full(coils, sigma), scan), True)
+
+
+def _measured_anew(scan, kspace, where):
+  """The scan with another k-space and its target, or as it is."""
+  target = center_crop(rss(ifft2c(kspace)), scan.target.shape)
+  # A target that is not finite stays, so that the loop stops and names its file.
+  where = where & jnp.isfinite(scan.target).all()
+  return scan.replace(kspace=_chosen(where, kspace, scan.kspace), target=_chosen(where, target, scan.target))
+
+
+def _chosen(where: Array, new: Any, old: Any) -> Array:
+  return jnp.where(where, new.astype(old.dtype), old)

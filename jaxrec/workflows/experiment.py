@@ -253,15 +253,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Augmentation:
-  """Movements of the patient in training examples.
+  """Movements of the patient and thermal noise in training examples.
 
   Attributes:
-    moves: the largest ones.
-    probability: at the end of the training.
+    moves: the largest ones, if there are any.
+    probability: of movements, at the end of the training.
+    noise: least and largest eta of the noise that is added; none if empty.
   """
 
-  moves: Perturbation
+  moves: Perturbation | None
   probability: float
+  noise: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ class Training:
     checkpoint_minutes: between checkpoints.
     start_from: file of fastMRI weights; empty for none.
     schedule: of the learning rate.
-    augment: movements of the examples, or `None`.
+    augment: movements of the examples and noise in them, or `None`.
     ema_decay: of the mean of the weights that is kept; 0: the weights themselves.
     pictures: slices that are shown at every validation.
   """

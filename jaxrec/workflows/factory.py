@@ -219,7 +219,10 @@ def task(
 def _modified(options: Training, task: Task, steps: int, parallel: Parallel) -> Task:
   """The task with augmented examples and averaged weights, where a training asks for them."""
   chosen = options.augment
-  if chosen:
+  # Noise is that of the moved patient: what wraps last acts first.
+  if chosen and chosen.noise:
+    task = training.noisier(task, chosen.noise, place=parallel.place)
+  if chosen and chosen.moves:
     task = training.augmented(task, chosen.moves, probability=chosen.probability, num_steps=steps, place=parallel.place)
   return training.averaged(task, options.ema_decay) if options.ema_decay else task
 

@@ -19,7 +19,7 @@ VARNET = 'configs/varnet_8x.py:smoke'
 ASKED = (
   "--config.stages=('train', 'evaluate')", '--config.train.schedule.name=cosine', '--config.train.schedule.warmup=0.5',
   '--config.train.learning_rate=1e-3', '--config.train.ema_decay=0.9', '--config.train.augment.probability=1.0',
-  '--config.train.augment.max_degrees=5.0', '--config.train.augment.max_pixels=2.0', '--config.train.pictures=2',
+  '--config.train.augment.max_degrees=5.0', '--config.train.augment.max_pixels=2.0', '--config.train.augment.noise=(0.01, 0.05)', '--config.train.pictures=2',
 )  # fmt: skip
 
 

@@ -122,6 +122,7 @@ REFUSED = {
   'model.name': ('transformer', 'varnet'),
   'model.checkpoint': ('no_such_run', 3, 300 * 'x', 'a\0b'),
   'model.sha256': ('abc',),
+  'train.augment.noise': ((0.1,), (0.3, 0.1), (0.0, 0.1), (0.1, 0.2, 0.3), 0.1),
   'report.draws': (0,),
   'report.runs': (('/nowhere',),),
   'search.coil_noise.step_size': (-1, 0),

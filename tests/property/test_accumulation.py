@@ -40,6 +40,7 @@ def curve(network, devices, micro_batch, folder, *, steps=STEPS):
   if network == 'noisy':
     noise = jaxrec.coil_noise(0.5, start='random')
     task = training.jitter(*parts, perturbation=noise, **common)
+    task = training.noisier(task, (0.1, 0.4), place=parallel.place)
     task = training.augmented(task, jaxrec.rotation(20.0), probability=1.0, num_steps=4, place=parallel.place)
   else:
     task = training.supervised(*parts, **common)

@@ -97,6 +97,59 @@ def test_the_share_of_moved_examples_grows_to_its_probability():
   assert abs(share - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)
 
 
+noised = jax.jit(augmentation.add_noise, static_argnums=2)
+
+
+@pytest.mark.parametrize('edge', [0, 5])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_noise_is_measured_where_the_scan_is_and_the_target_shows_it(edge, seed):
+  scan, key = phantom(edge=edge), jax.random.key(seed)
+  out = noised(key, scan, (0.05, 0.4))
+  assert not np.any(out.kspace[:, :, ~scan.acquired[0]])
+  full = np.sqrt((np.abs(np.asarray(ifft2c(out.kspace))) ** 2).sum(0))
+  np.testing.assert_allclose(
+    out.target, jaxrec.geometry.center_crop(full, scan.target.shape), rtol=1e-4, atol=1e-4 * full.max()
+  )
+  for field in ('mask', 'acs', 'acquired', 'region', 'scale'):
+    np.testing.assert_array_equal(getattr(out, field), getattr(scan, field))
+  jax.tree.map(np.testing.assert_array_equal, noised(key, scan, (0.05, 0.4)), out)
+  relative = np.linalg.norm(out.kspace - scan.kspace) / np.linalg.norm(scan.kspace)
+  assert 0.04 < relative < 0.45
+
+
+@pytest.mark.parametrize('eta', [0.02, 0.3])
+def test_noise_has_the_energy_that_is_asked_for_and_is_the_same_in_all_coils(eta):
+  scan, keys = phantom(edge=5), jax.random.split(jax.random.key(0), 200)
+  added = np.asarray(jax.vmap(lambda key: noised(key, scan, (eta, eta)).kspace - scan.kspace)(keys))
+  energy = (np.abs(added) ** 2).sum((-2, -1))  # [draw, coil]
+  expected = eta**2 * (np.abs(scan.kspace) ** 2).sum()
+  # A sum of n squares of normal numbers varies by sqrt(2/n).
+  n = 2 * added[0].size * scan.acquired.mean()
+  assert abs(energy.sum(1).mean() / expected - 1) < 4 * np.sqrt(2 / (n * len(keys)))
+  np.testing.assert_allclose(energy.mean(0), expected / len(scan.kspace), rtol=4 * np.sqrt(2 * 3 / (n * len(keys))))
+  white = np.fft.fft2(added[:, :, :, scan.acquired[0]], norm='ortho')
+  np.testing.assert_allclose(white.real.var(), white.imag.var(), rtol=0.02)
+
+
+def test_noise_is_spread_evenly_in_its_logarithm():
+  scan, keys = phantom(), jax.random.split(jax.random.key(0), 400)
+
+  def eta(key):
+    return jnp.linalg.norm(noised(key, scan, (0.01, 1.0)).kspace - scan.kspace) / jnp.linalg.norm(scan.kspace)
+
+  found = np.log10(np.asarray(jax.vmap(eta)(keys)))
+  assert -2.05 < found.min() < -1.9 and -0.1 < found.max() < 0.05
+  assert abs(found.mean() + 1) < 4 * 2 / np.sqrt(12 * 400)
+
+
+def test_a_target_that_is_not_finite_stays():
+  scan = phantom()
+  bad = scan.replace(target=np.full_like(scan.target, np.nan))
+  assert np.isnan(noised(jax.random.key(0), bad, (0.1, 0.1)).target).all()
+  assert np.isnan(move(jax.random.key(0), bad, MOVES['rotation'], 1.0).target).all()
+
+
 class Level(nn.Module):
   """One number over the zero-filled image."""
 

@@ -165,9 +165,10 @@ def averaged_players(parallel):
 
 
 def moved(parallel):
-  """Movements of the patient, and averaged weights."""
+  """Movements of the patient, thermal noise, and averaged weights."""
   moves = jaxrec.attacks.compose(jaxrec.rotation(10.0), jaxrec.translation(2.0))
   task = training.supervised(Tiny(), adam(), loss='l1', average=parallel.average, place=parallel.place)
+  task = training.noisier(task, (0.02, 0.2), place=parallel.place)
   return training.averaged(training.augmented(task, moves, probability=0.5, num_steps=6, place=parallel.place), 0.9)
 
 
