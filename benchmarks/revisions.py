@@ -6,7 +6,8 @@
 `rotation` is the rotation sweep of the quickstart's two networks (both aims, all
 boxes), `attack` the whole of their attack stage, `snippet` the README's first result
 in a notebook, compilation included. Each revision is checked out, trains its own networks for
-`--steps` steps, and runs as users run it, in a process of its own. Of the stages, `compute` adds
+`--steps` steps, and runs as users run it, in a process of its own. `quickstart`, if asked for, is all that the quickstart's command does, from
+nothing: phantom, compilation, training, attack and report. Of the stages, `compute` adds
 up the seconds of the rows and `stage` is the whole process; what XLA compiled is kept
 from a first run that is not counted, so neither holds it. Prints medians, and appends
 them to benchmarks/results/revisions.jsonl.
@@ -105,6 +106,11 @@ class Side:
     slices = {(r['file'], r['slice']) for r in rows}
     return {'compute': sum(float(r['seconds']) for r in rows), 'stage': stage, 'rows': len(rows), 'places': len(places), 'slices': len(slices)}  # fmt: skip
 
+  def quickstart(self, profile: str) -> dict[str, float]:
+    """The whole command."""
+    self.count += 1
+    return {'whole': self.run('-m', 'jaxrec.main', f'--config=configs/quickstart.py:{profile}', f'--workdir={self.folder / f"quickstart-{self.count}"}', cached=False)}  # fmt: skip
+
   def snippet(self) -> dict[str, float]:
     """The README's example up to the first number that it prints."""
     text = (self.tree / 'README.md').read_text().partition('## In a notebook')[2]
@@ -122,11 +128,14 @@ def compare(work: str, sides: dict[str, Side], options: argparse.Namespace, fold
   data = folder / 'data'
   config = f'{folder / "timed.py"}:{options.profile}' + (',rotation' if work == 'rotation' else '')
   found: dict[str, list[dict]] = {name: [] for name in sides}
-  for repeat in range(options.repeats + (work != 'snippet')):
+  fresh = {'snippet': lambda side: side.snippet(), 'quickstart': lambda side: side.quickstart(options.profile)}.get(
+    work
+  )
+  for repeat in range(options.repeats + (fresh is None)):
     for name, side in sides.items():
-      got = side.snippet() if work == 'snippet' else side.attack(config, data)
+      got = fresh(side) if fresh else side.attack(config, data)
       print(f'{work} {repeat} {name} ({side.revision}): {got}', flush=True)
-      if work == 'snippet' or repeat:
+      if fresh or repeat:
         found[name].append(got)
   return found
 
@@ -137,7 +146,9 @@ def report(work: str, found: dict[str, list[dict]], sides: dict[str, Side], opti
 
   medians = {name: {k: float(np.median([r[k] for r in rows])) for k in rows[0]} for name, rows in found.items()}
   ratios = {
-    k: medians['old'][k] / medians['new'][k] for k in ('compute', 'stage', 'first_result') if k in medians['new']
+    k: medians['old'][k] / medians['new'][k]
+    for k in ('compute', 'stage', 'first_result', 'whole')
+    if k in medians['new']
   }
   for k, ratio in ratios.items():
     print(f'{work}: {k} {medians["old"][k]:.2f} s before, {medians["new"][k]:.2f} s now: {ratio:.2f} times as fast')

@@ -9,12 +9,12 @@ from jaxrec.models.exported import export
 from jaxrec.models.ldct_weights import load_ldct
 from jaxrec.models.registry import NAMES, bind, bind_complete, bind_training, build, observer, start
 from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
-from jaxrec.models.varnet import VarNet
+from jaxrec.models.varnet import VarNet, coil_maps
 from jaxrec.models.vgg import VGG, load_vgg, perceptual
 from jaxrec.models.weights import load_fastmri
 
 __all__ = [
   'CINN', 'CNN10', 'CVAE', 'CVAECritic', 'DCGAN', 'DUGANDiscriminator', 'ImageUNet', 'KspaceGenerator', 'NAMES', 'REDCNN',
-  'UNet', 'UNetRecon', 'VGG', 'VarNet', 'WGANVGG', 'WGANVGGCritic', 'bind', 'bind_complete', 'bind_training', 'build',
+  'UNet', 'UNetRecon', 'VGG', 'VarNet', 'WGANVGG', 'WGANVGGCritic', 'bind', 'bind_complete', 'bind_training', 'build', 'coil_maps',
   'export', 'load_fastmri', 'load_ldct', 'load_vgg', 'observer', 'perceptual', 'start',
 ]  # fmt: skip

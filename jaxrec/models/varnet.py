@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from jaxrec.fourier import abs_squared, fft2c, ifft2c, rss, safe_sqrt, sens_expand, sens_reduce
 from jaxrec.models.unet import NormUNet
-from jaxrec.types import Array, Key
+from jaxrec.types import Array, Key, Variables
 
 
 class Sensitivities(nn.Module):
@@ -142,11 +142,9 @@ class VarNet(nn.Module):
     Returns:
       `[..., row, col]` float, RSS over coils, or `[..., coil, row, col]` complex.
     """
-    mask, acs = mask[..., None, :, :], acs[..., None, :, :]
+    mask = mask[..., None, :, :]
     kspace = jnp.where(mask, kspace, 0)
-    maps = Sensitivities(self.sens_chans, self.sens_pools, self.remat, self.dtype, name='sens')(
-      jnp.where(acs, kspace, 0)
-    )
+    maps = _sensitivities(self, name='sens')(_centre(kspace, acs))
     axes = (-1,) if mask.shape[-2] == 1 else (-2, -1)
     if axes == (-1,):
       kspace = ifft2c(kspace, (-2,))
@@ -165,3 +163,28 @@ class VarNet(nn.Module):
       kspace = jnp.fft.fftshift(kspace, axes)
       return fft2c(kspace, (-2,)) if axes == (-1,) else kspace
     return jnp.fft.fftshift(rss(jnp.fft.ifftn(kspace, axes=axes, norm='ortho')), axes)
+
+
+def coil_maps(module: VarNet, variables: Variables, kspace: Array, mask: Array, acs: Array) -> Array:
+  """The coil sensitivities that a VarNet estimates and works with.
+
+  Args:
+    module: the network.
+    variables: its variables.
+    kspace: `[..., coil, row, col]` complex.
+    mask: `[..., 1 or row, col]` bool.
+    acs: `[..., 1 or row, col]` bool.
+
+  Returns:
+    `[..., coil, row, col]` complex, of unit RSS.
+  """
+  centre = _centre(jnp.where(mask[..., None, :, :], kspace, 0), acs)
+  return _sensitivities(module).apply({'params': variables['params']['sens']}, centre)
+
+
+def _sensitivities(module, **named):
+  return Sensitivities(module.sens_chans, module.sens_pools, module.remat, module.dtype, **named)
+
+
+def _centre(kspace, acs):
+  return jnp.where(acs[..., None, :, :], kspace, 0)

@@ -10,8 +10,9 @@ import optax
 from flax import struct
 
 from jaxrec import metrics
+from jaxrec.fourier import abs_squared, ifft2c, sens_reduce
 from jaxrec.geometry import center_crop
-from jaxrec.models import bind, bind_training
+from jaxrec.models import VarNet, bind, bind_training, coil_maps
 from jaxrec.models import start as start_variables
 from jaxrec.models.draws import hardware_key
 from jaxrec.models.unet import moments, zero_filled
@@ -107,6 +108,7 @@ def supervised(
   optimizer: optax.GradientTransformation,
   *,
   loss: str = 'ssim',
+  maps_weight: float = 0.0,
   micro_batch: int = 0,
   average: Callable[[Any], Any] = lambda tree: tree,
   place: Place = alone,
@@ -117,6 +119,9 @@ def supervised(
     module: the network.
     optimizer: an Optax transformation.
     loss: one of `LOSSES`.
+    maps_weight: of `unexplained`, which is added to the loss of a VarNet. Trained on
+      the image alone its maps need not be those of the coils, as its cascades learn
+      to live with them; on other anatomy they then fail together.
     micro_batch: see `descent`.
     average: averages gradients and metrics over devices, `Parallel.average`.
     place: where in the global batch the examples of a device are, `Parallel.place`.
@@ -124,16 +129,45 @@ def supervised(
   Returns:
     The task.
 
+  Raises:
+    ValueError: if a network is to have maps that has none.
+
   Reference:
     Sriram et al. 2020 (SSIM, Adam); Zbontar et al. 2018 (L1, RMSprop).
   """
   loss_of = image_loss(loss)
+  if maps_weight and not isinstance(module, VarNet):
+    raise ValueError('train.task.maps_weight: only a VarNet estimates maps of coils; set it to 0')
 
   def batch_loss(forward, variables, batch, draws):
-    images, variables = forward(variables, batch, draws.common)
-    return jnp.mean(jax.vmap(loss_of)(images, batch)), (variables, {})
+    images, changed = forward(variables, batch, draws.common)
+    value = jnp.mean(jax.vmap(loss_of)(images, batch))
+    if not maps_weight:
+      return value, (changed, {})
+    # The network computes the same maps: XLA keeps them once.
+    maps = coil_maps(module, variables, batch.kspace, batch.mask, batch.acs)
+    left = jnp.mean(jax.vmap(unexplained)(maps, batch.kspace))
+    return value + maps_weight * left, (changed, {'unexplained': left})
 
   return descent(module, optimizer, batch_loss, loss=loss, micro_batch=micro_batch, average=average, place=place)
+
+
+def unexplained(maps: Array, kspace: Array) -> Scalar:
+  """Share of the energy of fully sampled coil images that no image seen through the maps has.
+
+  `1 - sum_p |sum_c conj(S_c) x_c|^2 / sum_p sum_c |x_c|^2`, which is 0 if and only
+  if the coil images are one image times the maps, wherever there is one.
+
+  Args:
+    maps: `[coil, row, col]` complex, of unit RSS.
+    kspace: `[coil, row, col]` complex, fully sampled.
+
+  Reference:
+    Pruessmann et al. 1999, the signal model of SENSE.
+  """
+  images = ifft2c(kspace)
+  energy = jnp.sum(abs_squared(images))
+  return 1 - jnp.sum(abs_squared(sens_reduce(images, maps))) / jnp.where(energy > 0, energy, 1)
 
 
 BatchLoss = Callable[[Callable, Any, Sample, Draws], tuple[Scalar, tuple[Any, dict[str, Scalar]]]]

@@ -43,7 +43,7 @@ def curve(network, devices, micro_batch, folder, *, steps=STEPS):
     task = training.noisier(task, (0.1, 0.4), place=parallel.place)
     task = training.augmented(task, jaxrec.rotation(20.0), probability=1.0, num_steps=4, place=parallel.place)
   else:
-    task = training.supervised(*parts, **common)
+    task = training.supervised(*parts, maps_weight=0.5 if network == 'varnet' else 0.0, **common)
 
   def batches(start):
     for i in range(start, STEPS):

@@ -8,7 +8,7 @@ import optax
 import pytest
 from scipy import ndimage, stats
 
-from jaxrec import training
+from jaxrec import fourier, models, training
 from jaxrec.data import singlecoil, synthetic
 from jaxrec.training import gan
 from jaxrec.types import Slice
@@ -48,6 +48,44 @@ def test_plain_losses_are_in_units_of_the_range(unit):
   sample = Slice(image, unit * target, np.ones_like(target), np.float32(4 * unit))
   for kind, want in (('l1', np.abs(image - target).mean() / 4), ('mse', ((image - target) ** 2).mean() / 16)):
     assert float(training.image_loss(kind)(unit * image, sample)) == pytest.approx(want, rel=1e-4)
+
+
+def test_maps_of_the_coils_leave_no_energy_unexplained():
+  rng = np.random.default_rng(3)
+  maps = rng.standard_normal((4, 12, 10)) + 1j * rng.standard_normal((4, 12, 10))
+  maps = (maps / np.sqrt((np.abs(maps) ** 2).sum(0))).astype(np.complex64)
+  image = (rng.standard_normal((12, 10)) + 1j * rng.standard_normal((12, 10))).astype(np.complex64)
+  kspace = fourier.fft2c(jnp.asarray(maps * image))
+  unexplained = training.tasks.unexplained
+  turned = maps * np.exp(2j * np.pi * rng.random((12, 10))).astype(np.complex64)
+  for right in (maps, turned):
+    assert abs(float(unexplained(right, kspace))) < 1e-5
+  # Two coils whose images are swapped with opposite sign are at right angles to what they were.
+  wrong = np.stack([-maps[1].conj(), maps[0].conj(), -maps[3].conj(), maps[2].conj()])
+  assert float(unexplained(wrong, kspace)) == pytest.approx(1, abs=1e-5)
+  # Noise of the coils is no image: all but one of four parts are left, whatever the maps.
+  noise = rng.standard_normal((200, 4, 12, 10)) + 1j * rng.standard_normal((200, 4, 12, 10))
+  left = jax.vmap(lambda k: unexplained(maps, k))(noise.astype(np.complex64))
+  assert float(left.mean()) == pytest.approx(0.75, abs=4 * float(left.std()) / np.sqrt(200))
+  assert float(unexplained(maps, jnp.zeros_like(kspace))) == 1
+
+
+def test_only_a_varnet_has_maps_and_its_loss_holds_what_they_leave():
+  scan = jax.tree.map(lambda x: x[None], synthetic.scan(0, rows=32, cols=32, coils=2, acceleration=2))
+  rule, key = training.optimizer('adam', 1e-3), jax.random.key(0)
+  with pytest.raises(ValueError, match='train.task.maps_weight: only a VarNet estimates maps'):
+    training.supervised(models.UNetRecon(chans=2, pools=1), rule, maps_weight=1.0)
+  net = models.VarNet(num_cascades=1, chans=2, pools=1, sens_chans=2, sens_pools=1)
+  plain, with_maps = (training.supervised(net, rule, maps_weight=w) for w in (0.0, 0.5))
+  state = plain.init(key, scan)
+  (_, a), (after, b) = (jax.jit(task.step)(state, scan, key) for task in (plain, with_maps))
+  maps = models.coil_maps(net, state.variables, scan.kspace, scan.mask, scan.acs)[0]
+  left = float(training.tasks.unexplained(maps, scan.kspace[0]))
+  assert 0 < left < 1 and float(b['unexplained']) == pytest.approx(left, rel=1e-4)
+  assert float(b['loss']) == pytest.approx(float(a['loss']) + 0.5 * left, rel=1e-4)
+  for _ in range(20):
+    after, b = jax.jit(with_maps.step)(after, scan, key)
+  assert float(b['unexplained']) < left
 
 
 class Bias(nn.Module):

@@ -15,6 +15,7 @@ import jaxrec
 from jaxrec.data import synthetic
 from jaxrec.models import draws, layers, weights
 from jaxrec.models.unet import moments, zero_filled
+from jaxrec.models.varnet import Sensitivities
 
 
 def normal(shape, seed=0):
@@ -216,6 +217,23 @@ def test_a_mask_over_rows_gives_the_same_as_its_columns():
   a = jax.jit(module.apply)(variables, scan.kspace, scan.mask, scan.acs)
   b = jax.jit(module.apply)(variables, scan.kspace, *tall)
   np.testing.assert_allclose(a, b, atol=1e-4 * float(a.max()))
+
+
+def test_coil_maps_are_those_that_the_network_works_with():
+  module = jaxrec.models.build('varnet', **NETWORKS['varnet'])
+  scan = synthetic.scan(0, rows=32, cols=36, coils=2, acceleration=2)
+  given = scan.kspace, scan.mask, scan.acs
+  variables = jax.jit(module.init)(jax.random.key(0), *given)
+  _, kept = jax.jit(partial(module.apply, capture_intermediates=lambda m, _: isinstance(m, Sensitivities)))(
+    variables, *given
+  )
+  (inside,) = jax.tree.leaves(kept)
+  maps = jax.jit(partial(jaxrec.models.coil_maps, module))(variables, *given)
+  np.testing.assert_array_equal(maps, inside)
+  np.testing.assert_allclose(np.sum(np.abs(maps) ** 2, 0), 1, rtol=1e-5)
+  # Of what is measured: another line that the mask leaves out changes nothing.
+  other = np.where(scan.mask, scan.kspace, 7)
+  np.testing.assert_array_equal(jax.jit(partial(jaxrec.models.coil_maps, module))(variables, other, *given[1:]), maps)
 
 
 def test_rematerialisation_changes_nothing():

@@ -90,8 +90,9 @@ def hyperparameters(run):
     found.pop('train.num_epochs' if run.train.num_steps else 'train.num_steps')
     if not run.train.drop_at:
       del found['train.drop_factor']
-    if not found['train.augment.noise']:
-      del found['train.augment.noise']
+    for name in ('train.augment.noise', 'train.task.maps_weight'):
+      if not found.get(name, True):
+        del found[name]
     for name in ('train.ema_decay', 'train.augment.probability'):
       if not found[name]:
         for path in [path for path in found if path == name or path.startswith('train.augment.') and 'augment' in name]:
