@@ -268,7 +268,7 @@ def train(options: Section) -> Training:
   """The training of a section `train`."""
   schedule = _part(Schedule, 'train.schedule', options.get('schedule', {}))
   chosen, augment = options.get('augment', {}), None
-  moves, noise = None, chosen.get('noise', ())
+  moves, noise = None, chosen.get('noise') or None
   if chosen.get('probability'):
     moves = attacks.compose(*(PERTURBATIONS[name](chosen[key]) for name, key in MOVEMENTS.items() if chosen[key]))
   if moves or noise:

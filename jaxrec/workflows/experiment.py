@@ -258,12 +258,12 @@ class Augmentation:
   Attributes:
     moves: the largest ones, if there are any.
     probability: of movements, at the end of the training.
-    noise: least and largest eta of the noise that is added; none if empty.
+    noise: least and largest eta of the noise that is added, or `None`.
   """
 
   moves: Perturbation | None
   probability: float
-  noise: tuple[float, ...]
+  noise: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
