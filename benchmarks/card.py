@@ -63,7 +63,7 @@ def measured(config, name, repeats, overrides):
   from jaxrec import results
   from jaxrec.experiments import build
   from jaxrec.training import data_parallel, memory
-  from jaxrec.workflows import plan
+  from jaxrec.workflows import plan, targets
 
   # As `experiments.run` does.
   jax.config.update('jax_default_matmul_precision', 'highest')
@@ -76,18 +76,13 @@ def measured(config, name, repeats, overrides):
     (work,) = plan.programs(build.build(made, folder), here)
   devices = jax.local_devices()
   start = time.perf_counter()
-  compiled = {}
-
-  def needed(count):
-    compiled[count] = work.lowered(devices, count).compile()
-    return memory.needed_memory(compiled[count])
-
-  sizes = work.sizes(len(devices))
-  at_once = memory.largest_that_fits(sizes, here.memory, needed) or sizes[0]
+  found, compiled = plan.fitted(work, targets.target(targets.HERE, here.memory, devices))
+  at_once = found or work.sizes(len(devices))[0]
+  program = compiled(at_once)
   compile_seconds = time.perf_counter() - start
   if repeats < 0:
     return print(f'compiled in {compile_seconds:.0f} s')
-  program, planned = compiled[at_once], memory.needed_memory(compiled[at_once])
+  planned = memory.needed_memory(program)
   arguments = filled(program.args_info[0], np.random.default_rng(0))
   where = program.input_shardings[0]
   times, digests, finite = [], [], True

@@ -93,9 +93,8 @@ def run(experiment: Experiment, folder: Path, here: Parallel) -> list[dict[str, 
   return rows
 
 
-def planned(work: Work, chosen: Target) -> dict[str, Any]:
-  """The row of one program on one target."""
-  start = time.perf_counter()
+def fitted(work: Work, chosen: Target) -> tuple[int, Callable[[int], Any]]:
+  """How many examples of a program fit on a device at a time, 0 if none do, and what compiles it for a number, once each."""
 
   @functools.cache
   def compiled(at_once):
@@ -103,19 +102,27 @@ def planned(work: Work, chosen: Target) -> dict[str, Any]:
 
   sizes = work.sizes(len(chosen.devices))
   found = memory.largest_that_fits(sizes, chosen.memory, lambda n: memory.bytes_of(lambda: compiled(n)))
+  return found or 0, compiled
+
+
+def planned(work: Work, chosen: Target) -> dict[str, Any]:
+  """The row of one program on one target."""
+  start = time.perf_counter()
+  found, compiled = fitted(work, chosen)
+  at_once = found or work.sizes(len(chosen.devices))[0]
   needed: float
   try:
-    made = compiled(found or sizes[0])
+    made = compiled(at_once)
     needed, told = memory.needed_memory(made), _analysis(made)
   except jax.errors.JaxRuntimeError:
     needed, told = float('nan'), {}
-  batch = work.batch(len(chosen.devices), found or sizes[0])
+  batch = work.batch(len(chosen.devices), at_once)
   return {
     'program': work.name,
     'target': chosen.name,
     'devices': len(chosen.devices),
     'batch': batch,
-    'at_once': found or 0,
+    'at_once': found,
     'gbytes': round(needed / 1e9, 3),
     'limit_gbytes': round(chosen.memory / 1e9, 3),
     'gflop': round(work.flops() * batch / 1e9, 3),

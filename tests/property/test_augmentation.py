@@ -51,6 +51,17 @@ def test_nothing_changes_without_strength_or_chance(name, seed, chance):
     jax.tree.map(np.testing.assert_array_equal, moved, scan)
 
 
+def assert_one_measurement(new, scan):
+  """The target is the image of a k-space that lies where the scan is acquired; nothing else is changed."""
+  assert not np.any(new.kspace[:, :, ~scan.acquired[0]])
+  full = np.sqrt((np.abs(np.asarray(ifft2c(new.kspace))) ** 2).sum(0))
+  np.testing.assert_allclose(
+    new.target, jaxrec.geometry.center_crop(full, scan.target.shape), rtol=1e-4, atol=1e-4 * full.max()
+  )
+  for field in ('mask', 'acs', 'acquired', 'region', 'scale'):
+    np.testing.assert_array_equal(getattr(new, field), getattr(scan, field))
+
+
 @pytest.mark.parametrize('edge', [0, 5])
 @pytest.mark.parametrize('name', MOVES)
 @settings(max_examples=10, deadline=None)
@@ -60,13 +71,7 @@ def test_the_target_is_the_image_of_what_is_measured(name, edge, seed):
   key = jax.random.key(seed)
   moved = move(key, scan, MOVES[name], 1.0)
   assert not np.array_equal(moved.kspace, scan.kspace)
-  assert not np.any(moved.kspace[:, :, ~scan.acquired[0]])
-  full = np.sqrt((np.abs(np.asarray(ifft2c(moved.kspace))) ** 2).sum(0))
-  np.testing.assert_allclose(
-    moved.target, jaxrec.geometry.center_crop(full, scan.target.shape), rtol=1e-4, atol=1e-4 * full.max()
-  )
-  for field in ('mask', 'acs', 'acquired', 'region', 'scale'):
-    np.testing.assert_array_equal(getattr(moved, field), getattr(scan, field))
+  assert_one_measurement(moved, scan)
   # Movements are unitary; what they carry into columns that are not measured is lost.
   before, after = (np.linalg.norm(np.asarray(s.kspace)) for s in (scan, moved))
   assert after <= before * (1 + 1e-5) and after > before * (0.5 if edge else 0.999)
@@ -106,13 +111,7 @@ noised = jax.jit(augmentation.add_noise, static_argnums=2)
 def test_noise_is_measured_where_the_scan_is_and_the_target_shows_it(edge, seed):
   scan, key = phantom(edge=edge), jax.random.key(seed)
   out = noised(key, scan, (0.05, 0.4))
-  assert not np.any(out.kspace[:, :, ~scan.acquired[0]])
-  full = np.sqrt((np.abs(np.asarray(ifft2c(out.kspace))) ** 2).sum(0))
-  np.testing.assert_allclose(
-    out.target, jaxrec.geometry.center_crop(full, scan.target.shape), rtol=1e-4, atol=1e-4 * full.max()
-  )
-  for field in ('mask', 'acs', 'acquired', 'region', 'scale'):
-    np.testing.assert_array_equal(getattr(out, field), getattr(scan, field))
+  assert_one_measurement(out, scan)
   jax.tree.map(np.testing.assert_array_equal, noised(key, scan, (0.05, 0.4)), out)
   relative = np.linalg.norm(out.kspace - scan.kspace) / np.linalg.norm(scan.kspace)
   assert 0.04 < relative < 0.45
