@@ -421,11 +421,12 @@ class Json(Files):
   def read(self):
     from jaxrec import results
     from jaxrec.experiments import build
-    from jaxrec.workflows import comparison, report
+    from jaxrec.reports import attacks, comparison
+    from jaxrec.reports.source import Source
 
     build.stored(self.run.folder)
-    report._Source(self.run.folder)
-    report._bad_input(None, [self.run])
+    Source(self.run.folder)
+    attacks._bad_input(None, [self.run])
     comparison.cost_of(self.run.folder)
     rows = self.run.rows()
     results.read_jsonl(self.run.folder / 'metrics.jsonl')

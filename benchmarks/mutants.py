@@ -1,6 +1,7 @@
 """Changes one thing in the code at a time and asks whether the fast tests notice.
 
   python -m benchmarks.mutants [--count=160] [--seed=0] [--modules=jaxrec/masks.py,...] [--numbers=3,17] [--minutes=60]
+      [--known=docs/numbers/mutants.csv]
 
 Mutants are drawn by the seed among all places of a module where an operator, a
 comparison, a number, a truth value, a keyword argument's value or a statement can be another;
@@ -9,7 +10,8 @@ are left alone. First every test runs once and notes which functions it calls
 (benchmarks/results/calls.json). Each mutant then meets, in a process of its own,
 the tests that call its function, first those that are fast and call little else,
 and if none notices, all other tests of their files. No file is touched. What was tried is added to
-benchmarks/results/mutants.csv, and the same command goes on from there; at the
+benchmarks/results/mutants.csv, and the same command goes on from there. A mutant that the table of an earlier revision
+(`--known`) holds too meets the test that noticed it then before all others. At the
 end the tests that noticed run once without a change. Prints every survivor and the score.
 """
 
@@ -330,27 +332,31 @@ def plan(place, called, most):
   return rounds
 
 
-def attempt(module, number, called, most):
+def attempt(module, number, called, most, first=''):
   """Whether a mutant is noticed (nothing: time is over), and by which test; `called` as of `calls`, or rounds of tests."""
   mutant = mutate(module, number)
   rounds = plan(f'{module}:{mutant.function}', called, most) if isinstance(called, dict) else called
+  if first:
+    rounds = [(first.partition('::')[0], [first]), *rounds]
 
   def work():
     _install(mutant)
     done: dict = {}
     for name, chosen in rounds:
-      first = _First(chosen, False)
-      if _pytest(name, first):
-        return True, first.failed or f'{name}: does not run'
-      if not first.ran:
+      met = _First(chosen, False)
+      if _pytest(name, met):
+        return True, met.failed or f'{name}: does not run'
+      if not met.ran and chosen == [first]:
+        continue
+      if not met.ran:
         raise ValueError(f'{name}: none of its tests ran; make {CALLS} anew')
       done[name] = done.get(name, []) + chosen
     if most == math.inf:
       # What a test calls is not noted if an earlier one has compiled it.
       for name, chosen in done.items():
-        first = _First(chosen, True)
-        if _pytest(name, first):
-          return True, first.failed or f'{name}: does not run'
+        met = _First(chosen, True)
+        if _pytest(name, met):
+          return True, met.failed or f'{name}: does not run'
     return False, '' if rounds else 'no test calls it'
 
   found = forked(work, SECONDS)
@@ -365,6 +371,14 @@ def _read():
     return {}
   with open(RESULT, newline='') as stream:
     return {(row['module'], int(row['place'])): row for row in csv.DictReader(stream)}
+
+
+def _accusers(path):
+  """The test that noticed a mutant of an earlier revision, by module and what stood there before and after."""
+  if not path:
+    return {}
+  with open(path, newline='') as stream:
+    return {(r['module'], r['before'], r['after']): r['by'] for r in csv.DictReader(stream) if '::' in r['by']}
 
 
 def _write(rows):
@@ -422,6 +436,7 @@ def main():
   parser.add_argument(
     '--tests', default='', help='names of tests that the mutants meet, in place of those that call them'
   )
+  parser.add_argument('--known', default='', help='a table of an earlier revision')
   parser.add_argument('--again', action='store_true', help='those that survived, with the tests as they are now')
   parser.add_argument(
     '--most', type=float, default=math.inf, help='seconds of tests per mutant, as they took without a change'
@@ -430,15 +445,16 @@ def main():
   given = parser.parse_args()
   os.chdir(ROOT)
   _warm()
-  rows, end = _read(), time.monotonic() + 60 * given.minutes
+  rows, end, known = _read(), time.monotonic() + 60 * given.minutes, _accusers(given.known)
   called = [(test.partition('::')[0], [test]) for test in given.tests.split(',')] if given.tests else calls()
   for module, number in _chosen(given):
     before = rows.get((module, number))
     if time.monotonic() > end or before and not (given.again and before['noticed'] != '1'):
       continue
     start = time.monotonic()
-    noticed, by = attempt(module, number, called, given.most)
     mutant = mutate(module, number)
+    first = known.get((module, mutant.before, mutant.after), '')
+    noticed, by = attempt(module, number, called, given.most, first)
     said = {True: 'noticed', False: 'SURVIVED', None: 'undecided'}[noticed]
     print(
       f'{said} {module}:{mutant.line} [{number}] {json.dumps(mutant.before)} -> {json.dumps(mutant.after)} '
@@ -453,8 +469,8 @@ def main():
     if '::' in row['by']:
       accusers.setdefault(row['by'].partition('::')[0], []).append(row['by'])
   for name, tests in accusers.items():
-    first = _First(tests, False)
-    if forked(lambda name=name, first=first: (_pytest(name, first), first.failed)[1], 3600):
+    met = _First(tests, False)
+    if forked(lambda name=name, met=met: (_pytest(name, met), met.failed)[1], 3600):
       print(f'error: {name}: fails without a change')
       return 2
   count, tried = (sum(row['noticed'] in of for row in rows.values()) for of in (('1',), ('0', '1')))

@@ -77,6 +77,6 @@ __all__ = [
 def __getattr__(name):
   if name != 'report':
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  from jaxrec.workflows.report import report  # Brings matplotlib, which nothing else here needs.
+  from jaxrec.reports.attacks import report  # Brings matplotlib, which nothing else here needs.
 
   return report

@@ -40,6 +40,8 @@ COLUMNS = (
   'delta', 'budget_used', 'steps', 'seconds',
 )  # fmt: skip
 KEY = ('file', 'slice', 'annotation', 'perturbation', 'attacked', 'strength')
+# The kind of rows of inputs that hold no structure.
+NO_STRUCTURE = -1
 # Options of the machine, which change no number but by rounding: a run goes on with others.
 TECHNICAL = (
   'train.num_devices',
@@ -346,6 +348,11 @@ def _cell(value):
 
 def _disk_error(path, error):
   return RunError(f'{path}: cannot be written ({error.strerror}); free the disk, then run the same command to go on')
+
+
+def sibling(folder: Path, run: str) -> Path:
+  """Folder of another run: beside this one, or any path."""
+  return folder.parent / run if (folder.parent / run).is_dir() else Path(run)
 
 
 def safe_name(name: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from jaxrec import results
+from jaxrec import reports, results
 from jaxrec.experiments import build, options
 from jaxrec.training import data_parallel
 from jaxrec.workflows import (
@@ -13,12 +13,10 @@ from jaxrec.workflows import (
   datasets,
   detectability,
   evaluate,
-  invariance_report,
   invariances,
   known,
   places,
   plan,
-  report,
   train,
 )
 from jaxrec.workflows.experiment import Comparison, Experiment, Report, Trial
@@ -89,7 +87,7 @@ def _compare(comparison: Comparison) -> None:
     judged = [f for f in (comparison.folder, *folders) if (f / 'detectability.csv').exists()]
     if judged:
       shown = [*judged, *map(Path, comparison.report.runs)]
-      return _announce(invariance_report.run(comparison.folder, shown, draws=comparison.report.draws))
+      return _announce(reports.samples.run(comparison.folder, shown, draws=comparison.report.draws))
     _report(comparison.report, comparison.folder, folders)
 
 
@@ -142,11 +140,11 @@ def _try(trial: Trial) -> None:
   if 'known' in trial.stages:
     known.run(trial, folder, parallel)
   if trial.report and parallel.part == 0:
-    _announce(known.report(trial.folder, draws=trial.report.draws))
+    _announce(reports.known.run(trial.folder, draws=trial.report.draws))
 
 
 def _report(asked: Report, folder: Path, sources: list[Path]) -> None:
-  _announce(report.run(folder, sources, others=asked.runs, draws=asked.draws, generators=asked.generators))
+  _announce(reports.attacks.run(folder, sources, others=asked.runs, draws=asked.draws, generators=asked.generators))
 
 
 def _announce(page: Path) -> None:

@@ -67,7 +67,7 @@ def worst_case(
   reconstruct = bind(module)
 
   def batch_loss(forward, variables, batch, draws):
-    worst = _worst(reconstruct, lax.stop_gradient(variables), perturbation, search, objective, draws.each, batch)
+    worst = _worst(reconstruct, variables, perturbation, search, objective, draws.each, batch)
     images, variables = forward(variables, batch)
     attacked, variables = forward(variables, jax.vmap(perturbation.apply)(worst, batch))
     clean, robust = (jnp.mean(jax.vmap(loss_of)(x, batch)) for x in (images, attacked))
@@ -85,13 +85,15 @@ def _calls(search):
 
 
 def _worst(reconstruct, variables, perturbation, search, objective, keys, batch):
+  variables, batch = lax.stop_gradient((variables, batch))
+
   def one(key, sample):
     def harm(delta):
       return objective(perturbation.align(delta, reconstruct(variables, perturbation.apply(delta, sample))), sample)
 
     return search(key, harm, lambda k: perturbation.init(k, sample), lambda d: perturbation.project(d, sample)).delta
 
-  return lax.stop_gradient(jax.vmap(one)(keys, batch))
+  return jax.vmap(one)(keys, batch)
 
 
 def consistency(
@@ -135,8 +137,7 @@ def consistency(
     images, variables = forward(variables, batch)
     crop = jax.vmap(lambda image, sample: center_crop(image, sample.target.shape))
     own = batch.replace(target=crop(images, batch))
-    fixed = lax.stop_gradient((variables, own))
-    worst = _worst(reconstruct, fixed[0], perturbation, search, distance, draws.each, fixed[1])
+    worst = _worst(reconstruct, variables, perturbation, search, distance, draws.each, own)
     attacked, variables = forward(variables, jax.vmap(perturbation.apply)(worst, batch))
     clean, apart = jnp.mean(jax.vmap(loss_of)(images, batch)), jnp.mean(jax.vmap(distance)(attacked, own))
     return clean + robust_weight * apart, (variables, {'loss_clean': clean, 'distance': apart})
@@ -308,7 +309,7 @@ def jacobian(
 
   def batch_loss(forward, variables, batch, draws):
     fixed = lax.stop_gradient(variables)
-    worst = lax.stop_gradient(jax.vmap(lambda k, sample: amplify(fixed, k, sample).delta)(draws.each, batch))
+    worst = jax.vmap(lambda k, sample: amplify(fixed, k, sample).delta)(draws.each, batch)
     images, variables = forward(variables, batch)
     moved, variables = forward(variables, jax.vmap(lambda d, s: perturbation.apply(step_size * d, s))(worst, batch))
 

@@ -20,7 +20,7 @@ from jaxrec.networks import Network
 from jaxrec.training import Parallel, memory
 from jaxrec.workflows import datasets, factory
 from jaxrec.workflows.experiment import Attack, CTData, Experiment, MRData
-from jaxrec.workflows.train import Context, generator_of, loader_of, sibling, trained, weights_of
+from jaxrec.workflows.train import Context, generator_of, loader_of, trained, weights_of
 
 # Slices of a device, and strengths of a slice, that are tried together where 0 leaves the choice.
 AT_ONCE = (1, 2, 4, 8, 16)
@@ -63,7 +63,7 @@ def _started(attack: Attack, name: str, folder: Path, context: Context) -> Sweep
   """A sweep, from draws of its generator if it has one."""
   if name not in attack.generators:
     return attack.sweeps[name]
-  adversary, variables = generator_of(sibling(folder, attack.generators[name]), context)
+  adversary, variables = generator_of(results.sibling(folder, attack.generators[name]), context)
   return dataclasses.replace(attack.sweeps[name], start=Start(adversary.draw, variables))
 
 

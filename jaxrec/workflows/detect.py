@@ -266,17 +266,6 @@ def word(truth: bool) -> str:
   return 'yes' if truth else 'no'
 
 
-def cell(row: Mapping[str, str], name: str, form: str = '.2f') -> str:
-  """A number of `detectability.csv` and its interval, as reports show them."""
-  value, low, high = (float(row[f'{name}{end}']) for end in ('', '_low', '_high'))
-  return f'{value:{form}} ({low:{form}} to {high:{form}})'
-
-
-def hunted(row: Mapping[str, str]) -> list[str]:
-  """Share of witnesses and median fall, as reports show them; empty where none were searched."""
-  return [f'{float(row[k]):.2f}' if row[k] else '' for k in ('witnesses', 'fell')]
-
-
 def columns() -> list[str]:
   """Columns of `detectability.csv`."""
   ends = [f'{name}{end}' for name in ('input', 'output', 'retained') for end in ('', '_low', '_high')]

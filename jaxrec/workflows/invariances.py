@@ -97,7 +97,7 @@ def finish(
     return
   rows = []
   for r in sampling.judged(sampling.measured(run_folder.folder), options.alpha):
-    kind = asked.kinds[r['kind']] if r['kind'] != sampling.NONE else places.Kind(0.0, 0.0, 0.0)
+    kind = asked.kinds[r['kind']] if r['kind'] != results.NO_STRUCTURE else places.Kind(0.0, 0.0, 0.0)
     named = {'network': labels[r['network']], **{k: r[k] for k in sampling.KEY[1:]}, **kind._asdict()}
     rows.append({**named, **{k: v for k, v in r.items() if k not in sampling.KEY}, 'seed': seed})
   head = list(dict.fromkeys(k for r in rows for k in r))
@@ -113,7 +113,7 @@ def finish(
 def _pictures(run_folder, work, rows, options, labels):
   """Pictures of the inputs with most witnesses among their samples, by network; all layers share v."""
   ranked = sorted(
-    (r for r in rows if r['kind'] != sampling.NONE),
+    (r for r in rows if r['kind'] != results.NO_STRUCTURE),
     key=lambda r: (-r['witnesses'], -r['fell'], r['patient'], r['kind']),
   )
   table, shown, asked = [], options.shown, work.asked

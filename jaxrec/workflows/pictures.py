@@ -8,10 +8,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxrec import figures, results
+from jaxrec import results
 from jaxrec.data import loader
 from jaxrec.geometry import center_crop
 from jaxrec.models import bind
+from jaxrec.reports import figures
 from jaxrec.training import Parallel, Task
 from jaxrec.workflows import datasets
 from jaxrec.workflows.experiment import Experiment

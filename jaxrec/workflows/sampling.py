@@ -28,8 +28,6 @@ from jaxrec.workflows.places import Question
 
 MEASURED = 'sampled.jsonl'
 KEY = ('network', 'layer', 'patient', 'site', 'kind')
-# Of inputs that hold no structure.
-NONE = -1
 
 Model = tuple[nn.Module, Variables]
 
@@ -132,7 +130,7 @@ class Sampling:
         continue
       computed = False
       for number, site in enumerate(itertools.islice(self.asked.patients[name](), self.sites)):
-        for kind in (NONE, *self.searched) if number == 0 else (NONE,):
+        for kind in (results.NO_STRUCTURE, *self.searched) if number == 0 else (results.NO_STRUCTURE,):
           for t, tap in enumerate(self.taps):
             key = dict(zip(KEY, (tap.network, tap.layer, name, number, kind)))
             if tuple(key.values()) not in done:
@@ -152,7 +150,7 @@ class Sampling:
       t: number of the tap.
       patient: whose site.
       site: where.
-      kind: class of the structure in the input, or `NONE`.
+      kind: class of the structure in the input, or `results.NO_STRUCTURE`.
       number: of the site.
 
     Returns:
@@ -162,8 +160,8 @@ class Sampling:
     tests = self.benches[tap.network].tests(names.index(patient), max(kind, 0), number)
     tests = jax.tree.map(lambda t: jnp.asarray(t, jnp.float32), tests)
     few = site.present.shape[1]
-    x = site.absent[0] if kind == NONE else site.present[kind, 0]
-    signal = 0 if kind == NONE else (site.present[kind] - site.absent[:few]).mean(0)
+    x = site.absent[0] if kind == results.NO_STRUCTURE else site.present[kind, 0]
+    signal = 0 if kind == results.NO_STRUCTURE else (site.present[kind] - site.absent[:few]).mean(0)
     fresh = site.absent[1:] + signal
     entropy = zlib.crc32(f'{patient}-{number}-{kind}'.encode())
     key = jax.random.fold_in(jax.random.key(self.seed), entropy)
@@ -185,7 +183,7 @@ class Sampling:
     if tap.anatomies and site.rescan:
       rng = np.random.default_rng([entropy, self.seed])
       made = np.asarray(programs.anatomies(tap.anatomies[1], key, x))
-      own = site.target + (0 if kind == NONE else site.added[kind])
+      own = site.target + (0 if kind == results.NO_STRUCTURE else site.added[kind])
       judged, distances = jax.device_get(programs.judge(tests, x, site.rescan(rng, made), corner))
       _, yardstick = jax.device_get(
         programs.judge(tests, x, site.rescan(rng, np.broadcast_to(own, made.shape)), corner)
@@ -328,7 +326,7 @@ def judged(rows: Iterable[Mapping[str, Any]], alpha: float) -> list[dict[str, An
   rows = list(rows)
   limits: dict[tuple, float] = {}
   for tap in sorted({(r['network'], r['layer']) for r in rows}):
-    nothing = [r for r in rows if (r['network'], r['layer']) == tap and r['kind'] == NONE]
+    nothing = [r for r in rows if (r['network'], r['layer']) == tap and r['kind'] == results.NO_STRUCTURE]
     for patient in sorted({r['patient'] for r in rows}):
       limits[(*tap, patient)] = invariances.family_threshold(
         np.array([r['excess'] for r in nothing if r['patient'] != patient]), alpha=alpha

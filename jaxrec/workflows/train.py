@@ -292,17 +292,12 @@ def _tensorboard(training, run_folder, parallel):
   return write
 
 
-def sibling(folder: Path, run: str) -> Path:
-  """Folder of another run: beside this one, or any path."""
-  return folder.parent / run if (folder.parent / run).is_dir() else Path(run)
-
-
 def loader_of(folder: Path, context: Context) -> factory.Load:
   """Networks of other runs by name, each read once."""
 
   @functools.cache
   def load(run: str):
-    other = sibling(folder, run)
+    other = results.sibling(folder, run)
     if not (other / 'config.json').exists():
       raise ValueError(f'{other}: is no run folder; train it first')
     return trained(context.stored(other), other, context)
@@ -316,7 +311,7 @@ def trained(experiment: Experiment, folder: Path, context: Context):
   if variables is not None or isinstance(module, Network):
     return module, variables
   checkpoint = experiment.model.checkpoint
-  folder = sibling(folder, checkpoint) if checkpoint else folder
+  folder = results.sibling(folder, checkpoint) if checkpoint else folder
   return module, restored(experiment, module, folder, context)[1]
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from configs import invariances_known
-from jaxrec import results
+from jaxrec import reports, results
 from jaxrec.experiments.run import run
-from jaxrec.workflows import detect, known
+from jaxrec.workflows import detect
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +45,7 @@ def test_report_counts_what_the_rows_say(finished):
   )
   assert (folder / 'figures' / 'retained.png').exists()
   with pytest.raises(results.RunError, match='has no rows to report'):
-    known.report(folder / 'figures')
+    reports.known.run(folder / 'figures')
 
 
 def test_a_lost_patient_is_measured_again_and_no_other(finished):

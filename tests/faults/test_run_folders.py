@@ -14,7 +14,8 @@ import pytest
 from configs import unet_8x
 from jaxrec import results
 from jaxrec.experiments import build
-from jaxrec.workflows import comparison, report
+from jaxrec.reports import attacks, comparison
+from jaxrec.reports.source import Source
 from tests.e2e.test_main import run_main
 
 ROOT = Path(__file__).parents[2]
@@ -148,12 +149,12 @@ DAMAGE = {
   'middle of rows': ('rows/00000.jsonl', spoil_line, lambda run: run.rows(), 'line 2 is damaged.*delete the line.*computed again'),
   'list among rows': ('rows/00000.jsonl', other_line, lambda run: run.rows(), 'line 2 is damaged.*holds a list'),
   'row without key': ('rows/00000.jsonl', lambda p: p.write_text('{"file": "a"}\n'), lambda run: run.rows(), 'line 1 is damaged.*slice'),
-  'rows of the report': ('rows/00000.jsonl', spoil_line, lambda run: report._Source(run.folder), 'line 2 is damaged'),
+  'rows of the report': ('rows/00000.jsonl', spoil_line, lambda run: Source(run.folder), 'line 2 is damaged'),
   'middle of metrics': ('metrics.jsonl', spoil_line, lambda run: results.cut_metrics(run.folder / 'metrics.jsonl', 1), 'line 2 is damaged.*record is lost'),
   'binary metrics': ('metrics.jsonl', lambda p: p.write_bytes(b'\xff\xfe\n'), lambda run: results.read_jsonl(run.folder / 'metrics.jsonl'), 'line 1 is damaged'),
   'half cost': ('cost.json', halve, lambda run: comparison.cost_of(run.folder), 'is damaged.*delete it.*time of earlier runs'),
-  'half provenance': ('provenance.json', halve, lambda run: report._Source(run.folder), 'is damaged.*delete it.*writes it again'),
-  'half skipped': ('skipped-00000.json', halve, lambda run: report._bad_input(None, [run]), 'is damaged.*delete it'),
+  'half provenance': ('provenance.json', halve, lambda run: Source(run.folder), 'is damaged.*delete it.*writes it again'),
+  'half skipped': ('skipped-00000.json', halve, lambda run: attacks._bad_input(None, [run]), 'is damaged.*delete it'),
   'config a list': ('config.json', lambda p: p.write_text('[1]'), lambda run: run.check_config({'seed': 0}), 'it holds a list.*put back'),
   'half config': ('config.json', halve, lambda run: run.check_config({'seed': 0}), 'is damaged.*put back'),
   'config of another run': ('config.json', lambda p: p.write_text('[1]'), lambda run: build.stored(run.folder), 'it holds a list'),
@@ -163,7 +164,7 @@ DAMAGE = {
   'half array': ('arrays/x.npz', halve, lambda run: run.compact_arrays(), 'is damaged.*delete it to go on without'),
   'empty array': ('arrays/x.npz', lambda p: p.write_bytes(b''), lambda run: run.compact_arrays(), 'is damaged.*delete it to go on without'),
   'half images': ('images.h5', halve, images, 'is damaged.*delete it and run the attack stage'),
-  'no images': ('images.h5', lambda p: p.write_bytes(b'x' * 99), lambda run: report._Source(run.folder).sampling(), 'is damaged.*delete it'),
+  'no images': ('images.h5', lambda p: p.write_bytes(b'x' * 99), lambda run: Source(run.folder).sampling(), 'is damaged.*delete it'),
 }  # fmt: skip
 
 

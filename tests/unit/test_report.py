@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from jaxrec import figures, results
-from jaxrec.workflows import comparison, report
+from jaxrec import results
+from jaxrec.reports import attacks, comparison, figures
+from jaxrec.reports.source import Settings
 
 STRENGTHS = {('coil_noise', 'relative'): (0.0, 0.005, 0.01, 0.02, 0.025), ('rotation', 'degrees'): (0.0, 1.0, 2.0, 5.0)}
 
@@ -97,7 +98,7 @@ def test_lungs_are_not_black(make):
 
 
 def test_the_first_table_is_narrow_and_its_file_has_all_strengths():
-  runs = [SimpleNamespace(rows=rows_of(n), label=n, config={}, cost={}) for n in 'ab']
+  runs = [SimpleNamespace(rows=rows_of(n), label=n, settings=Settings(), cost={}) for n in 'ab']
   head, lines = comparison.defences(runs, 10, strongest=True)
   assert len(head) == 11 and all(len(line) == 11 for line in lines)
   assert [h for h in head if h.startswith('SSIM lost')] == [
@@ -122,7 +123,7 @@ def write_rows(folder, name, rows):
 def test_other_folders_in_a_report_are_named(make, words, tmp_path):
   mine = write_rows(tmp_path / 'mine', '00000.jsonl', rows_of('a'))
   with pytest.raises(results.RunError, match=f'report.runs: .*{re.escape(words)}'):
-    report.run(mine, [mine], others=[make(tmp_path)], draws=10)
+    attacks.run(mine, [mine], others=[make(tmp_path)], draws=10)
 
 
 def test_provenance_names_the_processor(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from jaxrec import invariances, results
 from jaxrec.data.sites import Site
 from jaxrec.invariances import known
-from jaxrec.workflows import detect, invariance_report, places, sampling
+from jaxrec.reports import samples
+from jaxrec.workflows import detect, places, sampling
 from jaxrec.workflows.experiment import Invariances
 
 SIDE, PATIENTS, SITES, SCANS, FEW = 10, 8, 3, 80, 4
@@ -97,7 +98,7 @@ def test_rows_are_those_of_sites_and_classes(sampled):
 @pytest.mark.parametrize('name', ['identity', 'sharpening'])
 def test_samples_of_what_loses_nothing_are_the_input(name, sampled):
   _, _, rows = sampled
-  for kind in (sampling.NONE, 0, 1):
+  for kind in (results.NO_STRUCTURE, 0, 1):
     for r in of(rows, name, kind):
       assert r['witnesses'] == r['plausible_witnesses'] == 0 and abs(r['fell']) < 0.1
       assert r['deviation'] < 0.05 * r['noise'] and r['distance_samples'] < 0.05 * r['distance_fresh']
@@ -116,7 +117,7 @@ def test_samples_of_what_drops_a_structure_are_witnesses(sampled):
 
 def test_anatomies_scanned_anew_are_judged_beside_the_true_one(sampled):
   _, _, rows = sampled
-  for r in of(rows, 'removal', 0) + of(rows, 'removal', sampling.NONE):
+  for r in of(rows, 'removal', 0) + of(rows, 'removal', results.NO_STRUCTURE):
     assert 0.7 < r['gap_rescanned'] < 1.4 and 0.7 < r['gap_rescanned_target'] < 1.4
   # The output moves with the noise: no more than a share of the scans leaves it.
   assert 0 < np.mean([r['witnesses_rescanned'] for r in of(rows, 'removal', 0)]) <= 1
@@ -127,7 +128,7 @@ def test_excess_is_judged_by_structure_free_inputs_of_other_patients(sampled):
   _, _, rows = sampled
   judged = sampling.judged(rows, 0.1)
   for name in NETWORKS:
-    nothing = of(judged, name, sampling.NONE)
+    nothing = of(judged, name, results.NO_STRUCTURE)
     assert np.mean([r['altered'] for r in nothing]) <= 0.3
     for r in nothing:
       others = [x['excess'] for x in nothing if x['patient'] != r['patient']]
@@ -162,14 +163,14 @@ def test_noise_of_the_flow_is_judged_over_scans(sampled):
 def test_report_tables_are_means_over_patients(sampled):
   _, _, rows = sampled
   shown = [{**{k: str(v) for k, v in r.items()}, 'size': '2', 'aim': '5'} for r in sampling.judged(rows, 0.1)]
-  head, lines = invariance_report.classes(shown, 'mm', 50)
+  head, lines = samples.classes(shown, 'mm', 50)
   found = {(line[0], i): dict(zip(head, line)) for i, line in enumerate(lines)}
   mean = np.mean([r['witnesses'] for r in of(rows, 'removal', 0)])
   assert any(n == 'removal' and cell['witnesses'].startswith(f'{mean:.2f} (') for (n, _), cell in found.items())
-  head, lines = invariance_report.diversity(shown, 2.0, 50)
+  head, lines = samples.diversity(shown, 2.0, 50)
   cells = {line[0]: dict(zip(head, line)) for line in lines}
   assert cells['identity']['over noise'].startswith('0.0') and float(cells['removal']['over noise'].split()[0]) > 0.02
-  head, lines = invariance_report.consistency(shown, 50)
+  head, lines = samples.consistency(shown, 50)
   assert {line[0] for line in lines} == set(NETWORKS)
 
 

@@ -3,7 +3,8 @@
 import base64
 import html
 
-from jaxrec import figures, results
+from jaxrec import results
+from jaxrec.reports import figures
 
 
 class Page:

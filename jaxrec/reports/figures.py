@@ -17,6 +17,8 @@ from jaxrec.data.ldct import normalise
 
 _COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _LINES = ('-', '--', ':', '-.')
+# Lines of a figure beyond this number have no bands, as nobody could tell those apart.
+MOST_BANDS = len(_COLOURS)
 _NAMES = {'varnet': 'E2E-VarNet', 'unet_recon': 'U-Net'}
 
 
@@ -54,7 +56,7 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
   Args:
     rows: rows of one perturbation; lines are networks unless `groups` is given.
     metric: column to show.
-    groups: `(label, rows)` per line; more than six are drawn without bands.
+    groups: `(label, rows)` per line; more than `MOST_BANDS` are drawn without bands.
     axis: what the strength is.
     draws: bootstrap draws.
     look: see `looks`; that of the networks in the rows if `None`. Further lines of
@@ -69,7 +71,7 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
     groups = _grouped(rows, name_of)
   unit = rows[0]['unit']
   factor = 100 if unit == 'relative' else 1
-  many = len(groups) > len(_COLOURS)
+  many = len(groups) > MOST_BANDS
   look = look or looks(map(name_of, rows))
   rounds = 1 + max(number for number, _ in look.values())
   drawn: Counter[str] = Counter()
@@ -88,35 +90,23 @@ def strength_curve(rows: Iterable[Mapping[str, Any]], metric: str, groups: Seque
     axes.plot(x, mean, marker='o', ls=line, ms=3.5, color=colour, label=label)
     if not many:
       axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-  etas = [r['thermal_eta'] for r in rows if 'thermal_eta' in r]
-  if unit == 'relative' and etas:
-    eta = factor * np.median(etas)
-    if eta <= axes.get_xlim()[1] * 1.6:
-      axes.axvline(eta, color='0.4', ls=':', lw=1.2)
-      axes.annotate(
-        'thermal noise',
-        (eta, 0.98),
-        xycoords=('data', 'axes fraction'),
-        rotation=90,
-        ha='right',
-        va='top',
-        fontsize=8,
-        color='0.35',
-      )
-    else:
-      axes.annotate(
-        f'thermal noise: {eta:.1f}% (off scale)',
-        (0.98, 0.97),
-        xycoords='axes fraction',
-        ha='right',
-        va='top',
-        fontsize=8,
-        color='0.35',
-      )
+  if unit == 'relative':
+    _mark_thermal_noise(axes, [factor * r['thermal_eta'] for r in rows if 'thermal_eta' in r])
   axes.set_xlabel(f'{axis} [{"%" if unit == "relative" else unit}]')
   axes.set_ylabel(_metric_name(metric))
   _legend(figure, axes, many)
   return figure
+
+
+def _mark_thermal_noise(axes, etas):
+  if not etas:
+    return
+  eta, look = np.median(etas), dict(va='top', ha='right', fontsize=8, color='0.35')
+  if eta <= axes.get_xlim()[1] * 1.6:
+    axes.axvline(eta, color='0.4', ls=':', lw=1.2)
+    axes.annotate('thermal noise', (eta, 0.98), xycoords=('data', 'axes fraction'), rotation=90, **look)
+  else:
+    axes.annotate(f'thermal noise: {eta:.1f}% (off scale)', (0.98, 0.97), xycoords='axes fraction', **look)
 
 
 def angle_curve(curves: Sequence[tuple[str, np.ndarray, np.ndarray]], look: Mapping[str, tuple[int, str]]) -> Figure:

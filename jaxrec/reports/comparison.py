@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrec import figures, results, statistics
+from jaxrec import results, statistics
 from jaxrec.attacks import strength_text
+from jaxrec.reports import figures
 
 METRICS = (
   'nmse_image_adv',
@@ -89,7 +90,7 @@ def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[li
   Harm is the loss of SSIM and the gain of NMSE in the box, with intervals over patients.
 
   Args:
-    runs: run folders with rows, `label`, `cost` and `config`.
+    runs: run folders with rows, `label`, `cost` and `settings`.
     draws: bootstrap draws.
     strongest: leave out all but the largest strength of every perturbation.
 
@@ -119,7 +120,7 @@ def defences(runs: Sequence, draws: int, *, strongest: bool = False) -> tuple[li
       mean, low, high = statistics.bootstrap(values, [r['patient'] for r in at], draws=draws)
       return f'{mean:{form}} ({low:{form}} to {high:{form}})'
 
-    line = [run.label, run.config.get('attack', {}).get('sees', '')]
+    line = [run.label, run.settings.sees]
     line += [
       cell([r['ssim_region_adv'] for r in clean], clean),
       cell([r['nmse_region_adv'] for r in clean], clean, '.4f'),

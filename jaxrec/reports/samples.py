@@ -6,9 +6,10 @@ from typing import Any
 
 import h5py
 
-from jaxrec import figures, results, statistics
-from jaxrec.workflows import detectability, sampling
-from jaxrec.workflows.page import Page
+from jaxrec import results, statistics
+from jaxrec.reports import detectability, figures
+from jaxrec.reports.page import Page
+from jaxrec.reports.source import Provenance, provenance, settings
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -33,47 +34,15 @@ def run(folder: Path, sources: Sequence[str | Path], *, draws: int) -> Path:
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
   page = Page(folder)
   for source in shown:
-    stored = results.read_json(source / 'config.json')
-    if not stored.get('data', {}).get('root', ''):
-      page.text(
-        [
-          '<b>These numbers come from the built-in phantom</b>, not from patients: small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'
-        ]
-      )
+    caution = settings(source).caution
+    page.text([caution] if caution else [])
     unit = results.read_csv(source / 'detectability.csv')[0]['unit']
     detectability.section(page, source, draws)
     section(page, source, unit, draws)
   page.heading('Where the numbers come from')
-  lines = []
-  for source in shown:
-    p = results.read_json(source / 'provenance.json')
-    versions = ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items())
-    lines.append(
-      [
-        str(source),
-        p.get('git_revision', 'unknown'),
-        ', '.join(p.get('devices', [])),
-        versions,
-        str(p.get('seed', '')),
-        p.get('data_fingerprint', ''),
-        _features(results.read_json(source / 'config.json')),
-      ]
-    )
-  page.table(
-    '', ['folder', 'revision', 'devices', 'versions', 'seed', 'data', 'perceptual term of the autoencoders'], lines
-  )
+  lines = [[*provenance(source).line, settings(source).features] for source in shown]
+  page.table('', [*Provenance.head, 'perceptual term of the autoencoders'], lines)
   return page.write('jaxrec: what networks ignore')
-
-
-def _features(stored):
-  found = []
-  for s in stored.get('invariances', {}).get('samplers', {}).values():
-    run = stored
-    for part in s['autoencoder'].split('/'):
-      run = run['experiments'][part]
-    task = run['train']['task'].get('perceptual', {})
-    found.append(task.get('vgg') or (f'features of the run {task["network"]}' if task.get('network') else 'off'))
-  return ', '.join(dict.fromkeys(found))
 
 
 def section(page: Page, folder: Path, unit: str, draws: int) -> None:
@@ -151,8 +120,8 @@ def classes(rows: Rows, unit: str, draws: int) -> tuple[list[str], list[list[str
   ]
   lines = []
   for (network, layer), mine in _taps(rows).items():
-    nothing = [r for r in mine if int(r['kind']) == sampling.NONE]
-    for kind in sorted({int(r['kind']) for r in mine} - {sampling.NONE}):
+    nothing = [r for r in mine if int(r['kind']) == results.NO_STRUCTURE]
+    for kind in sorted({int(r['kind']) for r in mine} - {results.NO_STRUCTURE}):
       at = [r for r in mine if int(r['kind']) == kind]
       lines.append([
         network, layer, f'{float(at[0]["size"]):g} {unit}', f'{float(at[0]["aim"]):g}', str(len(at)),

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec import figures, results
+from jaxrec import results
 from jaxrec.attacks import strength_text
-from jaxrec.workflows import comparison
-from jaxrec.workflows.page import Page
-from jaxrec.workflows.train import sibling
+from jaxrec.reports import comparison, figures
+from jaxrec.reports.page import Page
+from jaxrec.reports.source import Provenance, Source
 
 
 def report(folder: str | Path, *, draws: int = 1000) -> Path:
@@ -56,7 +56,7 @@ def run(
   """
   for other in others:
     _check(Path(other))
-  runs = [r for r in (_Source(Path(s)) for s in (*sources, *others)) if r.rows]
+  runs = [r for r in (Source(Path(s)) for s in (*sources, *others)) if r.rows]
   rows = [row for r in runs for row in r.rows]
   if not rows:
     raise results.RunError(f'{folder}: has no rows to report; run the attack stage first')
@@ -90,10 +90,14 @@ def _attack(page, runs, rows, name, draws, look):
   title, axis = sweep.get('title', name), sweep.get('axis', 'strength')
   page.heading(title)
   aimed = [r for r in mine if r['attacked'] == 'region']
+  bands = (
+    '; bands are 95% bootstrap intervals over patients'
+    if len(set(map(figures.name_of, mine))) <= figures.MOST_BANDS
+    else ''
+  )
   page.figure(
     f'{name}-ssim', figures.strength_curve(aimed or mine, 'ssim_region_adv', axis=axis, draws=draws, look=look),
-    f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength; '
-    'bands are 95% bootstrap intervals over patients.',
+    f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength{bands}.',
   )  # fmt: skip
   if len({r['attacked'] for r in mine}) == 2:
     groups = []
@@ -117,52 +121,12 @@ def _check(folder):
     )
 
 
-class _Source:
-  """One run folder as the report sees it."""
-
-  def __init__(self, folder):
-    self.folder = folder
-    self.rows = list(results.read_rows(folder).values())
-    self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
-    self.provenance = results.read_json(folder / 'provenance.json')
-    self.config = results.read_json(folder / 'config.json')
-    self.sweeps = results.read_json(folder / 'sweeps.json')
-    trained = self.config.get('model', {}).get('checkpoint', '')
-    origin = sibling(folder, trained) if trained else folder
-    self.cost = comparison.cost_of(origin)
-    self.metrics = results.read_jsonl(origin / 'metrics.jsonl')
-
-  def examples(self, perturbation, aim):
-    """Names of the examples whose pictures are kept."""
-    suffix = f'.{perturbation}.{aim}'
-    with results.open_images(self.folder) as file:
-      return sorted(n.removesuffix(suffix) for n in file or () if n.endswith(suffix))
-
-  def arrays(self, example, perturbation, aim):
-    return self._group(f'{example}.{perturbation}.{aim}')
-
-  def sampling(self):
-    """The k-space of one slice, if it was kept."""
-    with results.open_images(self.folder) as file:
-      kept = file is not None and 'sampling' in file
-    return self._group('sampling') if kept else None
-
-  def _group(self, name):
-    with results.open_images(self.folder) as file:
-      return {k: v[()] for k, v in file[name].items()}
-
-
 def _summary(runs, rows):
   examples = {(r['file'], r['slice'], r['annotation']) for r in rows}
   lines = [
     f'{len(examples)} {"annotated regions" if any(r["attacked"] == "region" for r in rows) else "slices"}, {len({r["patient"] for r in rows})} patients, {len(rows)} rows.'
   ]
-  demo = [r for r in runs if r.config.get('data', {}).get('root') == '']
-  if demo:
-    lines.append(
-      f'<b>These numbers come from the built-in phantom</b> ({demo[0].config["profile"]} profile), not from patients: '
-      'small networks, trained for minutes. They show that the method works, not how a clinical network behaves.'
-    )
+  lines += [r.settings.caution for r in runs if r.settings.caution][:1]
   prospective = sum('reference' in r for r in rows)
   if prospective:
     lines.append(
@@ -181,7 +145,7 @@ def _summary(runs, rows):
 def _training(page, runs, generators, look):
   other = [page.folder / s for s in generators]
   trained = [r for r in runs if (r.folder / 'metrics.jsonl').exists() and r.folder not in other] + [
-    _Source(f) for f in other
+    Source(f) for f in other
   ]
   # A network that several runs attack was trained once.
   curves = {}
@@ -251,14 +215,7 @@ def _bad_input(page, runs):
 
 def _origin(page, runs):
   page.heading('Where the numbers come from')
-  lines = []
-  for r in runs:
-    p = r.provenance
-    lines.append([
-      r.label, str(r.folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), p.get('processor', ''),
-      ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items()), str(p.get('seed', '')), p.get('data_fingerprint', ''),
-    ])  # fmt: skip
-  page.table('', ['network', 'folder', 'revision', 'devices', 'processor', 'versions', 'seed', 'data'], lines)
+  page.table('', ['network', *Provenance.head], [[r.label, *r.provenance.line] for r in runs])
   page.text(
     ['Every number above is a mean over rows of results.csv and stands in summary.csv; config.json repeats the run.']
   )
