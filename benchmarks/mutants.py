@@ -11,13 +11,14 @@ are left alone. First every test runs once and notes which functions it calls
 the tests that call its function, first those that are fast and call little else,
 and if none notices, all other tests of their files. No file is touched. What was tried is added to
 benchmarks/results/mutants.csv, and the same command goes on from there. A mutant that the table of an earlier revision
-(`--known`) holds too meets the test that noticed it then before all others. At the
+(`--known`) holds too first meets the test that noticed it then. At the
 end the tests that noticed run once without a change. Prints every survivor and the score.
 """
 
 import argparse
 import ast
 import csv
+import functools
 import gc
 import hashlib
 import importlib
@@ -332,31 +333,31 @@ def plan(place, called, most):
   return rounds
 
 
-def attempt(module, number, called, most, first=''):
+def _rounds(tests):
+  return [(test.partition('::')[0], [test]) for test in tests]
+
+
+def attempt(module, number, called, most):
   """Whether a mutant is noticed (nothing: time is over), and by which test; `called` as of `calls`, or rounds of tests."""
   mutant = mutate(module, number)
   rounds = plan(f'{module}:{mutant.function}', called, most) if isinstance(called, dict) else called
-  if first:
-    rounds = [(first.partition('::')[0], [first]), *rounds]
 
   def work():
     _install(mutant)
     done: dict = {}
     for name, chosen in rounds:
-      met = _First(chosen, False)
-      if _pytest(name, met):
-        return True, met.failed or f'{name}: does not run'
-      if not met.ran and chosen == [first]:
-        continue
-      if not met.ran:
-        raise ValueError(f'{name}: none of its tests ran; make {CALLS} anew')
+      first = _First(chosen, False)
+      if _pytest(name, first):
+        return True, first.failed or f'{name}: does not run'
+      if not first.ran:
+        raise ValueError(f'{name}: none of its tests ran: {", ".join(chosen)}; name others, or make {CALLS} anew')
       done[name] = done.get(name, []) + chosen
     if most == math.inf:
       # What a test calls is not noted if an earlier one has compiled it.
       for name, chosen in done.items():
-        met = _First(chosen, True)
-        if _pytest(name, met):
-          return True, met.failed or f'{name}: does not run'
+        first = _First(chosen, True)
+        if _pytest(name, first):
+          return True, first.failed or f'{name}: does not run'
     return False, '' if rounds else 'no test calls it'
 
   found = forked(work, SECONDS)
@@ -446,15 +447,18 @@ def main():
   os.chdir(ROOT)
   _warm()
   rows, end, known = _read(), time.monotonic() + 60 * given.minutes, _accusers(given.known)
-  called = [(test.partition('::')[0], [test]) for test in given.tests.split(',')] if given.tests else calls()
+  called = functools.cache(lambda: _rounds(given.tests.split(',')) if given.tests else calls())
   for module, number in _chosen(given):
     before = rows.get((module, number))
     if time.monotonic() > end or before and not (given.again and before['noticed'] != '1'):
       continue
     start = time.monotonic()
-    mutant = mutate(module, number)
-    first = known.get((module, mutant.before, mutant.after), '')
-    noticed, by = attempt(module, number, called, given.most, first)
+    mutant, noticed, by = mutate(module, number), False, ''
+    accuser = known.get((module, mutant.before, mutant.after))
+    if accuser:
+      noticed, by = attempt(module, number, _rounds([accuser]), given.most)
+    if not noticed:
+      noticed, by = attempt(module, number, called(), given.most)
     said = {True: 'noticed', False: 'SURVIVED', None: 'undecided'}[noticed]
     print(
       f'{said} {module}:{mutant.line} [{number}] {json.dumps(mutant.before)} -> {json.dumps(mutant.after)} '
@@ -469,8 +473,8 @@ def main():
     if '::' in row['by']:
       accusers.setdefault(row['by'].partition('::')[0], []).append(row['by'])
   for name, tests in accusers.items():
-    met = _First(tests, False)
-    if forked(lambda name=name, met=met: (_pytest(name, met), met.failed)[1], 3600):
+    first = _First(tests, False)
+    if forked(lambda name=name, first=first: (_pytest(name, first), first.failed)[1], 3600):
       print(f'error: {name}: fails without a change')
       return 2
   count, tried = (sum(row['noticed'] in of for row in rows.values()) for of in (('1',), ('0', '1')))
