@@ -3,15 +3,16 @@
 Every volume is drawn from its seed: bones with marrow texture, cartilage,
 menisci, ligaments, striated muscle, fat and skin, smooth coil sensitivities and
 image phase, readout oversampling, zero-padded columns, thermal noise, and small
-lesions with boxes. The files are read by the one real loader.
+lesions with boxes. The files are read by the one real loader. For training there
+are volumes of no anatomy, too: overlapping shapes of all sizes.
 """
 
 import csv
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -64,8 +65,9 @@ def volume(
   coils: int = 4,
   snr: float = 40.0,
   padding: float = 0.06,
+  anatomy: str = 'knee',
 ) -> PhantomVolume:
-  """Draws a knee-like volume.
+  """Draws a volume.
 
   Args:
     seed: anatomy, coils, phase, noise and lesions follow from it.
@@ -75,18 +77,26 @@ def volume(
     coils: receiver coils.
     snr: mean signal over the standard deviation of the noise in a coil image.
     padding: share of the columns that is zero padding.
+    anatomy: `knee`, or `shapes`: what overlaps in a picture without knowing what it
+      is, of all sizes, textures and contrasts, and without lesions.
 
   Returns:
     The volume.
 
   Raises:
-    ValueError: for sizes that leave no room.
+    ValueError: for sizes that leave no room, or an unknown anatomy.
+
+  Reference:
+    Lee, Mumford and Huang 2001, occlusion models for natural images, section 4;
+    Achddou et al. 2021, training image restoration on such images.
   """
+  if anatomy not in _ANATOMIES:
+    raise ValueError(f'phantom: anatomy {anatomy!r} is unknown; choose {" or ".join(_ANATOMIES)}')
   if slices < 1 or coils < 1 or rows < 32 or cols < 32:
     raise ValueError('phantom: needs at least one slice and one coil, 32 rows and 32 columns')
   rng = np.random.default_rng(seed)
   crop = output_shape(rows, cols)
-  anatomy = _Anatomy(rng)
+  drawn = _ANATOMIES[anatomy](rng)
   y, x = _coordinates(rows, cols, crop)
   coil_maps = _coil_maps(rng, coils, y, x)
   phase = _phase(rng, y, x)
@@ -96,7 +106,7 @@ def volume(
   regions = []
   for s in range(slices):
     z = 0.0 if slices == 1 else 1.6 * s / (slices - 1) - 0.8
-    image, found = anatomy.draw(y, x, z, crop, rng)
+    image, found = drawn.draw(y, x, z, crop, rng)
     regions.append(found)
     k = centred_kspace(image * phase * coil_maps)
     sigma = np.abs(image * coil_maps[0]).mean() / snr * np.sqrt(2)
@@ -159,6 +169,7 @@ def write_dataset(
   coils: int = 4,
   snr: float = 40.0,
   seed: int = 0,
+  shapes: float = 0.0,
 ) -> Path:
   """Writes volumes and their annotations as fastMRI and fastMRI+ do.
 
@@ -174,6 +185,8 @@ def write_dataset(
     coils: receiver coils.
     snr: see `volume`.
     seed: every volume is drawn from `(seed, split, number)`: seeds and splits share none.
+    shapes: share of the training volumes, spread evenly over them, that show shapes
+      instead of knees.
 
   Returns:
     The path of the annotation file.
@@ -184,7 +197,10 @@ def write_dataset(
     folder = root / f'multicoil_{split}'
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-      drawn = volume(entropy(seed, split, i), slices=slices, rows=rows, cols=cols, coils=coils, snr=snr)
+      anatomy = 'shapes' if split == 'train' and int((i + 1) * shapes) > int(i * shapes) else 'knee'
+      drawn = volume(
+        entropy(seed, split, i), slices=slices, rows=rows, cols=cols, coils=coils, snr=snr, anatomy=anatomy
+      )
       name = f'phantom-{seed}-{split}-{i:04d}'
       _write_volume(folder / f'{name}.h5', drawn, name)
       table += [
@@ -300,10 +316,7 @@ class _Anatomy:
     swell = 1 - 0.12 * z * z
 
     def ellipse(centre, axes, turn=0.0, power=2.0):
-      dy, dx = y - centre[0], x - centre[1]
-      dy, dx = dy * np.cos(turn) - dx * np.sin(turn), dx * np.cos(turn) + dy * np.sin(turn)
-      r = (np.abs(dy / axes[0]) ** power + np.abs(dx / axes[1]) ** power) ** (1 / power)
-      return 1 / (1 + np.exp(np.clip((r - 1) * min(axes) / soft * 4, -60, 60)))
+      return _soft(y - centre[0], x - centre[1], axes, turn, power, soft)
 
     texture = np.random.default_rng(self.textures + int(1000 * (z + 1)))
     fine, coarse = _texture(texture, shape, 0.012 * pixels), _texture(texture, shape, 0.06 * pixels)
@@ -368,3 +381,54 @@ class _Anatomy:
       top, left = (min(max(p, 0), crop[0] - 2 * h) for p, h in zip((top, left), half))
       regions.append(Region(top, left, 2 * half[0], 2 * half[1], label, 0))
     return regions
+
+
+class _Shapes:
+  """Ellipses and boxes that cover each other, with the density of sizes `r^-3` that looks the same at all scales."""
+
+  _COUNT = 400
+  _SMALLEST, _LARGEST = 0.02, 0.8
+
+  def __init__(self, rng):
+    self.body = (rng.uniform(0.7, 0.92), rng.uniform(0.6, 0.92), rng.uniform(0, np.pi))
+
+  def draw(self, y, x, z, crop, rng):
+    del z  # Slices share nothing but the outline.
+    shape, pixels = np.broadcast_shapes(y.shape, x.shape), crop[0] / 2
+    image = np.full(shape, rng.uniform(0.1, 0.9))
+    low, high = self._SMALLEST**-2, self._LARGEST**-2
+    for _ in range(self._COUNT):
+      size = (low + rng.uniform() * (high - low)) ** -0.5
+      aspect = rng.uniform(0.3, 1) ** 0.5
+      mask = _soft(
+        y - rng.uniform(-1, 1), x - rng.uniform(-1, 1), (size * aspect, size / aspect), rng.uniform(0, np.pi),
+        rng.uniform(1.2, 6), rng.uniform(0.8, 3) / pixels,
+      )  # fmt: skip
+      image = image * (1 - mask) + mask * self._filling(rng, y, x, shape, size, pixels)
+    height, width, turn = self.body
+    return np.maximum(image * _soft(y, x, (height, width), turn, 2.2, 2 / pixels), 0), []
+
+  def _filling(self, rng, y, x, shape, size, pixels):
+    """One level of grey; in larger shapes with a slope, and stripes or grain."""
+    level = rng.uniform(0.03, 1.1)
+    if size < 0.08:
+      return level
+    slope = rng.normal(0, 0.15, 2)
+    filling = level * (1 + slope[0] * y + slope[1] * x)
+    kind = rng.integers(3)
+    if kind == 0:
+      turn, waves = rng.uniform(0, np.pi), rng.uniform(4, 0.35 * pixels)
+      filling = filling * (1 + rng.uniform(0, 0.25) * np.sin(np.pi * waves * (y * np.sin(turn) + x * np.cos(turn))))
+    elif kind == 1:
+      filling = filling * (1 + rng.uniform(0, 0.2) * _texture(rng, shape, pixels * rng.uniform(0.01, 0.08)))
+    return filling
+
+
+def _soft(y, x, axes, turn, power, width):
+  """A superellipse, 1 inside and 0 outside, with an edge of some width."""
+  y, x = y * np.cos(turn) - x * np.sin(turn), x * np.cos(turn) + y * np.sin(turn)
+  r = (np.abs(y / axes[0]) ** power + np.abs(x / axes[1]) ** power) ** (1 / power)
+  return 1 / (1 + np.exp(np.clip((r - 1) * min(axes) / width * 4, -60, 60)))
+
+
+_ANATOMIES: dict[str, Callable[..., Any]] = {'knee': _Anatomy, 'shapes': _Shapes}

@@ -127,7 +127,7 @@ _NETWORK = {
 }  # fmt: skip
 _PHANTOM = {
   'seed': _SEED, 'train': _SIZE, 'val': _SIZE, 'slices': _whole(1, 1000), 'rows': _whole(16, 4096), 'cols': _whole(16, 4096), 'coils': _whole(1, 256),
-  'snr': _real(0, 1e9, above=True), 'repeats': _whole(1, 10_000), 'nodules': _whole(0, 1000), 'pixels': _whole(16, 4096),
+  'snr': _real(0, 1e9, above=True), 'shapes': _real(0, 1), 'repeats': _whole(1, 10_000), 'nodules': _whole(0, 1000), 'pixels': _whole(16, 4096),
   'photons': _real(1, 1e12), 'dose': _real(0, 1, above=True), 'diameters': _POSITIVE, 'contrasts': _several(_real(-1e4, 1e4)),
 }  # fmt: skip
 

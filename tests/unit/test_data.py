@@ -78,6 +78,41 @@ def test_seeds_and_splits_share_no_patient(write, data, tmp_path):
   assert len(hashes) == 30 == len(set(hashes))
 
 
+def spectral_slope(n):
+  """Of the power of shapes against the frequency, both logarithmic."""
+  pictures = []
+  for seed in range(8):
+    drawn = synthetic.volume(seed, slices=1, rows=n, cols=n, coils=1, anatomy='shapes', snr=1e9, padding=0.0).target[0]
+    inner = drawn[n // 4 : -n // 4, n // 4 : -n // 4] / drawn.max()
+    pictures.append((inner - inner.mean()) * np.hanning(n // 2) * np.hanning(n // 2)[:, None])
+  power = np.mean(np.abs(np.fft.fft2(pictures)) ** 2, 0)
+  frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(n // 2) * n // 2] * 2))
+  rings = np.arange(4, n // 8)
+  heights = [power[(frequency >= r) & (frequency < r + 1)].mean() for r in rings]
+  return np.polyfit(np.log(rings), np.log(heights), 1)[0]
+
+
+@pytest.mark.parametrize('size', [64, 128])
+def test_shapes_have_the_spectrum_of_natural_images_at_every_size(size):
+  # Power falls with the square to cube of the frequency, and a little faster as edges are soft.
+  assert -4 < spectral_slope(size) < -2.5
+
+
+def test_a_share_of_the_training_volumes_shows_shapes(tmp_path):
+  options = dict(slices=1, rows=32, cols=32, coils=1, train=4, val=2)
+  for name, shapes in (('knees', 0.0), ('mixed', 0.5)):
+    synthetic.write_dataset(tmp_path / name, shapes=shapes, **options)
+  found = {}
+  for path in sorted((tmp_path / 'knees').rglob('*.h5')):
+    with h5py.File(path) as knee, h5py.File(tmp_path / 'mixed' / path.relative_to(tmp_path / 'knees')) as other:
+      found[path.stem] = np.array_equal(knee['kspace'], other['kspace'])
+  assert list(found.values()) == [True, False, True, False, True, True], found
+  table = (tmp_path / 'mixed' / 'annotations.csv').read_text()
+  assert {name for name, same in found.items() if same} == {name for name in found if name in table}
+  with pytest.raises(ValueError, match="anatomy 'elbow' is unknown; choose knee or shapes"):
+    synthetic.volume(0, anatomy='elbow')
+
+
 def test_interrupted_phantom_is_continued(tmp_path):
   options = dict(train=2, val=1, slices=1, rows=32, cols=32, coils=1)
   synthetic.write_dataset(tmp_path, **options)
