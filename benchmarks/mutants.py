@@ -334,7 +334,10 @@ def plan(place, called, most):
 
 
 def _rounds(tests):
-  return [(test.partition('::')[0], [test]) for test in tests]
+  files: dict = {}
+  for test in tests:
+    files.setdefault(test.partition('::')[0], []).append(test)
+  return list(files.items())
 
 
 def attempt(module, number, called, most):
