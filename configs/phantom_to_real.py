@@ -43,14 +43,14 @@ def _network(profile, label, acceleration):
   config.label = label
   common.varnet(config)
   if profile == 'demo':
-    # As many coils as the real slice has, and many of them: each patient has maps of its own.
-    config.data.phantom.update(train=160, val=12, slices=2, coils=8)
+    # As many coils as the real slice has, and many patients: each has maps of its own. Half of them show no knee, as a brain does not.
+    config.data.phantom.update(train=160, val=12, slices=2, coils=8, shapes=0.5)
     # Maps that are not those of the coils serve on phantoms, and on nothing else.
     config.train.task.maps_weight = 1.0
     # From the noise that the phantoms have by themselves to that of a poor scan.
     config.train.augment.noise = (0.02, 0.3)
     config.model.update(num_cascades=5, chans=10, pools=3, sens_chans=6, sens_pools=3)
-    config.train.update(num_steps=3000, validate_every=500, learning_rate=2e-3, ema_decay=0.999)
+    config.train.update(num_steps=1500, validate_every=250, learning_rate=2e-3, ema_decay=0.999)
     config.train.schedule.update(name='cosine', warmup=0.02)
     config.attack.max_examples = 24
     config.perturbation.coil_noise.relative_radius = (0.0, 0.005, 0.01, 0.02)
