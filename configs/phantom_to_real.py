@@ -50,7 +50,7 @@ def _network(profile, label, acceleration):
     # From the noise that the phantoms have by themselves to that of a poor scan.
     config.train.augment.noise = (0.02, 0.3)
     config.model.update(num_cascades=5, chans=10, pools=3, sens_chans=6, sens_pools=3)
-    config.train.update(num_steps=1500, validate_every=250, learning_rate=2e-3, ema_decay=0.999)
+    config.train.update(num_steps=1900, validate_every=250, learning_rate=2e-3, ema_decay=0.999)
     config.train.schedule.update(name='cosine', warmup=0.02)
     config.attack.max_examples = 24
     config.perturbation.coil_noise.relative_radius = (0.0, 0.005, 0.01, 0.02)
