@@ -182,10 +182,10 @@ TABLE = {
   ),
   'supervised batch norm': batch_norm,
   'worst case': of_scans(training.worst_case, perturbation=FIXED, search=PGD, objective=jaxrec.region_mse()),
-  'consistency': of_scans(training.consistency, perturbation=RANDOM, search=PGD),
+  'consistency': of_scans(training.consistency, perturbation=RANDOM, search=PGD, robust_weight=20.0),
   'free': of_scans(training.free, perturbation=FIXED, replays=2),
   'jitter': of_scans(training.jitter, perturbation=RANDOM),
-  'jacobian': of_scans(training.jacobian, perturbation=FIXED),
+  'jacobian': of_scans(training.jacobian, perturbation=FIXED, robust_weight=3.0),
   'two players, k-space': two_players,
   'two players, images': of_images,
   'two players, averaged': averaged_players,
@@ -271,7 +271,8 @@ def whole(name, tmp_path_factory):
 
 
 def test_training_lowers_the_loss(name, whole):
-  _, records, _ = whole
+  state, records, _ = whole
+  assert int(made(name)[0].steps(state)) == 6
   steps = [r for r in records if 'loss' in r]
   assert [r['step'] for r in steps] == list(range(1, 7))
   clean = next(k for k in ('loss_clean', 'mse', 'l1', 'loss') if k in steps[0])
@@ -290,9 +291,9 @@ def test_robust_tasks_meet_a_perturbation(name, whole):
   if name == 'jitter':
     assert abs(first['loss'] - clean) > 1e-5 * clean
   if name in ('consistency', 'jacobian'):
-    assert (
-      first['loss'] > first['loss_clean'] and first['distance' if name == 'consistency' else 'amplification'] > 1e-6
-    )
+    part, weight = {'consistency': ('distance', 20.0), 'jacobian': ('amplification', 3.0)}[name]
+    assert first[part] > 1e-6
+    np.testing.assert_allclose(first['loss'], first['loss_clean'] + weight * first[part], rtol=1e-5)
 
 
 def test_free_training_steps_along_the_steepest_ascent():
