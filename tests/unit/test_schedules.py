@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import common, defences
@@ -101,3 +102,16 @@ def test_free_training_takes_the_drop_alone(tmp_path):
   config.experiments.free.train.schedule.name = 'cosine'
   with pytest.raises(ValueError, match='^experiments.free.train.schedule: the task free updates several times'):
     options.check(config, tmp_path)
+
+
+def test_rmsprop_is_that_of_pytorch():
+  """The small number stands outside the root: tiny gradients tell."""
+  rule, gradients = training.optimizer('rmsprop', 0.1), np.array([[1e-7, -3.0], [2e-8, 1e-3], [-5e-7, 0.2]])
+  parameters, square = jnp.zeros(2), np.zeros(2)
+  state, wanted = rule.init(parameters), np.zeros(2)
+  for g in gradients:
+    updates, state = rule.update(jnp.asarray(g, jnp.float32), state, parameters)
+    parameters = optax.apply_updates(parameters, updates)
+    square = 0.99 * square + 0.01 * g**2
+    wanted -= 0.1 * g / (np.sqrt(square) + 1e-8)
+  np.testing.assert_allclose(parameters, wanted, rtol=1e-4)
