@@ -296,6 +296,44 @@ def test_robust_tasks_meet_a_perturbation(name, whole):
     np.testing.assert_allclose(first['loss'], first['loss_clean'] + weight * first[part], rtol=1e-5)
 
 
+class Wide(nn.Module):
+  """Convolutions that take nearly all operations of a step."""
+
+  @nn.compact
+  def __call__(self, data, mask, acs=None):
+    x = rss(ifft2c(jnp.where(mask[..., None, :, :], data, 0)))[..., None]
+    for features in (48, 48, 48, 1):
+      x = nn.relu(nn.Conv(features, (3, 3))(x))
+    return x[..., 0]
+
+
+COUNTED = {
+  'supervised': (training.supervised, {}, 1),
+  'worst case': (
+    training.worst_case, dict(perturbation=FIXED, search=jaxrec.pgd(num_steps=1), objective=jaxrec.region_mse()), 2
+  ),
+  'consistency': (training.consistency, dict(perturbation=RANDOM, search=jaxrec.pgd(num_steps=1)), 2),
+  'free': (training.free, dict(perturbation=FIXED, replays=1), 1),
+  'jitter': (training.jitter, dict(perturbation=RANDOM), 1),
+  'jacobian': (training.jacobian, dict(perturbation=FIXED, num_iterations=1), 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', COUNTED)
+def test_passes_are_those_that_xla_computes(name):
+  """A pass forward and one back take as much; one back to the weights, as many as are trained through, once more."""
+  make, options, trained = COUNTED[name]
+  task, data, module = make(Wide(), optax.set_to_zero(), **options), batch('supervised l1', 1), Wide()
+  state = task.init(jax.random.key(0), data)
+
+  def flops(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()['flops']
+
+  once = flops(lambda variables: module.apply(variables, data.kspace, data.mask), task.variables(state))
+  passes = flops(task.step, state, data, jax.random.key(1)) / once
+  assert passes == pytest.approx(sum(task.calls) + trained, abs=0.15)
+
+
 def test_free_training_steps_along_the_steepest_ascent():
   """Of the loss of each scan, as far as its bound reaches."""
   data = batch('free')
