@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -266,9 +268,13 @@ def test_the_search_looks_at_the_surrogate(boxed, zero_filled):
   assert other['objective_adv'] > other['objective_clean'] and transfer['objective_adv'] < transfer['objective_clean']
 
 
-def test_images_in_other_units_are_told(boxed, zero_filled):
-  with pytest.warns(UserWarning, match=r'a: its image of sample-0000 is \d{3} times as large as the target'):
-    jaxrec.audit({'a': lambda scan: 1e3 * zero_filled(None, scan)}, [boxed], {'turn': TURN}, aims=('image',))
+@pytest.mark.parametrize('factor, words', [(1e3, r'\d{3} times'), (1e-3, r'0\.000\d+ times'), (1.0, '')])
+def test_images_in_other_units_are_told(factor, words, boxed, zero_filled):
+  with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter('always')
+    jaxrec.audit({'a': lambda scan: factor * zero_filled(None, scan)}, [boxed], {'turn': TURN}, aims=('image',))
+  told = [str(w.message) for w in told if 'as large as the target' in str(w.message)]
+  assert bool(told) == bool(words) and all(re.match(f'a: its image of sample-0000 is {words}', w) for w in told), told
 
 
 MISTAKES = {
@@ -324,6 +330,7 @@ def test_pictures_of_angles_have_their_curve(boxed, net):
     for region, found in zip(regions, outcomes(net, sweep, boxed, regions)):
       place = Place(0, '', 'region', region, np.asarray(boxed.region))
       arrays = engine._pictures(boxed, np.asarray(net(boxed)), place, found, sweep)
+      assert arrays['strength'] == np.float32(max(sweep.strengths))
       assert ('curve' in arrays) == ('angles' in arrays) == (sweep is TURN)
       if sweep is TURN:
         np.testing.assert_array_equal(arrays['angles'], sweep.points)
