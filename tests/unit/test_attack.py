@@ -335,3 +335,6 @@ def test_pictures_of_angles_have_their_curve(boxed, net):
       if sweep is TURN:
         np.testing.assert_array_equal(arrays['angles'], sweep.points)
         assert len(arrays['curve']) == len(sweep.points)
+      else:
+        # The search goes to the border.
+        assert arrays['delta'] == pytest.approx(0.05, rel=1e-3)
