@@ -459,7 +459,7 @@ def main():
     mutant, noticed, by = mutate(module, number), False, ''
     accuser = known.get((module, mutant.before, mutant.after))
     if accuser:
-      noticed, by = attempt(module, number, _rounds([accuser]), given.most)
+      noticed, by = attempt(module, number, _rounds([accuser]), 0)
     if not noticed:
       noticed, by = attempt(module, number, called(), given.most)
     said = {True: 'noticed', False: 'SURVIVED', None: 'undecided'}[noticed]

@@ -10,7 +10,7 @@ from jaxrec import results
 from jaxrec.attacks import strength_text
 from jaxrec.reports import comparison, figures
 from jaxrec.reports.page import Page
-from jaxrec.reports.source import Provenance, Source
+from jaxrec.reports.source import PROVENANCE, Source
 
 
 def report(folder: str | Path, *, draws: int = 1000) -> Path:
@@ -215,7 +215,7 @@ def _bad_input(page, runs):
 
 def _origin(page, runs):
   page.heading('Where the numbers come from')
-  page.table('', ['network', *Provenance.head], [[r.label, *r.provenance.line] for r in runs])
+  page.table('', ['network', *PROVENANCE], [[r.label, *r.provenance] for r in runs])
   page.text(
     ['Every number above is a mean over rows of results.csv and stands in summary.csv; config.json repeats the run.']
   )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxrec import results, statistics
 from jaxrec.reports import detectability, figures, samples
 from jaxrec.reports.page import Page
-from jaxrec.reports.source import Provenance, provenance
+from jaxrec.reports.source import PROVENANCE, provenance
 
 
 def run(folder: Path, *, draws: int = 1000) -> Path:
@@ -44,7 +44,7 @@ def run(folder: Path, *, draws: int = 1000) -> Path:
   )  # fmt: skip
   samples.section(page, folder, 'pixels', draws)
   page.heading('Where the numbers come from')
-  page.table('', Provenance.head, [provenance(folder).line])
+  page.table('', PROVENANCE, [provenance(folder)])
   return page.write('jaxrec: the verdict on networks whose answer is known')
 
 

@@ -9,7 +9,7 @@ import h5py
 from jaxrec import results, statistics
 from jaxrec.reports import detectability, figures
 from jaxrec.reports.page import Page
-from jaxrec.reports.source import Provenance, provenance, settings
+from jaxrec.reports.source import PROVENANCE, provenance, settings
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -32,16 +32,16 @@ def run(folder: Path, sources: Sequence[str | Path], *, draws: int) -> Path:
   if not shown:
     raise results.RunError(f'{folder}: has no rows to report; run the detect stage first')
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
-  page = Page(folder)
+  page, origin = Page(folder), []
   for source in shown:
-    caution = settings(source).caution
-    page.text([caution] if caution else [])
+    made_with = settings(source)
+    page.text([made_with.caution] if made_with.caution else [])
+    origin.append([*provenance(source), made_with.features])
     unit = results.read_csv(source / 'detectability.csv')[0]['unit']
     detectability.section(page, source, draws)
     section(page, source, unit, draws)
   page.heading('Where the numbers come from')
-  lines = [[*provenance(source).line, settings(source).features] for source in shown]
-  page.table('', [*Provenance.head, 'perceptual term of the autoencoders'], lines)
+  page.table('', [*PROVENANCE, 'perceptual term of the autoencoders'], origin)
   return page.write('jaxrec: what networks ignore')
 
 

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxrec import results
 from jaxrec.reports import comparison, figures
+
+# The head of tables of provenance.
+PROVENANCE = ['folder', 'revision', 'devices', 'processor', 'versions', 'seed', 'data']
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,6 @@ class Settings:
     )
 
 
-@dataclass(frozen=True)
-class Provenance:
-  """Where the numbers of a run come from, as tables say it."""
-
-  head: ClassVar[list[str]] = ['folder', 'revision', 'devices', 'processor', 'versions', 'seed', 'data']
-  line: list[str]
-
-
 def settings(folder: Path) -> Settings:
   """Reads `config.json`.
 
@@ -70,17 +65,17 @@ def _features(stored: Mapping[str, Any]) -> str:
   return ', '.join(dict.fromkeys(found))
 
 
-def provenance(folder: Path) -> Provenance:
-  """Reads `provenance.json`.
+def provenance(folder: Path) -> list[str]:
+  """Where the numbers of a run come from, a line under `PROVENANCE`, out of `provenance.json`.
 
   Raises:
     RunError: if it is damaged.
   """
   p = results.read_json(folder / 'provenance.json')
-  return Provenance([
+  return [
     str(folder), p.get('git_revision', 'unknown'), ', '.join(p.get('devices', [])), p.get('processor', ''),
     ', '.join(f'{k} {v}' for k, v in p.get('versions', {}).items()), str(p.get('seed', '')), p.get('data_fingerprint', ''),
-  ])  # fmt: skip
+  ]  # fmt: skip
 
 
 class Source:
