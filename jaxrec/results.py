@@ -202,6 +202,7 @@ class Run:
       'processor': processor(),
       'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
       'xla_flags': os.environ.get('XLA_FLAGS', ''),
+      'optimization_level': jax.config.jax_optimization_level,  # type: ignore[attr-defined]  # likewise
       'processes': jax.process_count(),
       'git_revision': git_revision(),
       **extra,

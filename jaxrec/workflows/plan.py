@@ -31,6 +31,7 @@ COLUMNS = (
   'gflop',
   'xla_gflop',
   'xla_gbytes',
+  'effort',
   'seconds',
 )
 
@@ -98,7 +99,7 @@ def fitted(work: Work, chosen: Target) -> tuple[int, Callable[[int], Any]]:
 
   @functools.cache
   def compiled(at_once):
-    return work.lowered(chosen.devices, at_once).compile(compiler_options=chosen.options)
+    return chosen.compile(work.lowered(chosen.devices, at_once))
 
   sizes = work.sizes(len(chosen.devices))
   found = memory.largest_that_fits(sizes, chosen.memory, lambda n: memory.bytes_of(lambda: compiled(n)))
@@ -128,6 +129,7 @@ def planned(work: Work, chosen: Target) -> dict[str, Any]:
     'gflop': round(work.flops() * batch / 1e9, 3),
     'xla_gflop': round(told.get('flops', float('nan')) / 1e9, 3),
     'xla_gbytes': round(told.get('bytes accessed', float('nan')) / 1e9, 3),
+    'effort': chosen.level(),
     'seconds': round(time.perf_counter() - start, 1),
   }
 

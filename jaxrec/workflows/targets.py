@@ -8,6 +8,7 @@ import jax
 from jax.experimental import topologies
 
 _GIB = 1 << 30
+_UNSET = 'UNKNOWN'  # Of JAX, for XLA's own default.
 
 
 class Card(NamedTuple):
@@ -60,12 +61,39 @@ class Target(NamedTuple):
     devices: of JAX; they need not be present.
     memory: bytes that a program may take on each.
     options: of the compiler.
+    effort: `jax_optimization_level` to compile with where the user set none.
   """
 
   name: str
   devices: list[Any]
   memory: int
   options: dict[str, Any]
+  effort: str = _UNSET
+
+  def compile(self, lowered: Any) -> Any:
+    """Compiles a lowered program.
+
+    Args:
+      lowered: for these devices, of `jax.jit(...).lower(...)`.
+
+    Returns:
+      The compiled program.
+    """
+    before = _users_effort()
+    jax.config.update('jax_optimization_level', self.level())
+    try:
+      return lowered.compile(compiler_options=self.options)
+    finally:
+      jax.config.update('jax_optimization_level', before)
+
+  def level(self) -> str:
+    """The effort with which `compile` compiles, `UNKNOWN` for XLA's own default."""
+    chosen = _users_effort()
+    return self.effort if chosen == _UNSET else chosen
+
+
+def _users_effort():
+  return jax.config.jax_optimization_level  # type: ignore[attr-defined]  # jax declares it at run time
 
 
 def target(name: str, memory: int, devices: list[Any]) -> Target:
@@ -79,7 +107,8 @@ def target(name: str, memory: int, devices: list[Any]) -> Target:
   Returns:
     The target. Of a graphics card nine tenths of what JAX reserves may be taken,
     three quarters of it if `XLA_PYTHON_CLIENT_MEM_FRACTION` is not set, of a TPU
-    nine tenths: libraries take memory too.
+    nine tenths: libraries take memory too. For a TPU programs are compiled with
+    effort O1 unless `JAX_OPTIMIZATION_LEVEL` says otherwise.
 
   Raises:
     ValueError: for an unknown name, or if the extra for it is not installed.
@@ -109,7 +138,8 @@ def target(name: str, memory: int, devices: list[Any]) -> Target:
     found = topologies.get_topology_desc(platform='tpu', topology_name=name)
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise ValueError(f'plan.targets: {name}: libtpu knows no such slice ({str(error).splitlines()[0][:160]})') from None
-  return Target(name, found.devices, int(0.9 * CHIPS[kind]), {})
+  # Left to itself libtpu looks ten times as long for the best form of every convolution.
+  return Target(name, found.devices, int(0.9 * CHIPS[kind]), {}, effort='O1')
 
 
 _NO_TPU = {

@@ -138,6 +138,21 @@ def test_a_plan_tells_what_a_device_can_hold(tmp_path, capsys):
   assert none['at_once'] == 0 and none['batch'] == row['batch'] and 0 < none['gbytes'] and none['gflop'] == row['gflop']
 
 
+def test_a_target_is_compiled_for_with_its_effort_unless_the_user_chose_one():
+  class Lowered:
+    def compile(self, compiler_options):
+      return jax.config.jax_optimization_level, compiler_options
+
+  quick = targets.Target('quick', [], 0, {'a': 1}, effort='O1')
+  assert quick.compile(Lowered()) == ('O1', {'a': 1}) and jax.config.jax_optimization_level == 'UNKNOWN'
+  assert quick._replace(effort='UNKNOWN').compile(Lowered())[0] == quick._replace(effort='UNKNOWN').level() == 'UNKNOWN'
+  jax.config.update('jax_optimization_level', 'O2')
+  try:
+    assert quick.compile(Lowered())[0] == quick.level() == jax.config.jax_optimization_level == 'O2'
+  finally:
+    jax.config.update('jax_optimization_level', 'UNKNOWN')
+
+
 @pytest.mark.parametrize(
   'name, words',
   [
@@ -165,11 +180,11 @@ def test_absent_cards_have_a_plan(name, tmp_path):
   )
 
 
-def sweep(devices, options):
+def sweep(chosen):
   """Text of the rotation sweep of a small network, two examples per device."""
   experiment = smoke()
   (work,) = (w for w in plan.programs(experiment, training.data_parallel(1)) if w.name == 'rotation')
-  compiled = work.lowered(devices, 2).compile(compiler_options=options)
+  compiled = chosen.compile(work.lowered(chosen.devices, 2))
   assert memory.needed_memory(compiled) > 0
   # One example of two per device: 2 x 48 x 48 complex numbers of k-space.
   return compiled.as_text()
@@ -182,7 +197,8 @@ def check_sweep(text):
 
 def test_a_sweep_spreads_over_devices_without_a_word_between_them():
   code = (
-    'import jax; from tests.unit.test_plan import *; check_sweep(sweep(jax.devices(), {})); print(len(jax.devices()))'
+    'import jax; from tests.unit.test_plan import *; here = targets.target("here", 1, jax.devices());'
+    'check_sweep(sweep(here)); print(len(here.devices))'
   )
   env = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'}
   done = subprocess.run([sys.executable, '-c', code], env=env, cwd=ROOT, capture_output=True, text=True)
@@ -194,7 +210,7 @@ def test_a_sweep_spreads_over_devices_without_a_word_between_them():
 def test_a_sweep_spreads_over_a_pod_without_a_word_between_chips(name):
   chosen = targets.target(name, 0, [])
   assert len(chosen.devices) == 256
-  check_sweep(sweep(chosen.devices, chosen.options))
+  check_sweep(sweep(chosen))
 
 
 def test_a_described_step_averages_over_its_devices():

@@ -131,3 +131,4 @@ def test_provenance_names_the_processor(tmp_path):
   stored = json.loads((tmp_path / 'provenance.json').read_text())
   assert stored['processor'] and stored['processor'] == results.processor()
   assert stored['cores'] >= 1 and stored['xla_flags'] == os.environ.get('XLA_FLAGS', '')
+  assert stored['optimization_level'] == 'UNKNOWN'
