@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 make_environment .venv '.[tpu]'
-# As the plan for TPUs does: with libtpu's own default a training step compiles for an hour.
+# As the plan for TPUs does: with libtpu's own default a training step compiles for more than half an hour.
 export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}"
 exec .venv/bin/python -m jaxrec.main --coordinator=auto "$@"

@@ -16,7 +16,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Pages that show results.
-PAGES = ('README.md', 'docs/ignored.md', 'docs/robust.md', 'docs/measured.md')
+PAGES = ('README.md', 'docs/ignored.md', 'docs/robust.md', 'docs/measured.md', 'docs/accelerators.md')
 _EXEMPT = '<!-- table without results -->'
 _TABLE = re.compile(r'<!-- table (?!without results -->)((?:(?!-->).)*)-->[ \t]*\n', re.DOTALL)
 _TEXT = re.compile(r'<!-- n ((?:(?!-->).)*)-->((?:(?!<!--).)*)<!-- /n -->', re.DOTALL)

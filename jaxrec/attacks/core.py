@@ -43,7 +43,8 @@ class SearchResult:
   Attributes:
     delta: the best feasible point evaluated.
     loss: `[]` its loss, the maximum of `trace`.
-    trace: `[steps + 1]` or `[points]`, the loss of every point evaluated.
+    trace: `[steps + 1]` or `[points]`, the loss of every point evaluated, of several
+      runs those of the best.
   """
 
   delta: Delta

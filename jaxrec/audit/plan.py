@@ -204,7 +204,7 @@ class Settings:
   def __post_init__(self):
     for aim in self.aims:
       if aim not in AIMS:
-        raise ValueError(f'attack.attacked: {aim!r} is unknown; choose among {", ".join(AIMS)}')
+        raise ValueError(f'aims: {aim!r} is unknown; choose among {", ".join(AIMS)}')
 
 
 @runtime_checkable

@@ -138,7 +138,7 @@ def target(name: str, memory: int, devices: list[Any]) -> Target:
     found = topologies.get_topology_desc(platform='tpu', topology_name=name)
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     raise ValueError(f'plan.targets: {name}: libtpu knows no such slice ({str(error).splitlines()[0][:160]})') from None
-  # Left to itself libtpu looks ten times as long for the best form of every convolution.
+  # Left to itself libtpu looks for the best form of every convolution, several times as long.
   return Target(name, found.devices, int(0.9 * CHIPS[kind]), {}, effort='O1')
 
 
