@@ -20,7 +20,7 @@ def autoencoder(
     name='cvae', network=network, image=image, critic=dict(name='cvae_critic'), critic_learning_rate=4e-5,
     perceptual=dict(vgg='', kind='vgg16', sha256='', network=perceptual),
   )  # fmt: skip
-  config.train.update(best='loss', b1=0.5, learning_rate=1e-5, batch_size=64, num_steps=0, num_epochs=400.0)
+  config.train.update(b1=0.5, learning_rate=1e-5, batch_size=64, num_steps=0, num_epochs=400.0)
   config.model.update(name='cvae', size=(size, size), conditional=True)
   if config.profile != 'paper':
     demo = config.profile == 'demo'
@@ -51,7 +51,7 @@ def flow(
   config.train.task = ml_collections.ConfigDict(
     dict(name='flow', network=network, autoencoder=autoencoder, layer=layer, image=image)
   )
-  config.train.update(best='loss', learning_rate=1e-5, batch_size=128, num_steps=0, num_epochs=500.0)
+  config.train.update(learning_rate=1e-5, batch_size=128, num_steps=0, num_epochs=500.0)
   if config.profile != 'paper':
     demo = config.profile == 'demo'
     config.model.update(
@@ -121,6 +121,16 @@ def analysis(
       num_samples=4, chunk=4, corrections=1, sites=2, others=2, alpha=0.25, scans=2, pictures=1, shown=3
     )
   config.invariances.samplers = samplers
+  return _last(config)
+
+
+def _last(config):
+  """The patients whose validation would choose a state are those that are judged: every network keeps its last."""
+  for run in config.experiments.values():
+    if 'experiments' in run:
+      _last(run)
+    else:
+      run.train.best = 'last'
   return config
 
 

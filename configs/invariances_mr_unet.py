@@ -58,7 +58,7 @@ def _images(arg):
   config = common.acceleration(common.base('invariances_mr_unet', arg), 4)
   config.data.update(form='image', relative=True)
   config.data.inserted = ml_collections.ConfigDict(dict(count=1, diameters=DIAMETERS, contrasts=CONTRASTS))
-  config.train.update(loss='l1', best='loss', drop_at=0.0)
+  config.train.update(loss='l1', drop_at=0.0)
   config.train.b1 = 0.9
   if config.profile == 'demo':
     # A tenth of the maximum in every coil image: as in low-dose CT, noise and not aliasing is what the network removes most.

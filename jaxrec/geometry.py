@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Complex, Float, Inexact, Real, Shaped
 
 from jaxrec.types import Array, Scalar
@@ -194,7 +195,10 @@ def _ramp(shape, pixels):
 def _finish(original, moved, amount):
   if not jnp.iscomplexobj(original):
     moved = moved.real
-  return jnp.where(amount == 0, original, moved.astype(original.dtype))
+  moved = moved.astype(original.dtype)
+  # Exactly the original where nothing moves, with the derivatives of the movement.
+  still = lax.stop_gradient(original) + (moved - lax.stop_gradient(moved))
+  return jnp.where(amount == 0, still, moved)
 
 
 def soft_disc(shape: Sequence[int], centre: tuple[float, float], diameter: float) -> Float[np.ndarray, 'row col']:

@@ -140,9 +140,9 @@ class Run:
     try:
       for name in ('rows', 'arrays', 'detections', 'figures', 'checkpoints'):
         (self.folder / name).mkdir(parents=True, exist_ok=True)
-      probe = self.folder / f'.write-{os.getpid()}'
+      probe = self.folder / f'.write-{part}-{os.getpid()}'
       probe.write_bytes(b'x')
-      probe.unlink()
+      probe.unlink(missing_ok=True)
     except OSError as error:
       raise _folder_error(self.folder, error) from None
 
@@ -416,13 +416,15 @@ def append_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None
   path = Path(path)
   text = ''.join(json.dumps(record) + '\n' for record in records).encode()
   try:
-    with open(path, 'r+b' if path.exists() else 'w+b') as stream:
+    # Without a buffer: what did not fit would be written once more when the file is closed.
+    with open(path, 'r+b' if path.exists() else 'w+b', buffering=0) as stream:
       end = _end_of_last_line(stream)
       stream.truncate(end)
       stream.seek(end)
       try:
-        stream.write(text)
-        stream.flush()
+        left = memoryview(text)
+        while left:
+          left = left[stream.write(left) :]
         os.fsync(stream.fileno())
       except OSError:
         os.ftruncate(stream.fileno(), end)

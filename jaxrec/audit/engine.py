@@ -52,6 +52,8 @@ class Engine:
     self.network = dataclasses.replace(network, variables=variables)
     self.sweeps, self.settings, self.store, self.parallel, self.labels = sweeps, settings, store, parallel, labels
     self.batch = settings.batch_size * parallel.devices
+    # Processes share out the same batches, also if their own devices take more at a time.
+    self.share = int(parallel.total(np.where(np.arange(parallel.parts) == parallel.part, self.batch, 0)).min())
     self.done = {_key(row) for row in store.rows()}
     self.clean = parallel.map_batch(program.clean(self.network))
     self.programs: dict[str, Callable] = {}
@@ -59,7 +61,13 @@ class Engine:
     for name, sweep in sweeps.items():
       make = program.by_grid if sweep.is_grid else program.by_search
       self.programs[name] = parallel.map_batch(make(self.network, sweep, settings.chunk))
-      if settings.lipschitz_iterations and not sweep.is_grid and sweep.start is None:
+      # Of shares only: a degree is no share of the measurement.
+      if (
+        settings.lipschitz_iterations
+        and sweep.declared.unit == 'relative'
+        and not sweep.is_grid
+        and sweep.start is None
+      ):
         self.amplify[name] = parallel.map_batch(
           program.amplification(undefended or network.reconstruct, sweep, settings.lipschitz_iterations)
         )
@@ -80,7 +88,7 @@ class Engine:
     bad: dict[str, str] = {}
     self.pictured = set(_names(cases)[: self.settings.pictures])
     self.most = max((len(c.targets(self.settings.aims, True)) for c in cases), default=1)
-    batches = _batches(cases, self.batch)[self.parallel.part :: self.parallel.parts]
+    batches = _batches(cases, self.share)[self.parallel.part :: self.parallel.parts]
     remaining = Remaining('attack', 'batch', len(batches), silent=self.parallel.part > 0)
     with tqdm(
       total=len(batches) * len(self.sweeps), desc='attack', unit='batch', disable=self.parallel.part > 0
@@ -189,6 +197,12 @@ class Engine:
     outcome = jax.device_get(
       self.programs[name](program.weights(self.network, self.sweeps[name]), padded, regions, boxes, images)
     )
+    feasible = outcome.columns.pop('feasible')[: len(places)].all((0, 1))
+    if not feasible.all():
+      sweep = self.sweeps[name]
+      raise ValueError(
+        f'{name}: no point of its grid lies within {sweep.declared.strength} {sweep.strengths[np.argmin(feasible)]:g}; add one, such as zero'
+      )
     missing = {(i, place.annotation, place.aim) for i, place in wanted}
     found = [
       (i, place, jax.tree.map(lambda x, i=i, n=n: x[i, n], outcome))
@@ -309,6 +323,7 @@ def _pictures(sample, image, place: Place, outcome: program.Outcome, sweep: Swee
     'adversarial': outcome.adversarial, 'control': outcome.control, 'scale': np.asarray(sample.scale),
     'strength': np.float32(sweep.strengths[-1]), 'delta': np.float32(outcome.columns['delta'][-1]), 'trace': outcome.trace,
   }  # fmt: skip
-  if outcome.curve is not None and np.ndim(sweep.points) == 1:
-    arrays |= {'angles': np.asarray(sweep.points), 'curve': outcome.curve}
+  amounts = program.numbers(sweep.points)
+  if outcome.curve is not None and amounts is not None:
+    arrays |= {'angles': np.asarray(amounts), 'curve': outcome.curve}
   return arrays

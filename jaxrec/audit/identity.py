@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxrec.audit.plan import Sweep
 from jaxrec.networks import Network, arrays_of, is_torch
 
 _ADDRESS = re.compile(r' at 0x[0-9a-f]+')
@@ -19,9 +20,7 @@ _PLAIN = (str, bytes, int, float, complex, type(None), np.generic)
 
 
 def digest(tree: Any) -> str:
-  """Short name of arrays in memory, or of the names of a source that reads its samples."""
-  if not isinstance(tree, (Mapping, list, tuple)) and not jax.tree.leaves(tree):
-    tree = len(tree) if hasattr(tree, '__len__') else None
+  """Short name of arrays, texts and numbers in memory."""
   found = hashlib.sha256()
   for path, leaf in jax.tree.flatten_with_path(tree)[0]:
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -33,12 +32,29 @@ def digest(tree: Any) -> str:
   return found.hexdigest()[:16]
 
 
+def of_samples(samples: Any) -> str:
+  """Short name of samples in memory, or of how many there are and what they are called if they are read one by one."""
+  if isinstance(samples, dict):
+    return digest(dict(samples))
+  if isinstance(samples, (list, tuple)):
+    return digest(samples)
+  return digest([len(samples), *(str(key) for key in samples if isinstance(samples, Mapping))])
+
+
+def of_sweep(sweep: Sweep) -> str:
+  """Short name of what a sweep is made of: family, search, objective and start, as far as `of_network` sees such things."""
+  held = (sweep.family, sweep.search, sweep.objective, sweep.start)
+  return digest([list(_values(part, '', {})) for part in held])
+
+
 def of_network(network: Network) -> str:
   """Short name of a network: of its weights, wherever they are, and of its surrogate's.
 
   Of a function it takes the source and the values that the function refers to:
   defaults, closure, globals, and the same of the functions and objects of its own
-  module. It sees neither what a function reads from files nor what other packages do.
+  module; of the functions of other packages the numbers that they were made with, such
+  as a step size. It sees neither what a function reads from files nor what other
+  packages do.
 
   Args:
     network: any.
@@ -94,10 +110,17 @@ def _parts(value: Any, module: str) -> tuple[Any, str]:
     return arrays, module
   its = getattr(value, '__module__', '') or type(value).__module__
   if module and its != module:
-    return [], module
+    return _made_with(value), module
   if isinstance(value, types.FunctionType):
     return _of_function(value), its
   return [type(value).__call__ if callable(value) else '', getattr(value, '__dict__', '')], its
+
+
+def _made_with(value):
+  """What a function of another package refers to, if that is the same in every process."""
+  cells = getattr(value, '__closure__', None) or ()
+  held = [cell.cell_contents for cell in cells if cell != types.CellType()]
+  return [x for x in held if isinstance(x, (*_PLAIN, np.ndarray, jax.Array, tuple, types.FunctionType))]
 
 
 def _of_function(function):

@@ -13,7 +13,7 @@ from jaxrec.audit.plan import Sweep
 from jaxrec.fourier import abs_squared, ifft2c, rss
 from jaxrec.geometry import center_crop
 from jaxrec.networks import Network
-from jaxrec.types import AnyArray, Array, Image, Key, Reconstructor, Sample, Scan, Slice, Variables
+from jaxrec.types import AnyArray, Array, Delta, Image, Key, Reconstructor, Sample, Scan, Slice, Variables
 
 _FEASIBLE = 1e-6
 
@@ -183,10 +183,12 @@ def by_grid(network: Network, sweep: Sweep, chunk: int) -> Callable[[Weights, Sa
       found = jax.tree.map(lambda x: x[worst], points)
       columns = {f'{k}_adv': v[worst] for k, v in along.items()}
       columns |= {f'{k}_clean': jnp.broadcast_to(v, worst.shape) for k, v in clean.items()}
-      columns['delta'] = found if jnp.ndim(found) == 1 else jax.vmap(_largest)(found)
+      amounts = numbers(found)
+      columns['delta'] = jax.vmap(_largest)(found) if amounts is None else amounts
       columns['budget_used'] = jnp.stack(
         [sweep.at(s).budget(jax.tree.map(lambda x: x[i], found), sample) for i, s in enumerate(sweep.strengths)]
       )
+      columns['feasible'] = jnp.any(allowed, 1)
       most = jax.tree.map(lambda x: x[-1], found)
       control = _control(widest, most, widest.apply(most, sample), sample)
       return Outcome(columns, images[worst[-1]], control, along['objective'], along['ssim_region'])
@@ -246,6 +248,12 @@ def _control(perturbation, delta, perturbed, sample):
   return center_crop(perturbation.align(delta, image), sample.target.shape)
 
 
+def numbers(points: Delta) -> AnyArray | None:
+  """Points that are one number each, `[point]`; `None` if they are more."""
+  leaves = jax.tree.leaves(points)
+  return leaves[0] if len(leaves) == 1 and np.ndim(leaves[0]) == 1 else None
+
+
 def _largest(delta):
   return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(delta)]))
 
@@ -259,6 +267,7 @@ def _feasible(perturbation, points, sample) -> Any:
   projected = jax.vmap(perturbation.project, (0, None))(points, sample)
 
   def unmoved(a, b):
-    return jnp.all((jnp.abs(a - b) <= _FEASIBLE * jnp.maximum(1, jnp.abs(a))).reshape(len(a), -1), 1)
+    apart, size = (jnp.max(jnp.abs(x).reshape(len(a), -1), 1) for x in (a - b, a))
+    return apart <= _FEASIBLE * size
 
   return jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(unmoved, points, projected))), 0)

@@ -107,16 +107,20 @@ def audit(
       Engine(net, attacks, settings, store, data_parallel(), Labels(net.name, name)).run(cases)
       rows += store.rows()
     return rows
-  return _in_folder(made, samples, cases, attacks, settings, Path(folder))
+  return _in_folder(made, samples, patients, cases, attacks, settings, Path(folder))
 
 
-def _in_folder(networks, samples, cases, attacks, settings, folder):
+def _in_folder(networks, samples, patients, cases, attacks, settings, folder):
   from jaxrec import results  # Brings HDF5, which nothing in memory needs.
 
   rows, parallel = [], data_parallel()
   described = {
-    'data': {'root': 'arrays', 'digest': identity.digest(samples)}, 'seed': settings.seed, 'aims': settings.aims,
-    'attacks': {name: sweep.description() for name, sweep in attacks.items()},
+    'data': {
+      'root': 'arrays', 'digest': identity.of_samples(samples),
+      'patients': identity.digest(None if patients is None else [str(p) for p in patients]),
+    },
+    'seed': settings.seed, 'aims': settings.aims,
+    'attacks': {name: {**sweep.description(), 'made_of': identity.of_sweep(sweep)} for name, sweep in attacks.items()},
   }  # fmt: skip
   with results.exclusive(folder, part=parallel.part):
     for name, net in networks.items():

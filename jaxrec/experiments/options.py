@@ -152,7 +152,7 @@ OPTIONS: dict[str, Rule] = {
     'batch_size': _SIZE, 'num_steps': _whole(0), 'num_epochs': _real(0, 1e6), 'loss': _choice(*LOSSES), 'optimizer': _choice('adam', 'adamw', 'rmsprop'),
     'learning_rate': _RATE, 'drop_at': _real(0, 1), 'drop_factor': _RATE, 'weight_decay': _real(0, 1), 'b1': _real(0, 1, below=True),
     'validate_every': _whole(0), 'max_validation': _whole(0), 'report_every': _whole(1), 'pictures': _whole(0, 1000), 'num_devices': _whole(0, 100_000), 'tensorboard': _FLAG,
-    'best': _choice('loss', 'ssim', 'psnr'), 'patience': _whole(0), 'micro_batch': _whole(0), 'checkpoint_minutes': _real(0, 1e6), 'start_from': _FILE,
+    'best': _choice('loss', 'ssim', 'psnr', 'last'), 'patience': _whole(0), 'micro_batch': _whole(0), 'checkpoint_minutes': _real(0, 1e6), 'start_from': _FILE,
     'ema_decay': _real(0, 1, below=True),
     **_at('augment', {'probability': _real(0, 1), 'max_degrees': _real(0, 90), 'max_pixels': _real(0, 8192), 'noise': _several(_real(0, 10, above=True), least=0, most=2)}),
     **_at('schedule', {'name': _choice(*SCHEDULES), 'warmup': _real(0, 1, below=True), 'final': _real(0, 1)}),
@@ -409,8 +409,14 @@ def _check_together(config, prefix):
   train = config.get('train', {})
   _check_schedule(train, prefix)
   _check_augment(config, prefix)
-  if train.get('task', {}).get('name') in ('cvae', 'flow') and train.best != 'loss':
-    raise ValueError(f'{prefix}train.best: {train.best!r} is not measured by the task {train.task.name}; choose loss')
+  if train.get('task', {}).get('name') in ('cvae', 'flow') and train.best not in ('loss', 'last'):
+    raise ValueError(
+      f'{prefix}train.best: {train.best!r} is not measured by the task {train.task.name}; choose loss or last'
+    )
+  if train.best == 'last' and train.patience:
+    raise ValueError(
+      f'{prefix}train.patience: {train.patience} validations without a better score, but train.best=last asks for no score; set 0'
+    )
 
 
 def _check_schedule(train, prefix):

@@ -99,7 +99,7 @@ def excess_variation(
 
 
 def family_threshold(maxima: Float[np.ndarray, ' image'], *, alpha: float = 0.05) -> float:
-  """Threshold that a share `alpha` of structure-free inputs crosses anywhere, at any scale.
+  """Threshold that one more structure-free input crosses, anywhere and at any scale, with a probability of at most `alpha`.
 
   Args:
     maxima: largest `excess_variation` of structure-free inputs of other patients.
@@ -115,11 +115,13 @@ def family_threshold(maxima: Float[np.ndarray, ' image'], *, alpha: float = 0.05
     Nichols and Holmes 2002, nonparametric permutation tests (maximum statistic).
   """
   maxima = np.asarray(maxima, float).ravel()
-  if not 0 < alpha < 1 or maxima.size < 1 / alpha:
+  if not 0 < alpha < 1 or maxima.size + 1 < 1 / alpha:
     raise ValueError(
-      f'alpha: {alpha} needs at least {int(np.ceil(1 / alpha)) if 0 < alpha < 1 else "a value in (0, 1)"} structure-free inputs, there are {maxima.size}'
+      f'alpha: {alpha} needs at least {int(np.ceil(1 / alpha)) - 1 if 0 < alpha < 1 else "a value in (0, 1)"} structure-free inputs, there are {maxima.size}'
     )
-  return float(np.quantile(maxima, 1 - alpha, method='higher'))
+  # The new input is one more of the same kind, and might be the largest.
+  rank = np.quantile(np.arange(1, maxima.size + 2), 1 - alpha, method='inverted_cdf')
+  return float(np.sort(maxima)[int(rank) - 1])
 
 
 class Component(NamedTuple):

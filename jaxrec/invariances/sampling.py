@@ -124,7 +124,7 @@ class Consistency:
   """How far outputs are from the output of the input, `[...]` each, relative to its size.
 
   Attributes:
-    samples: `[sample]`, the sampled inputs: the invariance gap.
+    samples: `[sample]`, the sampled inputs; their median over that of `fresh` is the invariance gap.
     drawn: `[sample]`, the same before any correction.
     fresh: `[repeat]`, new noise on the same anatomy.
     mismatched: `[other]`, samples made for other images' outputs.
@@ -136,10 +136,6 @@ class Consistency:
   fresh: AnyArray
   mismatched: AnyArray
   reconstruction: AnyArray
-
-  def gap(self) -> Scalar:
-    """Median distance of the samples over the median distance of fresh noise; below 1 means more alike than two scans."""
-    return jnp.median(self.samples) / jnp.median(self.fresh)
 
 
 def distance(output: Any, other: Any) -> Scalar:

@@ -102,7 +102,7 @@ def search(
 
   Adam on the change in whitened units, from the input itself and from the input
   without the structure; what violates a test is penalised by its square, and every
-  iterate is judged by `examine`. A witness shows that the linear evidence in the
+  iterate that a gradient is taken at is judged by `examine`. A witness shows that the linear evidence in the
   output hardly moves, not that nothing else in it does; none found proves nothing.
 
   Args:
@@ -113,7 +113,7 @@ def search(
 
   Returns:
     `(tests, x, corner) -> (x', findings)` with the first row and column of the region: the first witness, or else the sample with the
-    smallest violation. One program; `2 num_steps` forward and backward calls of f.
+    smallest violation. One program; `2 num_steps` backward and `2 num_steps + 3` forward calls of f.
 
   Raises:
     ValueError: if there are no steps.

@@ -63,7 +63,7 @@ def section(page: Page, folder: Path, unit: str, draws: int) -> None:
     *classes(rows, unit, draws), name='classes',
   )  # fmt: skip
   page.table(
-    'Do samples share the output? Median distance of f(x\') from f(x) over |f(x)|; gap: over that of new scans of the same anatomy, below 1 where the network sees samples as more alike than two scans. Mismatched: samples '
+    'Do samples share the output? Median distance of f(x\') from f(x) over |f(x)|, of a layer that of the output and the layer together; gap: over that of new scans of the same anatomy, below 1 where the network sees samples as more alike than two scans. Mismatched: samples '
     'for outputs of other patients. Rescanned: anatomies sampled in the high-dose domain, projected, measured with fresh noise at the dose and reconstructed, f(R^-1 P R y\'); beside it the same of the true anatomy.',
     *consistency(rows, draws), name='consistency',
   )  # fmt: skip
@@ -209,7 +209,7 @@ def _pictures(page, folder, unit):
       )  # fmt: skip
     page.figure(
       f'changes-{results.safe_name(name)}', figures.change_panel(first, unit == 'mm'),
-      f'{what}: above, samples with the largest change (box) where they vary beyond those of structure-free inputs, and the map of excess variation; below, samples that differ most by mean absolute difference.',
+      f'{what}: above, samples with the largest change near the structure (box) where they vary beyond those of structure-free inputs, and the map of excess variation; below, samples that differ most by mean absolute difference.',
     )  # fmt: skip
     if 'anatomies' in first:
       page.figure(

@@ -115,7 +115,8 @@ class Checkpointer:
     """
     if jax.process_index():
       return
-    self._wait(self._last)
+    # Never ahead of the best state: the validation that found it is not repeated.
+    self.wait()
     for later in self._last.all_steps():
       # Training went on from before it, so it was damaged.
       if later >= step:

@@ -42,7 +42,7 @@ def fit(
   validate: Callable[[Any], dict[str, float]] | None = None,
   validate_every: int | None = None,
   report_every: int = 20,
-  score: str = 'val_ssim',
+  score: str | None = 'val_ssim',
   patience: int | None = None,
   checkpoint_minutes: float = 10.0,
   files: Callable[[int], list[str]] = lambda number: [],
@@ -71,7 +71,7 @@ def fit(
     validate_every: steps between validations; only at the end if `None`.
     report_every: steps between records.
     score: validation metric of which the largest is the best; of `val_loss` the
-      smallest is.
+      smallest is. `None`: every state is better than the one before.
     patience: stop after so many validations without a better score.
     checkpoint_minutes: a checkpoint is also written after so much time without
       one; 0: only at validations. Several processes look at the clock of the
@@ -160,7 +160,7 @@ def fit(
           scores = validate(state)
           remaining.leave_out(time.perf_counter() - start)
           writer({'step': done, **scores})
-          value = -scores[score] if score == 'val_loss' else scores[score]
+          value = done if score is None else -scores[score] if score == 'val_loss' else scores[score]
           if value > best:
             best, best_at = value, done
             checkpointer.save_best(done, parallel.first(state), best)
@@ -180,6 +180,9 @@ def fit(
           checkpointer.wait()
           raise Stopped(f'training: stopped after step {done} as asked; the same command goes on from there')
       bar.update()
+  if parallel.total(np.int32(stop())):
+    checkpointer.wait()
+    raise Stopped(f'training: stopped after step {done} as asked; the same command goes on from there')
   return parallel.first(state)
 
 

@@ -55,6 +55,9 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   )
   parallel.barrier('attack')
   if parallel.part == 0:
+    for path in run_folder.folder.glob('skipped-*.json'):
+      if int(path.stem.partition('-')[2]) >= parallel.parts:
+        path.unlink()  # Of an earlier run with more processes.
     run_folder.compact()
     _conclude(run_folder.rows(), bad)
 

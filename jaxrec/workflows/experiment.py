@@ -285,7 +285,8 @@ class Training:
     max_validation: examples; 0: all.
     report_every: steps.
     tensorboard: write events.
-    best: score that chooses the checkpoint: loss, ssim or psnr.
+    best: score that chooses the checkpoint: loss, ssim or psnr; `last` for the newest,
+      where those who validate are judged afterwards.
     patience: validations without progress after which it ends; 0: none.
     b1: of adam.
     micro_batch: examples of a device at a time; 0: what fits.
@@ -417,7 +418,8 @@ class Detection:
     sites: of a slice.
     repeats: scans of a site.
     few: scans that are shown with structures.
-    calibration: sites of a slice of training patients, for the contrasts.
+    calibration: sites of a slice of training patients, for the contrasts; of MR their
+      scans, `repeats` of each site.
     folds: groups of patients.
     level: of intervals.
     draws: bootstrap draws.
@@ -471,7 +473,7 @@ class Invariances:
     others: patients whose outputs serve as mismatched conditions.
     alpha: share of structure-free inputs that may be called altered.
     scales: of excess variation, pixels.
-    scans: of a patient, for the yardsticks.
+    scans: of a patient, for the start of the flow; the yardsticks take all of a site.
     pictures: inputs of a network that are shown.
     shown: samples of each.
     samplers: of the networks.
@@ -498,7 +500,7 @@ class Known:
     side: of images, pixels.
     diameters: of structures, pixels.
     aims: detectabilities in the input that contrasts are made for.
-    removed: frequencies or structures up to this size are removed, pixels.
+    removed: largest structures that the projection removes, pixels.
     patients: that are judged.
     sites: of a patient.
     scans: of a site.

@@ -144,7 +144,10 @@ def _pictures(run_folder, work, rows, options, labels):
 
 def _arrays(found, own, site, asked, limit, shown, order):
   kind, target, x = own
-  ranked = invariances.rank_by_component(found['deviations'], limit, found['excess'] > limit)[:shown]
+  # The threshold is that of the observer's region.
+  near = np.zeros(found['excess'].shape, bool)
+  near[tuple(slice(start, start + asked.side) for start in site.corner)] = True
+  ranked = invariances.rank_by_component(found['deviations'], limit, near & (found['excess'] > limit))[:shown]
   boxes = np.array([c.box if c else (0, 0, 0, 0) for _, c in ranked], np.int32)
   return {
     'input': x, 'target': target, 'output': found['output'],

@@ -147,7 +147,9 @@ def programs(experiment: Experiment, here: Parallel) -> Iterator[Work]:
   module, _ = factory.network(experiment.model)
   sample = example(forecast, experiment.data)
   task = experiment.training.task.name
-  if 'train' in forecast.programs and task in _BUILT_ON_OTHERS:
+  if 'train' in forecast.programs and isinstance(module, Network):
+    print(f'plan: there is no training of {experiment.model.name}: it makes a jaxrec.Network, which has its weights')
+  elif 'train' in forecast.programs and task in _BUILT_ON_OTHERS:
     print(f'plan: the training of {task} is left out: it needs other networks')
   elif 'train' in forecast.programs:
     yield _training(experiment, module, sample, here)
@@ -209,7 +211,10 @@ def _training(experiment, module, sample, here):
 
 def _attack(experiment: Experiment, attacks: Attack, module, sample, name):
   reconstruct, seen = factory.defended(attacks, experiment.defence, module)
-  variables = jax.eval_shape(lambda key, s: models.start(module, key, s), _key(), sample)
+  if isinstance(module, Network):
+    variables = jax.eval_shape(lambda: module.variables)
+  else:
+    variables = jax.eval_shape(lambda key, s: models.start(module, key, s), _key(), sample)
   network = Network(reconstruct, variables, experiment.model.name)
   if seen is not None:
     network = dataclasses.replace(network, surrogate=Network(seen, variables))

@@ -16,7 +16,7 @@ from jaxrec.audit import identity
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.networks import Network
-from jaxrec.training import AveragedState, Checkpointer, Parallel, Task, fit, memory
+from jaxrec.training import AveragedState, Checkpointer, Parallel, Stopped, Task, fit, memory
 from jaxrec.workflows import datasets, factory, pictures, workers
 from jaxrec.workflows.experiment import CTData, Experiment, Training
 
@@ -122,27 +122,32 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   ledger.task = task
   validate = _validation(experiment, data, task, module, parallel, micro_batch, run_folder.folder)
   with workers.termination() as stop:
-    fit(
-      task,
-      lambda start: loader.training_batches(
-        examples, read, training.batch_size, seed=experiment.seed, start=start,
-        workers=experiment.data.workers, part=parallel.part, parts=parallel.parts,
-      ),
-      num_steps,
-      key=jax.random.key(experiment.seed),
-      parallel=parallel,
-      writer=ledger.write,
-      checkpointer=checkpointer,
-      validate=validate,
-      validate_every=every,
-      report_every=training.report_every,
-      score=f'val_{training.best}',
-      patience=training.patience or None,
-      checkpoint_minutes=training.checkpoint_minutes,
-      files=lambda number: loader.batch_files(examples, training.batch_size, number, seed=experiment.seed),
-      stop=stop,
-      on_wait=ledger.wait,
-    )  # fmt: skip
+    try:
+      fit(
+        task,
+        lambda start: loader.training_batches(
+          examples, read, training.batch_size, seed=experiment.seed, start=start,
+          workers=experiment.data.workers, part=parallel.part, parts=parallel.parts,
+        ),
+        num_steps,
+        key=jax.random.key(experiment.seed),
+        parallel=parallel,
+        writer=ledger.write,
+        checkpointer=checkpointer,
+        validate=validate,
+        validate_every=every,
+        report_every=training.report_every,
+        score=None if training.best == 'last' else f'val_{training.best}',
+        patience=training.patience or None,
+        checkpoint_minutes=training.checkpoint_minutes,
+        files=lambda number: loader.batch_files(examples, training.batch_size, number, seed=experiment.seed),
+        stop=stop,
+        on_wait=ledger.wait,
+      )  # fmt: skip
+    except Stopped:
+      # Its checkpoint counts these steps, so that their seconds count too.
+      ledger.close(done, checkpointer.latest_step() or 0)
+      raise
   ledger.close(done, checkpointer.latest_step() or 0)
   checkpointer.close()
   parallel.barrier('the first process has written what all read')

@@ -166,6 +166,16 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(which, folder, capfd):
     np.testing.assert_equal(checkpointer.restore(STATE, which=which), state(9))
 
 
+def test_the_newest_state_is_never_ahead_of_the_best(folder):
+  """A validation is not repeated: what it found best would be gone."""
+  with opened(folder) as checkpointer:
+    with full_disk():
+      checkpointer.save_best(9, state(9), 0.7)
+      with pytest.raises(CheckpointError, match=f'^{folder}/best/9: cannot be written'):
+        checkpointer.save_last(9, state(9))
+    assert (checkpointer.latest_step(), checkpointer.best_step()) == (6, 3)
+
+
 def test_what_a_kill_left_half_written_is_removed(folder):
   left = folder / 'last/9.orbax-checkpoint-tmp'
   shutil.copytree(folder / 'last/6', left)

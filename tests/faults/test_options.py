@@ -168,6 +168,7 @@ TOGETHER = {
   'test volumes of a phantom': (lambda c: [c.update(stages=('train', 'evaluate')), c.evaluate.update(split='test')], 'evaluate.split: the phantom has no volumes to test; use val, or set data.root'),
   'an older name': (lambda c: c.train.task.update(name='flow', network='', image='low_dose'), "train.task.image: 'low_dose' is unknown; choose one of input, target"),
   'SSIM of a flow': (lambda c: c.train.task.update(name='flow', network=''), "train.best: 'ssim' is not measured by the task flow"),
+  'patience without a score': (lambda c: c.train.update(best='last', patience=2), 'train.patience: 2 validations .* train.best=last asks for no score'),
 }  # fmt: skip
 
 

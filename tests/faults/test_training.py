@@ -74,6 +74,23 @@ def test_a_run_that_was_asked_to_end_goes_on_as_if_it_had_not(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
+def test_a_run_that_was_asked_to_end_in_its_last_step_ends(tmp_path):
+  """What comes after the training does not begin; the same command goes on with it."""
+  asked = []
+  error, records = fit(tmp_path, stop=lambda: bool(asked), validate=lambda state: asked.append(1) or {'val_ssim': 1.0})
+  assert isinstance(error, training.Stopped) and 'stopped after step 8' in str(error) and saved(tmp_path) == [8]
+  state, more = fit(tmp_path, validate=lambda state: {'val_ssim': 1.0})
+  assert not more and int(state['step']) == 8
+
+
+def test_without_a_score_the_last_state_is_kept(tmp_path):
+  _, records = fit(
+    tmp_path, validate=lambda state: {'val_ssim': -float(np.ravel(state['step'])[0])}, validate_every=3, score=None
+  )
+  assert [r['step'] for r in records if 'val_ssim' in r] == [3, 6, 8]
+  assert [p.name for p in (tmp_path / 'best').iterdir() if p.name.isdigit()] == ['8']
+
+
 @pytest.mark.parametrize('minutes, steps', [(1e-9, [7, 8]), (60.0, [8]), (0.0, [8])])
 def test_checkpoints_follow_the_clock_too(minutes, steps, tmp_path):
   fit(tmp_path, checkpoint_minutes=minutes)

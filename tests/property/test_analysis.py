@@ -76,10 +76,17 @@ def test_components_are_connected_regions():
   assert invariances.components(deviation, 10) == []
 
 
-def test_thresholds_are_quantiles():
-  values = np.random.default_rng(0).permutation(1001) / 1000
-  assert np.mean(values > invariances.family_threshold(values, alpha=0.05)) <= 0.05
-  with pytest.raises(ValueError, match='needs at least 20 structure-free inputs, there are 3'):
+@pytest.mark.parametrize('count', [19, 20, 21, 30, 92, 1000])
+@pytest.mark.parametrize('alpha', [0.05, 0.1])
+def test_one_more_structure_free_input_crosses_with_the_probability_that_is_asked_for(count, alpha):
+  """Each of n + 1 in turn against the others; one place less would be too many."""
+  values = np.random.default_rng(0).permutation(count + 1) / count
+  crossed = [v > invariances.family_threshold(np.delete(values, i), alpha=alpha) for i, v in enumerate(values)]
+  assert alpha - 1 / (count + 1) < np.mean(crossed) <= alpha + 1e-12
+
+
+def test_a_threshold_needs_enough_inputs():
+  with pytest.raises(ValueError, match='needs at least 19 structure-free inputs, there are 3'):
     invariances.family_threshold(np.arange(3.0))
 
 

@@ -14,8 +14,9 @@ import pytest
 import jaxrec
 from jaxrec import attacks
 from jaxrec.attacks.core import Perturbation
-from jaxrec.audit import engine, program
-from jaxrec.audit.plan import Case, Place
+from jaxrec.audit import engine, program, public
+from jaxrec.audit.plan import Case, Place, Settings
+from jaxrec.training import data_parallel
 
 SCORES = (
   'ssim_region_adv',
@@ -338,3 +339,48 @@ def test_pictures_of_angles_have_their_curve(boxed, net):
       else:
         # The search ends near the border.
         assert arrays['delta'] == pytest.approx(0.05, rel=0.02)
+
+
+@pytest.mark.parametrize(
+  'family, points, strengths, words',
+  [
+    (jaxrec.rotation, np.float32([-3, 3]), (1.0, 3.0), 'turn: no point of its grid lies within max_degrees 1;'),
+    (jaxrec.translation, np.float32([[1e-8, 0]]), (1e-9,), 'turn: no point of its grid lies within max_pixels 1e-09;'),
+  ],
+)
+def test_a_strength_that_a_grid_has_no_point_for_is_refused(family, points, strengths, words, boxed, net):
+  with pytest.raises(ValueError, match=words):
+    jaxrec.audit({'a': net}, [boxed], {'turn': jaxrec.Sweep(family, strengths, jaxrec.grid(points))}, aims=('image',))
+
+
+def test_a_grid_may_have_points_of_several_parts(boxed, net):
+  """A turn and a shift together."""
+
+  @jaxrec.family('size', unit='pixels', title='Movement')
+  def moved(size):
+    return jaxrec.compose(jaxrec.rotation(size), jaxrec.translation(size))
+
+  points = (np.float32([0, 1, 2]), np.float32([[0, 0], [0, 1], [1, 1]]))
+  rows = jaxrec.audit({'a': net}, [boxed], {'m': jaxrec.Sweep(moved, (2.0,), jaxrec.grid(points))}, aims=('image',))
+  assert [r['delta'] for r in rows] == [0.0, 2.0] and rows[1]['objective_adv'] > rows[0]['objective_adv']
+
+
+@pytest.mark.parametrize('family, told', [(jaxrec.coil_noise, True), (jaxrec.rotation, False)])
+def test_the_amplification_is_that_of_shares(family, told, boxed, net):
+  sweep = jaxrec.Sweep(family, (0.1,), jaxrec.pgd(num_steps=1))
+  rows = jaxrec.audit({'a': net}, [boxed], {'a': sweep}, aims=('image',), lipschitz_iterations=2)
+  assert all(('lipschitz' in row) == told for row in rows)
+
+
+def test_processes_with_other_devices_share_out_the_same_batches(boxed, net):
+  """Eight at a time in one process and four in the other: no slice is left out."""
+  cases = [Case(f'f{i}', 0, 'p', read=lambda: boxed, boxed=True) for i in range(21)]
+  here, seen = data_parallel(1), []
+  for part, at_once in enumerate((8, 4)):
+    other = here._replace(part=part, parts=2, total=lambda x: np.array([8, 4]) + 0 * x)
+    made = engine.Engine(
+      net, {'turn': TURN}, Settings(batch_size=at_once), public._Memory(), other, engine.Labels('a', 'a')
+    )
+    made._attack = lambda cases, *_: seen.extend(case.file for case in cases)
+    made.run(cases)
+  assert sorted(seen) == sorted(case.file for case in cases)

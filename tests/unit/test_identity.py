@@ -1,5 +1,6 @@
 """A run folder is not continued with other weights, wherever a network keeps them."""
 
+import collections.abc
 import dataclasses
 import functools
 import subprocess
@@ -122,3 +123,87 @@ def test_changed_weights_do_not_go_on_in_a_folder(name, scan, tmp_path):
   with pytest.raises(results.RunError, match='model.weights=.*; set another workdir or remove the folder') as found:
     audit(1.5)
   assert '\n' not in str(found.value)
+
+
+def sweep_of(**changes):
+  import optax
+
+  options = dict(
+    family=functools.partial(jaxrec.coil_noise, start='random'), strengths=(0.02,),
+    search=jaxrec.pgd(num_steps=10, step=optax.sgd(0.5)), objective=jaxrec.region_mse(),
+  )  # fmt: skip
+  return jaxrec.Sweep(**{**options, **changes})
+
+
+def attacks_of_another_kind():
+  import optax
+
+  return {
+    'objective': dict(objective=jaxrec.region_ssim()),
+    'search with as many calls': dict(search=jaxrec.apgd(num_steps=10)),
+    'option of the search': dict(search=jaxrec.pgd(num_steps=10, step=jaxrec.attacks.steepest_step(2.0))),
+    'option of another package': dict(search=jaxrec.pgd(num_steps=10, step=optax.sgd(0.25))),
+    'option of the family': dict(family=jaxrec.coil_noise),
+    'points': dict(family=jaxrec.rotation, search=jaxrec.grid(np.float32([0, 1]))),
+    'other points': dict(family=jaxrec.rotation, search=jaxrec.grid(np.float32([0, 2]))),
+  }
+
+
+def test_another_attack_is_another_and_the_same_is_not():
+  names = [identity.of_sweep(sweep_of(**changes)) for changes in ({}, *attacks_of_another_kind().values())]
+  assert len(set(names)) == len(names)
+  assert names == [identity.of_sweep(sweep_of(**changes)) for changes in ({}, *attacks_of_another_kind().values())]
+  # In processes of their own: here the functions of jaxrec are wrapped, to check the shapes of arrays.
+  code = 'from tests.unit.test_identity import *\nfor c in ({}, *attacks_of_another_kind().values()): print(identity.of_sweep(sweep_of(**c)))'
+  runs = [subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True) for _ in range(2)]
+  assert runs[0].stdout == runs[1].stdout and len(set(runs[0].stdout.split())) == len(names)
+
+
+class Lazy:
+  """Reads its samples when they are asked for."""
+
+  def __init__(self, samples):
+    self.samples = samples
+
+  def __len__(self):
+    return len(self.samples)
+
+  def __getitem__(self, i):
+    return self.samples[i]
+
+
+class Named(Lazy, collections.abc.Mapping):
+  def __iter__(self):
+    return iter(self.samples)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('make, samples', [(Lazy, lambda s: [s, s]), (Named, lambda s: {'a': s, 'b': s})])
+def test_samples_that_are_read_one_by_one_go_on_in_their_folder(make, samples, scan, tmp_path):
+  """Another object of the same length and names is the same source, another length is not."""
+  noise = jaxrec.Sweep(jaxrec.coil_noise, (0.02,), jaxrec.pgd(num_steps=1))
+
+  def audit(source, **options):
+    return jaxrec.audit({'a': jaxrec.network(scaled)}, source, noise, folder=tmp_path, aims=('image',), **options)
+
+  first = audit(make(samples(scan)))
+  assert audit(make(samples(scan))) == first
+  whole = samples(scan)
+  fewer = whole[:1] if make is Lazy else {'a': scan}
+  with pytest.raises(results.RunError, match='was made with data.digest'):
+    audit(make(fewer))
+  with pytest.raises(results.RunError, match='was made with data.patients'):
+    audit(make(whole), patients=['x', 'y'])
+
+
+@pytest.mark.fault
+def test_another_attack_does_not_go_on_in_a_folder(scan, tmp_path):
+  def audit(**changes):
+    options = dict(search=jaxrec.pgd(num_steps=1), objective=jaxrec.region_mse())
+    sweep = jaxrec.Sweep(jaxrec.coil_noise, (0.02,), **{**options, **changes})
+    return jaxrec.audit({'a': jaxrec.network(scaled)}, [scan], {'noise': sweep}, folder=tmp_path, aims=('image',))
+
+  audit()
+  for changes in (dict(objective=jaxrec.region_ssim()), dict(search=jaxrec.apgd(num_steps=1))):
+    with pytest.raises(results.RunError, match='was made with attacks.noise.made_of'):
+      audit(**changes)

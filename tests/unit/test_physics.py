@@ -52,6 +52,27 @@ def test_rss_and_its_gradient_at_zero():
   assert np.isfinite(gradient).all() and not gradient[:, 1, 2].any()
 
 
+@pytest.mark.parametrize(
+  'move, still',
+  [
+    (geometry.rotate, 0.0),
+    (geometry.rotate_kspace, 0.0),
+    (geometry.shift, np.zeros(2, np.float32)),
+  ],
+)
+def test_movements_have_derivatives_where_nothing_moves(move, still):
+  """The image exactly as it is, and the slope of a small movement."""
+  x, step = jnp.asarray(draw((9, 8))), np.full_like(still, 1e-2)
+  value, slope = jax.jvp(lambda amount: move(x, amount), (jnp.asarray(still),), (jnp.ones_like(still),))
+  np.testing.assert_array_equal(value, x)
+  difference = (move(x, still + step) - move(x, still - step)) / (2 * 1e-2)
+  assert np.abs(slope).max() > 1e-3
+  np.testing.assert_allclose(slope, difference, atol=2e-2 * np.abs(slope).max())
+  y = jnp.asarray(draw((9, 8), 1))
+  _, pull = jax.vjp(lambda x: move(x, jnp.asarray(still)), x)
+  np.testing.assert_allclose(pull(y)[0], y, atol=1e-5)
+
+
 @settings(max_examples=10, deadline=None)
 @given(sizes, st.floats(-30, 30))
 def test_rotation_is_unitary_with_exact_inverse(shape, degrees):

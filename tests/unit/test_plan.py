@@ -13,10 +13,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from jax import lax
 
+import jaxrec
 from jaxrec import models, training
 from jaxrec.data import loader, synthetic
 from jaxrec.experiments import build
@@ -229,3 +231,19 @@ def test_a_described_step_averages_over_its_devices():
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.tree.map(np.asarray, got), here.first(want)
   )
+
+
+def made_network(scale=1.0):
+  """A network with its weights, as a config may name it."""
+  return jaxrec.network(lambda v, scan: v * jaxrec.networks.zero_filled(scan)[0], jnp.float32(scale))
+
+
+def test_a_network_with_weights_of_its_own_has_a_plan_without_training(tmp_path, capsys):
+  config = importlib.import_module('configs.unet_8x').get_config('smoke')
+  config.model = ml_collections.ConfigDict({**config.model, 'name': f'{__name__}:made_network'})
+  for option in set(config.model) - {'name', 'checkpoint', 'weights', 'sha256', 'remat'}:
+    del config.model[option]
+  config.plan.programs = ('train', 'coil_noise')
+  rows = plan.run(build.build(config, '', planned=True), tmp_path, training.data_parallel(1))
+  assert [row['program'] for row in rows] == ['coil_noise'] and rows[0]['gbytes'] > 0
+  assert 'has its weights' in capsys.readouterr().out

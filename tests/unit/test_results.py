@@ -1,5 +1,6 @@
 """Run folders: nothing is lost, nothing is written twice."""
 
+import io
 import json
 
 import numpy as np
@@ -73,6 +74,30 @@ def test_a_full_disk_keeps_earlier_rows(tmp_path, monkeypatch):
   assert len(run.rows()) == 1
   run.append([row(0.1)])
   assert len(run.rows()) == 2 and not list((tmp_path / 'arrays').iterdir())
+
+
+@pytest.mark.fault
+def test_what_a_full_disk_cut_is_not_written_once_more(tmp_path, monkeypatch):
+  """A disk that takes a part, then nothing, then something again."""
+  path, written = tmp_path / 'rows.jsonl', []
+
+  class Filling(io.FileIO):
+    def write(self, data):
+      written.append(len(data))
+      if len(written) == 2:
+        raise OSError(28, 'No space left on device')
+      return super().write(bytes(data)[:7])
+
+  def filling(path, mode, buffering=-1):
+    raw = Filling(path, mode)
+    return io.BufferedRandom(raw) if buffering else raw
+
+  results.append_jsonl(path, [{'step': 1}])
+  monkeypatch.setattr(results, 'open', filling, raising=False)
+  with pytest.raises(results.RunError, match='No space left on device'):
+    results.append_jsonl(path, [{'step': 2}])
+  monkeypatch.undo()
+  assert len(written) == 2 and path.read_text() == '{"step": 1}\n'
 
 
 def test_metrics_after_the_checkpoint_are_cut(tmp_path):
