@@ -413,7 +413,7 @@ def _check_together(config, prefix):
     raise ValueError(
       f'{prefix}train.best: {train.best!r} is not measured by the task {train.task.name}; choose loss or last'
     )
-  if train.best == 'last' and train.patience:
+  if train.get('best') == 'last' and train.patience:
     raise ValueError(
       f'{prefix}train.patience: {train.patience} validations without a better score, but train.best=last asks for no score; set 0'
     )

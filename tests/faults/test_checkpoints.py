@@ -173,6 +173,7 @@ def test_the_newest_state_is_never_ahead_of_the_best(folder):
       checkpointer.save_best(9, state(9), 0.7)
       with pytest.raises(CheckpointError, match=f'^{folder}/best/9: cannot be written'):
         checkpointer.save_last(9, state(9))
+  with opened(folder) as checkpointer:
     assert (checkpointer.latest_step(), checkpointer.best_step()) == (6, 3)
 
 
