@@ -1,5 +1,6 @@
 """What training cost is what the network has behind it, through every interruption."""
 
+import contextlib
 import json
 import time
 
@@ -9,15 +10,15 @@ from configs import unet_8x
 from jaxrec import results
 from jaxrec.data import loader
 from jaxrec.experiments import build
-from jaxrec.training import data_parallel
-from jaxrec.workflows import datasets, train
+from jaxrec.training import Stopped, data_parallel
+from jaxrec.workflows import datasets, train, workers
 
 
 class Stop(Exception):
   """In place of a kill."""
 
 
-@pytest.mark.parametrize('fault', ['training is stopped', 'and its costs are lost'])
+@pytest.mark.parametrize('fault', ['training is stopped', 'and its costs are lost', 'it was asked to end'])
 def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   monkeypatch.delenv('FASTMRI_ROOT', raising=False)
   config = unet_8x.get_config('smoke')
@@ -28,9 +29,12 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   context = train.Context(datasets.data(experiment.data, folder.folder, parallel), parallel, build.stored)
   cost = folder.folder / 'cost.json'
 
+  read = []
+
   def late(*arguments, **options):
     for batch in training_batches(*arguments, **options):
       time.sleep(0.2)
+      read.append(batch)
       yield batch
 
   training_batches = loader.training_batches
@@ -46,11 +50,15 @@ def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
       raise Stop
     append(path, records)
 
+  asked = fault == 'it was asked to end'
   with monkeypatch.context() as patch:
-    patch.setattr(results, 'append_jsonl', stop_after_the_checkpoint)
-    with pytest.raises(Stop):
+    if asked:
+      patch.setattr(workers, 'termination', lambda: contextlib.nullcontext(lambda: len(read) > 3))
+    else:
+      patch.setattr(results, 'append_jsonl', stop_after_the_checkpoint)
+    with pytest.raises(Stopped if asked else Stop):
       go()
-  assert json.loads(cost.read_text())['steps'] == 2
+  assert json.loads(cost.read_text())['steps'] == (3 if asked else 2)
   if fault == 'and its costs are lost':
     cost.unlink()
   seen = json.loads(cost.read_text())['seconds'] if cost.exists() else 0

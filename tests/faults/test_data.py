@@ -231,9 +231,11 @@ def test_a_sweep_goes_on_without_bad_files_and_names_them(sweep, volumes):
     listed[f'{volumes[1]} slice 0']
     == f'{volumes[1]}: cannot be attacked (UNet: an image of (8, 8) is too small for pools=4)'
   )
-  # What was skipped is tried again.
+  # What was skipped is tried again; what a second process had skipped, when there was one, is not told.
+  (run / 'skipped-00001.json').write_text('{"files": {"gone.h5": "was bad"}, "boxes": []}')
   found, said = sweep()
   assert found == everything - {(volumes[0].stem, 1)} and 'skipped 1 bad files' in said
+  assert [path.name for path in run.glob('skipped-*')] == ['skipped-00000.json']
 
 
 def test_a_sweep_of_nothing_is_an_error(sweep, volumes):

@@ -362,7 +362,9 @@ def test_a_grid_may_have_points_of_several_parts(boxed, net):
 
   points = (np.float32([0, 1, 2]), np.float32([[0, 0], [0, 1], [1, 1]]))
   # Of this phantom a moved image has the smaller error.
-  sweep = jaxrec.Sweep(moved, (1.0, 2.0), jaxrec.grid(points), lambda image, sample: -jaxrec.region_mse()(image, sample))
+  sweep = jaxrec.Sweep(
+    moved, (1.0, 2.0), jaxrec.grid(points), lambda image, sample: -jaxrec.region_mse()(image, sample)
+  )
   rows = jaxrec.audit({'a': net}, [boxed], {'m': sweep}, aims=('image',))
   assert [r['delta'] for r in rows] == [0.0, 1.0, 2.0] and rows[2]['objective_adv'] > rows[0]['objective_adv']
 
