@@ -77,7 +77,7 @@ def section(page: Page, folder: Path, unit: str, draws: int) -> None:
     'The flow\'s noise over held-out scans: standard normal if the flow is fitted', ['network, layer', 'scans', 'mean (rms)', 'deviation', 'correlation', 'if independent'],
     [[name, str(m['scans']), *(f'{m[k]:.3f}' for k in ('mean_rms', 'std_mean', 'correlation', 'correlation_expected'))] for name, m in moments.items()],
   )  # fmt: skip
-  _pictures(page, folder, unit)
+  _pictures(page, folder, unit, rows)
   ranks = results.read_csv(folder / 'mean_differences.csv')
   page.table(
     'Samples that differ most from x by mean absolute difference, without corrections (Eulig et al. 2022)', ['input', 'layer', 'rank', 'sample', 'mean absolute difference'],
@@ -188,23 +188,25 @@ def _anatomy(folder):
   return float(results.read_json(folder / 'sampling.json')['anatomy'])
 
 
-def _pictures(page, folder, unit):
+def _pictures(page, folder, unit, rows):
   path = folder / 'images.h5'
   if not path.exists():
     return
   with h5py.File(path) as file:
     pictures = {name: {k: v[()] for k, v in group.items()} for name, group in file.items() if 'drawn' in group}
+  said = {results.safe_name(row[k]): row[k] for row in rows for k in ('network', 'layer')}
   for name in sorted({n.rsplit('.', 1)[0] for n in pictures}):
     taps = [(n.rsplit('.', 1)[1], arrays) for n, arrays in sorted(pictures.items()) if n.rsplit('.', 1)[0] == name]
     first = taps[0][1]
-    what = f'{name}: {float(first["size"]):g} {unit}'
+    network = next((safe for safe in said if name.startswith(f'{safe}.')), '')
+    what = f'{said.get(network, "")}{name[len(network) :]}: {float(first["size"]):g} {unit}'
     for kind, prefix, words in (
       ('samples', '', 'samples with corrections'),
       ('seed', 'drawn', 'samples without corrections, as in the papers'),
     ):
-      rows = [(layer, _view(arrays, prefix)) for layer, arrays in taps]
+      panels = [(said.get(layer, layer), _view(arrays, prefix)) for layer, arrays in taps]
       page.figure(
-        f'{kind}-{results.safe_name(name)}', figures.sample_panel(rows, unit == 'mm'),
+        f'{kind}-{results.safe_name(name)}', figures.sample_panel(panels, unit == 'mm'),
         f'{what}: input x, target y, output f(x), {words} (the same noise v for every layer) and their standard deviation; below, f of every sample. The circle is the structure.',
       )  # fmt: skip
     page.figure(
