@@ -197,7 +197,8 @@ def _finish(original, moved, amount):
     moved = moved.real
   moved = moved.astype(original.dtype)
   # Exactly the original where nothing moves, with the derivatives of the movement.
-  still = lax.stop_gradient(original) + (moved - lax.stop_gradient(moved))
+  slope = moved - lax.stop_gradient(moved)  # Zero; of an image that is not finite somewhere NaN everywhere.
+  still = lax.stop_gradient(original) + jnp.where(jnp.isfinite(slope), slope, 0)
   return jnp.where(amount == 0, still, moved)
 
 

@@ -38,7 +38,7 @@ def of_samples(samples: Any) -> str:
     return digest(dict(samples))
   if isinstance(samples, (list, tuple)):
     return digest(samples)
-  return digest([len(samples), *(str(key) for key in samples if isinstance(samples, Mapping))])
+  return digest([len(samples), *(map(str, samples) if isinstance(samples, Mapping) else ())])
 
 
 def of_sweep(sweep: Sweep) -> str:
@@ -52,8 +52,8 @@ def of_network(network: Network) -> str:
 
   Of a function it takes the source and the values that the function refers to:
   defaults, closure, globals, and the same of the functions and objects of its own
-  module; of the functions of other packages the numbers that they were made with, such
-  as a step size. It sees neither what a function reads from files nor what other
+  module; of those of other packages the numbers that they were made with, such as a
+  step size. It sees neither what a function reads from files nor what other
   packages do.
 
   Args:
@@ -117,9 +117,10 @@ def _parts(value: Any, module: str) -> tuple[Any, str]:
 
 
 def _made_with(value):
-  """What a function of another package refers to, if that is the same in every process."""
+  """What a function or an object of another package holds, if that is the same in every process."""
   cells = getattr(value, '__closure__', None) or ()
   held = [cell.cell_contents for cell in cells if cell != types.CellType()]
+  held += getattr(value, '__dict__', {}).values()
   return [x for x in held if isinstance(x, (*_PLAIN, np.ndarray, jax.Array, tuple, types.FunctionType))]
 
 

@@ -15,7 +15,7 @@ from jaxrec.geometry import center_crop
 from jaxrec.networks import Network
 from jaxrec.types import AnyArray, Array, Delta, Image, Key, Reconstructor, Sample, Scan, Slice, Variables
 
-_FEASIBLE = 1e-6
+_FEASIBLE = 1e-5  # Above what projections leave between a point and the border.
 
 
 class Weights(NamedTuple):

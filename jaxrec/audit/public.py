@@ -72,7 +72,7 @@ def audit(
     batch_size: samples of one shape computed together on one device.
     chunk: strengths or grid points computed together.
     pictures: samples whose images are kept in the folder.
-    lipschitz_iterations: above 0, rows tell the amplification, see `attacks.local_lipschitz`.
+    lipschitz_iterations: above 0, rows of relative strengths tell the amplification, see `attacks.local_lipschitz`.
 
   Returns:
     One row per network, sample, attack, aim and strength, with the columns of
@@ -117,7 +117,7 @@ def _in_folder(networks, samples, patients, cases, attacks, settings, folder):
   described = {
     'data': {
       'root': 'arrays', 'digest': identity.of_samples(samples),
-      'patients': identity.digest(None if patients is None else [str(p) for p in patients]),
+      'patients': identity.digest(None if patients is None else sorted((case.file, case.patient) for case in cases)),
     },
     'seed': settings.seed, 'aims': settings.aims,
     'attacks': {name: {**sweep.description(), 'made_of': identity.of_sweep(sweep)} for name, sweep in attacks.items()},

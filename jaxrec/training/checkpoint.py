@@ -111,7 +111,7 @@ class Checkpointer:
       state: NumPy arrays, which nobody changes any more.
 
     Raises:
-      CheckpointError: if the one before cannot be written; earlier states are intact.
+      CheckpointError: if the one before or the best cannot be written; earlier states are intact.
     """
     if jax.process_index():
       return

@@ -56,7 +56,8 @@ def fit(
 
   While a step is computed the next batch is read and copied to the devices, and
   one step waits in their queue: nothing is fetched that is not finished. States
-  are copied to the host, and written while the training goes on.
+  are copied to the host, and written while the training goes on; the newest after
+  the best.
 
   Args:
     task: what to train; its state is never looked into.
@@ -112,7 +113,7 @@ def fit(
     return state
   step = parallel.compile(task.step)
   state = parallel.replicate(state)
-  best, saved, pending = checkpointer.best_score(), time.monotonic(), None
+  best, saved, pending, stopping = checkpointer.best_score(), time.monotonic(), None, False
 
   def settle(report: bool) -> None:
     """Looks at the loss of the step before, when the next one is already queued."""
@@ -177,11 +178,9 @@ def fit(
           checkpointer.save_last(done, parallel.first(state))
           saved = time.monotonic()
         if stopping:
-          checkpointer.wait()
-          raise Stopped(f'training: stopped after step {done} as asked; the same command goes on from there')
+          break
       bar.update()
-  if parallel.total(np.int32(stop())):
-    checkpointer.wait()
+  if stopping or parallel.total(np.int32(stop())):
     raise Stopped(f'training: stopped after step {done} as asked; the same command goes on from there')
   return parallel.first(state)
 

@@ -353,6 +353,16 @@ def test_a_strength_that_a_grid_has_no_point_for_is_refused(family, points, stre
     jaxrec.audit({'a': net}, [boxed], {'turn': jaxrec.Sweep(family, strengths, jaxrec.grid(points))}, aims=('image',))
 
 
+def test_points_on_the_border_of_a_ball_are_allowed(boxed):
+  rng = np.random.default_rng(0)
+  points = rng.normal(size=(40, *boxed.kspace.shape)) + 1j * rng.normal(size=(40, *boxed.kspace.shape))
+  points *= np.asarray(jaxrec.coil_noise(0.02).project(np.ones_like(boxed.kspace), boxed)) != 0
+  points *= 0.02 * (np.linalg.norm(boxed.kspace, axis=(1, 2)) / np.linalg.norm(points, axis=(2, 3)))[..., None, None]
+  points = np.complex64(points)
+  assert program._feasible(jaxrec.coil_noise(0.02), points, boxed).all()
+  assert not program._feasible(jaxrec.coil_noise(0.0199), points, boxed).any()
+
+
 def test_a_grid_may_have_points_of_several_parts(boxed, net):
   """A turn and a shift together."""
 

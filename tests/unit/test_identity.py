@@ -135,6 +135,19 @@ def sweep_of(**changes):
   return jaxrec.Sweep(**{**options, **changes})
 
 
+class Halves:
+  """A search of one's own."""
+
+  forward_calls, backward_calls = 1, 0
+
+  def __init__(self, factor):
+    self.factor = factor
+
+  def __call__(self, key, loss, init, project):
+    delta = project(jnp.multiply(self.factor, init(key)))
+    return jaxrec.SearchResult(delta=delta, loss=loss(delta), trace=loss(delta)[None])
+
+
 def attacks_of_another_kind():
   import optax
 
@@ -143,6 +156,8 @@ def attacks_of_another_kind():
     'search with as many calls': dict(search=jaxrec.apgd(num_steps=10)),
     'option of the search': dict(search=jaxrec.pgd(num_steps=10, step=jaxrec.attacks.steepest_step(2.0))),
     'option of another package': dict(search=jaxrec.pgd(num_steps=10, step=optax.sgd(0.25))),
+    'search in a search': dict(search=jaxrec.restarts(Halves(0.5), num_restarts=2)),
+    'its option': dict(search=jaxrec.restarts(Halves(0.25), num_restarts=2)),
     'option of the family': dict(family=jaxrec.coil_noise),
     'points': dict(family=jaxrec.rotation, search=jaxrec.grid(np.float32([0, 1]))),
     'other points': dict(family=jaxrec.rotation, search=jaxrec.grid(np.float32([0, 2]))),
@@ -163,12 +178,13 @@ class Lazy:
   """Reads its samples when they are asked for."""
 
   def __init__(self, samples):
-    self.samples = samples
+    self.samples, self.read = samples, []
 
   def __len__(self):
     return len(self.samples)
 
   def __getitem__(self, i):
+    self.read.append(i)
     return self.samples[i]
 
 
@@ -187,7 +203,10 @@ def test_samples_that_are_read_one_by_one_go_on_in_their_folder(make, samples, s
     return jaxrec.audit({'a': jaxrec.network(scaled)}, source, noise, folder=tmp_path, aims=('image',), **options)
 
   first = audit(make(samples(scan)))
-  assert audit(make(samples(scan))) == first
+  again = make(samples(scan))
+  rows, read = audit(again), list(again.read)
+  # What checks types in the tests looks into mappings itself.
+  assert rows == first and (read == [0, 1] if make is Lazy else set(read) == {'a', 'b'})
   whole = samples(scan)
   fewer = whole[:1] if make is Lazy else {'a': scan}
   with pytest.raises(results.RunError, match='was made with data.digest'):

@@ -68,6 +68,8 @@ def test_movements_have_derivatives_where_nothing_moves(move, still):
   difference = (move(x, still + step) - move(x, still - step)) / (2 * 1e-2)
   assert np.abs(slope).max() > 1e-3
   np.testing.assert_allclose(slope, difference, atol=2e-2 * np.abs(slope).max())
+  holes = x.at[2, 3].set(jnp.nan)
+  np.testing.assert_array_equal(move(holes, jnp.asarray(still)), holes)
   y = jnp.asarray(draw((9, 8), 1))
   _, pull = jax.vjp(lambda x: move(x, jnp.asarray(still)), x)
   np.testing.assert_allclose(pull(y)[0], y, atol=1e-5)
