@@ -1,10 +1,11 @@
 """The training stage."""
 
+import contextlib
 import functools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +57,17 @@ class _Ledger:
         # A checkpoint follows. What is killed later has cost this much at least.
         self._write_cost(record['step'])
 
-  def close(self, done: int, last: int) -> None:
-    """Writes the cost of the steps up to `last`, of which `done` were there before."""
+  @contextlib.contextmanager
+  def counting(self, done: int, checkpointer: Checkpointer) -> Iterator[None]:
+    """Writes the cost of a training at its end, after `done` steps before it; also if it was asked to end: its checkpoint counts those steps."""
+    try:
+      yield
+    except Stopped:
+      self._close(done, checkpointer.latest_step() or 0)
+      raise
+    self._close(done, checkpointer.latest_step() or 0)
+
+  def _close(self, done, last):
     if self.part:
       return
     if self.waited:
@@ -121,34 +131,28 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   task, micro_batch = fitted(experiment, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
   ledger.task = task
   validate = _validation(experiment, data, task, module, parallel, micro_batch, run_folder.folder)
-  with workers.termination() as stop:
-    try:
-      fit(
-        task,
-        lambda start: loader.training_batches(
-          examples, read, training.batch_size, seed=experiment.seed, start=start,
-          workers=experiment.data.workers, part=parallel.part, parts=parallel.parts,
-        ),
-        num_steps,
-        key=jax.random.key(experiment.seed),
-        parallel=parallel,
-        writer=ledger.write,
-        checkpointer=checkpointer,
-        validate=validate,
-        validate_every=every,
-        report_every=training.report_every,
-        score=None if training.best == 'last' else f'val_{training.best}',
-        patience=training.patience or None,
-        checkpoint_minutes=training.checkpoint_minutes,
-        files=lambda number: loader.batch_files(examples, training.batch_size, number, seed=experiment.seed),
-        stop=stop,
-        on_wait=ledger.wait,
-      )  # fmt: skip
-    except Stopped:
-      # Its checkpoint counts these steps, so that their seconds count too.
-      ledger.close(done, checkpointer.latest_step() or 0)
-      raise
-  ledger.close(done, checkpointer.latest_step() or 0)
+  with ledger.counting(done, checkpointer), workers.termination() as stop:
+    fit(
+      task,
+      lambda start: loader.training_batches(
+        examples, read, training.batch_size, seed=experiment.seed, start=start,
+        workers=experiment.data.workers, part=parallel.part, parts=parallel.parts,
+      ),
+      num_steps,
+      key=jax.random.key(experiment.seed),
+      parallel=parallel,
+      writer=ledger.write,
+      checkpointer=checkpointer,
+      validate=validate,
+      validate_every=every,
+      report_every=training.report_every,
+      score=None if training.best == 'last' else f'val_{training.best}',
+      patience=training.patience or None,
+      checkpoint_minutes=training.checkpoint_minutes,
+      files=lambda number: loader.batch_files(examples, training.batch_size, number, seed=experiment.seed),
+      stop=stop,
+      on_wait=ledger.wait,
+    )  # fmt: skip
   checkpointer.close()
   parallel.barrier('the first process has written what all read')
 
