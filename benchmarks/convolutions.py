@@ -10,11 +10,9 @@ XLA tells them, with its own default of effort (`UNKNOWN`) and with less.
 """
 
 import argparse
-import csv
 import functools
 import importlib.metadata
 import itertools
-import subprocess
 import time
 
 import jax
@@ -23,16 +21,12 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks import common
+from jaxrec import results
 from jaxrec.models import layers
 from jaxrec.workflows import targets
 
 TABLE = common.RESULTS.parents[1] / 'docs' / 'numbers' / 'tpu_convolutions.csv'
 ROWS, COLS, CHANNELS = 640, 368, 9
-
-
-def plain(x, kernel):
-  """As XLA is asked for by most libraries, channels last."""
-  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=layers.PRECISION)  # fmt: skip
 
 
 def channels_first(x, kernel):
@@ -44,7 +38,7 @@ def channels_first(x, kernel):
 
 
 FORMS = {
-  'plain': plain,
+  'plain': layers._plain_conv2d,
   'transposed, channels first': channels_first,
   '8 pixels as channels': functools.partial(layers._folded_conv2d, fold=8),
   '16 pixels as channels': functools.partial(layers._folded_conv2d, fold=16),
@@ -68,7 +62,6 @@ def main():
   parser.add_argument('--efforts', nargs='+', default=['UNKNOWN', 'O1'])
   given = parser.parse_args()
   found = targets.target(given.target, 0, [])
-  revision = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=TABLE.parent, capture_output=True, text=True)
   place = SingleDeviceSharding(found.devices[0])
   kernel = jax.ShapeDtypeStruct((3, 3, CHANNELS, CHANNELS), jnp.float32, sharding=place)
   image = jax.ShapeDtypeStruct((1, ROWS, COLS, CHANNELS), jnp.float32, sharding=place)
@@ -80,13 +73,10 @@ def main():
     rows.append({
       'form': name, 'gbytes': memory / 1e9, 'times': memory / (4 * ROWS * COLS * CHANNELS), 'traffic': told['bytes accessed'] / 1e9,
       'gflop': told['flops'] / 1e9, 'target': chosen.name, 'effort': chosen.level(), 'seconds': time.perf_counter() - start, 'jax': importlib.metadata.version('jax'),
-      'libtpu': importlib.metadata.version('libtpu'), 'revision': revision.stdout.strip(),
+      'libtpu': importlib.metadata.version('libtpu'), 'revision': results.git_revision(),
     })  # fmt: skip
     print(rows[-1], flush=True)
-  with open(TABLE, 'w', newline='') as stream:
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+  results.write_csv(TABLE, list(rows[0]), [row.values() for row in rows])
 
 
 if __name__ == '__main__':

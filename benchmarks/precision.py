@@ -9,7 +9,6 @@ says how much two trainings differ by themselves. Writes
 """
 
 import argparse
-import csv
 import importlib
 import importlib.metadata
 import sys
@@ -45,8 +44,9 @@ def config_of(name, steps, *, dtype, seed, checkpoint=''):
 
 def rows(folder):
   """SSIM in the box, clean and attacked, by example."""
-  with open(folder / 'results.csv', newline='') as stream:
-    found = [row for row in csv.DictReader(stream) if float(row['strength']) == ETA]
+  from jaxrec import results
+
+  found = [row for row in results.read_csv(folder / 'results.csv') if float(row['strength']) == ETA]
   return {
     (r['file'], r['slice'], r['annotation']): (float(r['ssim_region_clean']), float(r['ssim_region_adv']))
     for r in found
@@ -82,10 +82,7 @@ def main(arguments):
         'jax': importlib.metadata.version('jax'), 'date': time.strftime('%Y-%m-%d'),
       })  # fmt: skip
       print(lines[-1], flush=True)
-  with open(OUT, 'w', newline='') as stream:
-    writer = csv.DictWriter(stream, list(lines[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(lines)
+  results.write_csv(OUT, list(lines[0]), [line.values() for line in lines])
 
 
 if __name__ == '__main__':

@@ -121,15 +121,9 @@ def analysis(
       num_samples=4, chunk=4, corrections=1, sites=2, others=2, alpha=0.25, scans=2, pictures=1, shown=3
     )
   config.invariances.samplers = samplers
-  return _last(config)
-
-
-def _last(config):
-  """The patients whose validation would choose a state are those that are judged: every network keeps its last."""
   for run in config.experiments.values():
-    if 'experiments' in run:
-      _last(run)
-    else:
+    if 'experiments' not in run:
+      # The patients whose validation would choose a state are those that are judged.
       run.train.best = 'last'
   return config
 

@@ -74,7 +74,8 @@ def steepest_step(step_size: float = 0.5) -> optax.GradientTransformationExtraAr
   For `coil_noise` this is `step_size * eta ||k_i|| g_i / ||g_i||` for every
   coil, for a rotation `+-step_size * max_degrees`: the step needs no tuning to
   the scale of data or loss. The larger `step_size`, the nearer to the generalised
-  power method; for a number in an interval 2 is large enough. Chain it behind `optax.trace(0.9)` for momentum.
+  power method; for a number in an interval 2 is large enough. Chain it behind
+  `optax.trace(0.9)` for momentum.
 
   Args:
     step_size: in units of the feasible set's radius.

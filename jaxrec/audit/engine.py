@@ -197,7 +197,7 @@ class Engine:
     outcome = jax.device_get(
       self.programs[name](program.weights(self.network, self.sweeps[name]), padded, regions, boxes, images)
     )
-    feasible = outcome.columns.pop('feasible')[: len(places)].all((0, 1))
+    feasible = outcome.feasible[: len(places)].all((0, 1))
     if not feasible.all():
       sweep = self.sweeps[name]
       raise ValueError(

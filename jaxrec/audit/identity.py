@@ -118,9 +118,7 @@ def _parts(value: Any, module: str) -> tuple[Any, str]:
 
 def _made_with(value):
   """What a function or an object of another package holds, if that is the same in every process."""
-  cells = getattr(value, '__closure__', None) or ()
-  held = [cell.cell_contents for cell in cells if cell != types.CellType()]
-  held += getattr(value, '__dict__', {}).values()
+  held = [*_closed_over(value), *getattr(value, '__dict__', {}).values()]
   return [x for x in held if isinstance(x, (*_PLAIN, np.ndarray, jax.Array, tuple, types.FunctionType))]
 
 
@@ -129,10 +127,13 @@ def _of_function(function):
     source = inspect.getsource(function)
   except (OSError, TypeError):  # Typed into an interpreter.
     source = function.__code__.co_code.hex()
-  cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
   named = sorted(_named(function.__code__) & set(function.__globals__))
   values = {name: function.__globals__[name] for name in named}
-  return [source, function.__defaults__, function.__kwdefaults__, cells, values]
+  return [source, function.__defaults__, function.__kwdefaults__, _closed_over(function), values]
+
+
+def _closed_over(value):
+  return [cell.cell_contents for cell in getattr(value, '__closure__', None) or () if cell != types.CellType()]
 
 
 def _named(code: types.CodeType) -> set[str]:

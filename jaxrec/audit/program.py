@@ -65,6 +65,7 @@ class Outcome:
     control: the fully sampled image under the same attack.
     trace: objective along the search at the largest strength, or of all points.
     curve: SSIM in the box of all points of a grid; else `None`.
+    feasible: `[strengths]`, whether a grid has a point that is allowed; else `None`.
   """
 
   columns: dict[str, AnyArray]
@@ -72,6 +73,7 @@ class Outcome:
   control: AnyArray
   trace: AnyArray
   curve: AnyArray | None = None
+  feasible: AnyArray | None = None
 
 
 def clean(network: Network) -> Callable[[Weights, Sample], tuple[Image, dict[str, Array]]]:
@@ -188,10 +190,9 @@ def by_grid(network: Network, sweep: Sweep, chunk: int) -> Callable[[Weights, Sa
       columns['budget_used'] = jnp.stack(
         [sweep.at(s).budget(jax.tree.map(lambda x: x[i], found), sample) for i, s in enumerate(sweep.strengths)]
       )
-      columns['feasible'] = jnp.any(allowed, 1)
       most = jax.tree.map(lambda x: x[-1], found)
       control = _control(widest, most, widest.apply(most, sample), sample)
-      return Outcome(columns, images[worst[-1]], control, along['objective'], along['ssim_region'])
+      return Outcome(columns, images[worst[-1]], control, along['objective'], along['ssim_region'], jnp.any(allowed, 1))
 
     return jax.vmap(place, (1, 1, 0))(along, seen, clean)
 

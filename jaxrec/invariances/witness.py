@@ -102,8 +102,9 @@ def search(
 
   Adam on the change in whitened units, from the input itself and from the input
   without the structure; what violates a test is penalised by its square, and every
-  iterate that a gradient is taken at is judged by `examine`. A witness shows that the linear evidence in the
-  output hardly moves, not that nothing else in it does; none found proves nothing.
+  iterate that a gradient is taken at is judged by `examine`. A witness shows that the
+  linear evidence in the output hardly moves, not that nothing else in it does; none
+  found proves nothing.
 
   Args:
     network: f, `[row, col]` to the same.

@@ -68,8 +68,9 @@ def run(experiment: Experiment, folder: Path, here: Parallel) -> list[dict[str, 
   Returns:
     One row per target and program, see `COLUMNS`: memory of the largest number of
     examples at once that fits, or of the smallest that is allowed if none does
-    (`at_once` is 0 then), per device; FLOPs of the batch as the program is written (`cost.flops`) and, with
-    bytes, as XLA gives them for a device, which counts the body of a loop once.
+    (`at_once` is 0 then), per device; FLOPs of the batch as the program is written
+    (`cost.flops`) and, with bytes, as XLA gives them for a device, which counts the
+    body of a loop once.
 
   Raises:
     ValueError: for an unknown target, one whose extra is not installed, or a

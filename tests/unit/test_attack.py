@@ -171,7 +171,7 @@ def test_without_a_box_there_is_one_aim_and_every_strength_is_a_row(rows):
 class Counted:
   """A lazy source that counts what is read."""
 
-  def __init__(self, *samples):
+  def __init__(self, samples):
     self.samples, self.read = samples, []
 
   def __len__(self):
@@ -191,7 +191,7 @@ def test_nothing_is_computed_twice(boxed):
     jax.debug.callback(lambda: calls.append(1))
     return image
 
-  source = Counted(boxed)
+  source = Counted([boxed])
   jaxrec.audit({'a': reconstruct}, source, {'turn': TURN})
   jax.effects_barrier()
   assert source.read == [0] and len(calls) == 5 + 1

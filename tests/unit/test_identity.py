@@ -13,6 +13,7 @@ import pytest
 import jaxrec
 from jaxrec import networks, results
 from jaxrec.audit import identity
+from tests.unit.test_attack import Counted
 
 SCALE = jnp.float32(2)
 
@@ -174,27 +175,13 @@ def test_another_attack_is_another_and_the_same_is_not():
   assert runs[0].stdout == runs[1].stdout and len(set(runs[0].stdout.split())) == len(names)
 
 
-class Lazy:
-  """Reads its samples when they are asked for."""
-
-  def __init__(self, samples):
-    self.samples, self.read = samples, []
-
-  def __len__(self):
-    return len(self.samples)
-
-  def __getitem__(self, i):
-    self.read.append(i)
-    return self.samples[i]
-
-
-class Named(Lazy, collections.abc.Mapping):
+class Named(Counted, collections.abc.Mapping):
   def __iter__(self):
     return iter(self.samples)
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize('make, samples', [(Lazy, lambda s: [s, s]), (Named, lambda s: {'a': s, 'b': s})])
+@pytest.mark.parametrize('make, samples', [(Counted, lambda s: [s, s]), (Named, lambda s: {'a': s, 'b': s})])
 def test_samples_that_are_read_one_by_one_go_on_in_their_folder(make, samples, scan, tmp_path):
   """Another object of the same length and names is the same source, another length is not."""
   noise = jaxrec.Sweep(jaxrec.coil_noise, (0.02,), jaxrec.pgd(num_steps=1))
@@ -206,9 +193,9 @@ def test_samples_that_are_read_one_by_one_go_on_in_their_folder(make, samples, s
   again = make(samples(scan))
   rows, read = audit(again), list(again.read)
   # What checks types in the tests looks into mappings itself.
-  assert rows == first and (read == [0, 1] if make is Lazy else set(read) == {'a', 'b'})
+  assert rows == first and (read == [0, 1] if make is Counted else set(read) == {'a', 'b'})
   whole = samples(scan)
-  fewer = whole[:1] if make is Lazy else {'a': scan}
+  fewer = whole[:1] if make is Counted else {'a': scan}
   with pytest.raises(results.RunError, match='was made with data.digest'):
     audit(make(fewer))
   with pytest.raises(results.RunError, match='was made with data.patients'):

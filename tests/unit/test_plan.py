@@ -233,9 +233,9 @@ def test_a_described_step_averages_over_its_devices():
   )
 
 
-def made_network(scale=1.0):
+def made_network():
   """A network with its weights, as a config may name it."""
-  return jaxrec.network(lambda v, scan: v * jaxrec.networks.zero_filled(scan)[0], jnp.float32(scale))
+  return jaxrec.network(lambda v, scan: v * jaxrec.networks.zero_filled(scan)[0], jnp.float32(1))
 
 
 def test_a_network_with_weights_of_its_own_has_a_plan_without_training(tmp_path, capsys):
