@@ -14,6 +14,7 @@ import logging
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,10 @@ class Checkpointer:
   def _failed(self, manager, error):
     name = Path(manager.directory).name
     path = self.folder / name / str(self._writing.pop(name))
-    self._remove_unfinished(manager)
+    # TensorStore's other threads go on for a moment, and make the folder anew.
+    for _ in range(5):
+      time.sleep(0.1)
+      self._remove_unfinished(manager)
     # TensorStore hides the system's words in a paragraph.
     words = re.search(r': ([^:]*) \[os_error_code', str(error))
     raise CheckpointError(
