@@ -48,6 +48,8 @@ TECHNICAL = (
   'train.micro_batch',
   'train.checkpoint_minutes',
   'train.pictures',
+  'train.tensorboard',
+  'data.workers',
   'evaluate.batch_size',
   'attack.batch_size',
   'attack.chunk',

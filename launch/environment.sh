@@ -7,11 +7,11 @@ make_environment() {  # folder, requirement
   local python="${PYTHON:-python3}"
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     { echo "error: $("$python" --version 2>&1) is too old; set PYTHON to Python 3.11 or newer" >&2; exit 2; }
-  if [ ! -f "$1/complete" ] || [ setup.cfg -nt "$1/complete" ]; then
+  if [ "$(cat "$1/complete" 2>/dev/null)" != "$2" ] || [ setup.cfg -nt "$1/complete" ]; then
     echo "environment: installing into $1 (a few minutes the first time)"
     "$python" -m venv "$1"
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$2" 2> >(grep -v 'is ignored: it is' >&2 || true)
-    touch "$1/complete"
+    printf %s "$2" > "$1/complete"
   fi
   # Temporary arrays come and go in gigabytes; huge pages save most page faults.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -70,7 +70,9 @@ def cyclic(
   noise, search = coil_noise(relative_radius, columns='sampled'), pgd(num_steps=num_steps)
 
   def run(variables, scan):
-    energy = jnp.sum(abs_squared(jnp.where(scan.mask, scan.kspace, 0)))
+    # The bound of the correction, too, knows the measurement only.
+    scan = scan.replace(kspace=jnp.where(scan.mask, scan.kspace, 0))
+    energy = jnp.sum(abs_squared(scan.kspace))
 
     def cycle(r):
       measured = noise.apply(r, scan)

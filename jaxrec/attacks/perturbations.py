@@ -64,7 +64,7 @@ class _Ball:
     if kind == 'zero':
       return jnp.zeros_like(reference)
     noise = jnp.where(drawn, jax.random.normal(key, reference.shape, reference.dtype), 0)
-    size = jnp.max(jnp.abs(noise)) if self.norm == 'linf' else _norm(noise, self.over)
+    size = self.size(noise)
     noise = noise * (_INSIDE * self.radius(reference, support) / jnp.where(size > 0, size, 1))
     return self.project(noise.astype(reference.dtype), reference, support)
 

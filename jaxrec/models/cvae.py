@@ -1,5 +1,6 @@
 """Conditional variational autoencoder of low-dose images, given what a network made of them."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -18,10 +19,12 @@ class _BatchNorm(nn.Module):
   epsilon: float = 1e-5
   affine: bool = True
   zero_scale: bool = False
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x):
     return nn.BatchNorm(
+      axis_name=self.batch_axis,
       use_running_average=not self.is_mutable_collection('batch_stats'), momentum=0.9, epsilon=self.epsilon,
       use_bias=self.affine, use_scale=self.affine, scale_init=nn.initializers.zeros if self.zero_scale else nn.initializers.ones,
     )(x)  # fmt: skip
@@ -32,14 +35,16 @@ class Bottleneck(nn.Module):
 
   width: int
   stride: int
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x):
-    y = nn.relu(_BatchNorm()(layers.Conv(self.width, size=1)(x)))
-    y = nn.relu(_BatchNorm()(layers.StridedConv(self.width, 3, self.stride, 1)(y)))
-    y = _BatchNorm(zero_scale=True)(layers.Conv(4 * self.width, size=1)(y))
+    norm = functools.partial(_BatchNorm, batch_axis=self.batch_axis)
+    y = nn.relu(norm()(layers.Conv(self.width, size=1)(x)))
+    y = nn.relu(norm()(layers.StridedConv(self.width, 3, self.stride, 1)(y)))
+    y = norm(zero_scale=True)(layers.Conv(4 * self.width, size=1)(y))
     if x.shape != y.shape:
-      x = _BatchNorm()(layers.StridedConv(4 * self.width, 1, self.stride)(x))
+      x = norm()(layers.StridedConv(4 * self.width, 1, self.stride)(x))
     return nn.relu(x + y)
 
 
@@ -49,15 +54,16 @@ class Encoder(nn.Module):
   width: int
   stages: Sequence[int]
   latent: int
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> tuple[Array, Array]:
     """`[batch, row, col, 1 or 2]` to `[batch, latent]` twice; the log-variance lies in [-30, 10]."""
-    x = nn.relu(_BatchNorm()(layers.StridedConv(self.width, 7, 2, 3)(x)))
+    x = nn.relu(_BatchNorm(batch_axis=self.batch_axis)(layers.StridedConv(self.width, 7, 2, 3)(x)))
     x = nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf), (3, 3), (2, 2), 'VALID')
     for i, count in enumerate(self.stages):
       for j in range(count):
-        x = Bottleneck(self.width * 2**i, 2 if i and not j else 1)(x)
+        x = Bottleneck(self.width * 2**i, 2 if i and not j else 1, self.batch_axis)(x)
     x = layers.Dense(2 * self.latent, name='moments')(jnp.mean(x, (1, 2)))
     mean, logvar = jnp.split(x, 2, -1)
     return mean, jnp.clip(logvar, -30, 10)
@@ -77,24 +83,27 @@ class _SpectralDense(nn.Module):
 class _ConditionalNorm(nn.Module):
   """Batch norm without affine, then a scale and a shift from the latent code."""
 
+  batch_axis: str | None = None
+
   @nn.compact
   def __call__(self, x, code):
     scale, shift = (
       _SpectralDense(x.shape[-1], use_bias=False, name=n)(code)[:, None, None] for n in ('scale', 'shift')
     )
-    return _BatchNorm(epsilon=1e-4, affine=False)(x) * (1 + scale) + shift
+    return _BatchNorm(epsilon=1e-4, affine=False, batch_axis=self.batch_axis)(x) * (1 + scale) + shift
 
 
 class GeneratorBlock(nn.Module):
   """Residual block of BigGAN that doubles the size."""
 
   features: int
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, x, code):
-    y = _double(nn.relu(_ConditionalNorm(name='norm_1')(x, code)))
+    y = _double(nn.relu(_ConditionalNorm(self.batch_axis, name='norm_1')(x, code)))
     y = SpectralConv(self.features, 3, padding=1, name='conv_1')(y)
-    y = nn.relu(_ConditionalNorm(name='norm_2')(y, code))
+    y = nn.relu(_ConditionalNorm(self.batch_axis, name='norm_2')(y, code))
     y = SpectralConv(self.features, 3, padding=1, name='conv_2')(y)
     return y + SpectralConv(self.features, 1, name='skip')(_double(x))
 
@@ -134,6 +143,7 @@ class Decoder(nn.Module):
   classes: int
   class_hidden: int
   embedding: int
+  batch_axis: str | None = None
 
   @nn.compact
   def __call__(self, z: Array, condition: Array | None) -> Array:
@@ -154,7 +164,7 @@ class Decoder(nn.Module):
     for i, part in enumerate(parts):
       if i == self.blocks - 1:
         x = SelfAttention(name='attention')(x)
-      x = GeneratorBlock(widths[-2 - i], name=f'block_{i}')(
+      x = GeneratorBlock(widths[-2 - i], self.batch_axis, name=f'block_{i}')(
         self._with(x, condition), jnp.concatenate([part, label], -1)
       )
     x, _ = ActNorm(name='norm')(x)
@@ -181,7 +191,9 @@ class TextureEncoder(nn.Module):
     x = jnp.stack([image, condition], -1)
     seen = nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(x), 0.01)
     seen = nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(seen), 0.01)
-    both = nn.Conv(2, (5, 5), kernel_init=nn.initializers.zeros, name='moments')(jnp.concatenate([seen, x], -1))
+    both = nn.Conv(2, (5, 5), precision=layers.PRECISION, kernel_init=nn.initializers.zeros, name='moments')(
+      jnp.concatenate([seen, x], -1)
+    )
     mean, logvar = both[..., 0] + image - condition, both[..., 1] + 2 * jnp.log(0.25)
     return mean.reshape(len(image), -1), jnp.clip(logvar, -30, 10).reshape(len(image), -1)
 
@@ -208,10 +220,17 @@ class TextureDecoder(nn.Module):
     x = condition[..., None]
     seen = nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(x), 0.01)
     seen = jnp.concatenate([nn.leaky_relu(layers.Conv(self.width, size=5, use_bias=True)(seen), 0.01), x], -1)
-    said = nn.Conv(1 + self.filters, (5, 5), kernel_init=nn.initializers.zeros, name='said')(seen)
-    textures = nn.Conv(self.filters, (self.size, self.size), use_bias=False, kernel_init=_impulse, name='filters')(
-      code.reshape(x.shape)
-    )
+    said = nn.Conv(
+      1 + self.filters, (5, 5), precision=layers.PRECISION, kernel_init=nn.initializers.zeros, name='said'
+    )(seen)
+    textures = nn.Conv(
+      self.filters,
+      (self.size, self.size),
+      precision=layers.PRECISION,
+      use_bias=False,
+      kernel_init=_impulse,
+      name='filters',
+    )(code.reshape(x.shape))
     return condition + said[..., 0] + jnp.sum((1 + said[..., 1:]) * textures, -1)
 
 
@@ -245,6 +264,7 @@ class CVAE(nn.Module):
     texture_width: channels of its networks.
     texture_scale: unit of that code, in those of the images; about three times the
       deviation of their noise, as the code starts with a deviation of a quarter.
+    batch_axis: device axis of batch norm, `training.Parallel.axis`.
 
   Reference:
     Eulig et al. 2022, Reconstructing invariances of CT image denoising networks;
@@ -265,13 +285,21 @@ class CVAE(nn.Module):
   texture: int = 0
   texture_width: int = 16
   texture_scale: float = 1.0
+  batch_axis: str | None = None
 
   def setup(self):
     if any(n % 2**self.blocks for n in self.size):
       raise ValueError(f'size: {self.size} is no multiple of 2^{self.blocks}; change size or blocks')
-    self.encoder = Encoder(self.encoder_width, tuple(self.stages), self.latent)
+    self.encoder = Encoder(self.encoder_width, tuple(self.stages), self.latent, self.batch_axis)
     self.decoder = Decoder(
-      tuple(self.size), self.width, self.blocks, self.chunk, self.classes, self.class_hidden, self.embedding
+      tuple(self.size),
+      self.width,
+      self.blocks,
+      self.chunk,
+      self.classes,
+      self.class_hidden,
+      self.embedding,
+      self.batch_axis,
     )
     if self.texture:
       self.texture_encoder = TextureEncoder(self.texture_width)

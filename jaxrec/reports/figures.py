@@ -398,7 +398,7 @@ def sample_panel(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], ct: bool)
 
 
 def change_panel(arrays: Mapping[str, np.ndarray], ct: bool) -> Figure:
-  """Samples ranked by their largest significant change, with its box, and by mean absolute difference.
+  """Samples ranked by their largest change near the structure, with its box, and by mean absolute difference.
 
   Args:
     arrays: of one case.

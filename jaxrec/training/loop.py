@@ -48,6 +48,7 @@ def fit(
   files: Callable[[int], list[str]] = lambda number: [],
   stop: Callable[[], bool] = lambda: False,
   on_wait: Callable[[float], None] = lambda seconds: None,
+  on_save: Callable[[int], None] = lambda done: None,
 ) -> Any:
   """Trains a task, from its newest checkpoint if there is one.
 
@@ -79,10 +80,11 @@ def fit(
       first, at reports.
     files: what batch number i was read from, for the message of a loss that is not
       finite.
-    stop: asked after every step, with several processes at reports; once true, a
+    stop: asked after every step, with several processes at reports and validations; once true, a
       checkpoint is written.
     on_wait: receives the seconds that reading a batch took, if the devices had
       nothing to do before its end.
+    on_save: receives the step of a checkpoint that is about to be written.
 
   Returns:
     The final state, on the host.
@@ -132,6 +134,14 @@ def fit(
       bar.set_postfix(loss=f'{values["loss"]:.4g}')
       writer({'step': done, **values})
 
+  def asked():
+    return bool(parallel.total(np.int32(stop())))
+
+  def save(done):
+    on_save(done)
+    checkpointer.save_last(done, parallel.first(state))
+    return time.monotonic()
+
   def reported(done):
     return done % report_every == 0 or done % validate_every == 0 or done == num_steps
 
@@ -165,22 +175,20 @@ def fit(
           if value > best:
             best, best_at = value, done
             checkpointer.save_best(done, parallel.first(state), best)
-        checkpointer.save_last(done, parallel.first(state))
-        saved = time.monotonic()
-        if stalled(done):
+        saved, stopping = save(done), asked()
+        if stopping or stalled(done):
           break
       elif parallel.parts == 1 or reported(done):
         late = checkpoint_minutes > 0 and time.monotonic() - saved > 60 * checkpoint_minutes
-        late, stopping = parallel.agree((late, bool(parallel.total(np.int32(stop())))))
+        late, stopping = parallel.agree((late, asked()))
         if late or stopping:
           settle(reported(done))
           pending = None
-          checkpointer.save_last(done, parallel.first(state))
-          saved = time.monotonic()
+          saved = save(done)
         if stopping:
           break
       bar.update()
-  if stopping or parallel.total(np.int32(stop())):
+  if stopping or asked():
     raise Stopped(f'training: stopped after step {done} as asked; the same command goes on from there')
   return parallel.first(state)
 

@@ -105,7 +105,7 @@ class Parallel(NamedTuple):
     agree: the pytree of the first process, in all of them.
     part: number of this process.
     parts: number of processes.
-    axis: name of the device axis, for batch norm.
+    axis: name of the device axis, for batch norm; `None` for a program that is not spread.
     memory: bytes that a program may take on each device.
   """
 
@@ -122,28 +122,31 @@ class Parallel(NamedTuple):
   agree: Callable[[Any], Any]
   part: int
   parts: int
-  axis: str
+  axis: str | None
   memory: int
 
 
 def data_parallel(num_devices: int | None = None) -> Parallel:
-  """Parallelism over the first local devices, and over all processes.
+  """Parallelism over the local devices, and over all processes.
 
   Args:
-    num_devices: local devices to use; all if `None`.
+    num_devices: the first so many of one process; all if `None`.
 
   Returns:
     The functions that place and compile.
 
   Raises:
-    ValueError: if there are fewer devices.
+    ValueError: if there are fewer devices, or several processes are to use a part.
   """
   devices = jax.local_devices()
   if num_devices is not None:
     if not 1 <= num_devices <= len(devices):
       raise ValueError(f'train.num_devices: {num_devices} asked for, {len(devices)} present')
-    if jax.process_count() == 1:
-      devices = devices[:num_devices]
+    if jax.process_count() > 1 and num_devices < len(devices):
+      raise ValueError(
+        f'train.num_devices: {num_devices} of {len(devices)} devices is for one process; set it to 0, and start processes that see fewer'
+      )
+    devices = devices[:num_devices]
   count = len(devices)
 
   def shard(batch):

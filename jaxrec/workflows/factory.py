@@ -185,9 +185,6 @@ def task(
     ValueError: for options that the task does not have.
   """
   recipe = options.task
-  rule = training.optimizer(
-    options.optimizer, schedule(options, steps), weight_decay=options.weight_decay, b1=options.b1
-  )
   if hasattr(module, 'batch_axis'):
     module = module.clone(batch_axis=parallel.axis)
   common: dict[str, Any] = dict(loss=options.loss, average=parallel.average, place=parallel.place)
@@ -197,7 +194,7 @@ def task(
         f'train.micro_batch: the task {recipe.name} updates its networks in turns on one batch; set it to 0'
       )
     common['micro_batch'] = micro_batch
-  parts = {'module': module, 'optimizer': rule}
+  parts = {'module': module, 'optimizer': _optimizer(options, schedule(options, steps))}
   for name in ('perturbation', 'search', 'objective'):
     if getattr(recipe, name) is not None:
       parts[name] = getattr(recipe, name)
@@ -205,7 +202,7 @@ def task(
     parts |= _adversarial(options, recipe.generator, sample, load, parallel.axis)
   if recipe.critic:
     parts['critic'] = recipe.critic.module
-    parts['critic_optimizer'] = training.optimizer(options.optimizer, recipe.critic.learning_rate, b1=options.b1)
+    parts['critic_optimizer'] = _optimizer(options, recipe.critic.learning_rate)
   if recipe.features:
     check_features(recipe.name, recipe.options.get('perceptual_weight'), recipe.features)
     parts['perceptual'] = perceptual(recipe.features, load)
@@ -214,6 +211,11 @@ def task(
     parts |= _representation(recipe.described, load)
   made = called(recipe.made, f'train.task.{recipe.name}', {**parts, **recipe.options, **common})
   return _modified(options, made, steps, parallel)
+
+
+def _optimizer(options: Training, rate):
+  """All networks of a training have the same, each with a rate of its own."""
+  return training.optimizer(options.optimizer, rate, weight_decay=options.weight_decay, b1=options.b1)
 
 
 def _modified(options: Training, task: Task, steps: int, parallel: Parallel) -> Task:
@@ -241,9 +243,7 @@ def _adversarial(options, generator, sample, load, axis):
   """Generator of perturbations, its optimiser, and the reconstructor that stays as it is, if any."""
   return dict(
     adversary=adversary(generator, sample, axis=axis),
-    generator_optimizer=training.optimizer(
-      options.optimizer, generator.learning_rate, weight_decay=options.weight_decay
-    ),
+    generator_optimizer=_optimizer(options, generator.learning_rate),
     frozen=load(generator.frozen)[1] if generator.frozen else None,
     epsilon=float(generator.radius**2 * (sample.target.size if generator.name == 'dcgan' else 1)),
   )

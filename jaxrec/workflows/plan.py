@@ -35,9 +35,6 @@ COLUMNS = (
   'seconds',
 )
 
-# Tasks that load the networks of other runs, or VGG.
-_BUILT_ON_OTHERS = ('cvae', 'flow', 'wgan_vgg')
-
 
 class Work(NamedTuple):
   """One program of an experiment.
@@ -147,16 +144,21 @@ def programs(experiment: Experiment, here: Parallel) -> Iterator[Work]:
   assert forecast is not None and attacks is not None
   module, _ = factory.network(experiment.model)
   sample = example(forecast, experiment.data)
-  task = experiment.training.task.name
+  recipe = experiment.training.task
   if 'train' in forecast.programs and isinstance(module, Network):
     print(f'plan: there is no training of {experiment.model.name}: it makes a jaxrec.Network, which has its weights')
-  elif 'train' in forecast.programs and task in _BUILT_ON_OTHERS:
-    print(f'plan: the training of {task} is left out: it needs other networks')
+  elif 'train' in forecast.programs and _on_others(recipe):
+    print(f'plan: the training of {recipe.name} is left out: it needs other networks')
   elif 'train' in forecast.programs:
     yield _training(experiment, module, sample, here)
   for name in attacks.sweeps:
     if name in forecast.programs and name not in attacks.generators:
       yield _attack(experiment, attacks, module, sample, name)
+
+
+def _on_others(recipe):
+  """Whether a task loads the networks of other runs, or VGG."""
+  return recipe.features or recipe.described or recipe.generator and recipe.generator.frozen
 
 
 def example(forecast: Forecast, data: DataSet) -> Sample:
@@ -203,7 +205,7 @@ def _training(experiment, module, sample, here):
     return parallel.lower(devices, made.step, state, _stacked(sample, training.batch_size), _key())
 
   def flops():
-    one = factory.task(training, module, here._replace(average=lambda tree: tree, place=alone), 1, sample)
+    one = factory.task(training, module, here._replace(average=lambda tree: tree, place=alone, axis=None), 1, sample)
     batch = _stacked(sample, 1)
     return cost.flops(one.step, jax.eval_shape(one.init, jax.random.key(0), batch), batch, _key())
 

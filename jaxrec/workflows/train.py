@@ -1,11 +1,10 @@
 """The training stage."""
 
-import contextlib
 import functools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from jaxrec.audit import identity
 from jaxrec.data import loader
 from jaxrec.data.fastmri import Example
 from jaxrec.networks import Network
-from jaxrec.training import AveragedState, Checkpointer, Parallel, Stopped, Task, fit, memory
+from jaxrec.training import AveragedState, Checkpointer, Parallel, Task, fit, memory
 from jaxrec.workflows import datasets, factory, pictures, workers
 from jaxrec.workflows.experiment import CTData, Experiment, Training
 
@@ -33,8 +32,8 @@ class Context(NamedTuple):
 class _Ledger:
   """Metrics, costs and waiting of a training, written by the first process."""
 
-  def __init__(self, training: Training, run_folder: results.Run, parallel: Parallel, every: int, rates: np.ndarray):
-    self.training, self.folder, self.part, self.every = training, run_folder.folder, parallel.part, every
+  def __init__(self, training: Training, run_folder: results.Run, parallel: Parallel, rates: np.ndarray):
+    self.training, self.folder, self.part = training, run_folder.folder, parallel.part
     self.rates = rates
     self.start, self.waited = time.perf_counter(), 0.0
     self.before = results.read_json(self.folder / 'cost.json')
@@ -53,21 +52,9 @@ class _Ledger:
         record = {**record, 'learning_rate': float(f'{self.rates[record["step"] - 1]:.7g}')}
       results.append_jsonl(self.folder / 'metrics.jsonl', [record])
       self.tensorboard(record)
-      if record['step'] % self.every == 0:
-        # A checkpoint follows. What is killed later has cost this much at least.
-        self._write_cost(record['step'])
 
-  @contextlib.contextmanager
-  def counting(self, done: int, checkpointer: Checkpointer) -> Iterator[None]:
-    """Writes the cost of a training at its end, after `done` steps before it; also if it was asked to end: its checkpoint counts those steps."""
-    try:
-      yield
-    except Stopped:
-      self._close(done, checkpointer.latest_step() or 0)
-      raise
-    self._close(done, checkpointer.latest_step() or 0)
-
-  def _close(self, done, last):
+  def close(self, last: int) -> None:
+    """At the end of a training: says what it waited, and counts `last` steps if nobody has."""
     if self.part:
       return
     if self.waited:
@@ -76,14 +63,17 @@ class _Ledger:
         f'train: {total:.0f} s, of which the devices waited at most {self.waited:.0f} s for data '
         '(more data.workers read faster)'
       )
-    if last > done or results.read_json(self.folder / 'cost.json').get('steps') != done:
-      self._write_cost(last)
+    if results.read_json(self.folder / 'cost.json').get('steps') != last:
+      self.count(last)
 
-  def _write_cost(self, steps):
-    """What training cost: all steps behind the newest checkpoint, whoever made them, and the seconds that were seen.
+  def count(self, steps: int) -> None:
+    """Writes what training cost: all `steps` behind the newest checkpoint, whoever made them, and the seconds that were seen.
 
-    In `waited` of them the devices had nothing to do but to wait for data.
+    Before that checkpoint is written: what is killed later has cost this much at
+    least. In `waited` of the seconds the devices had nothing to do but to wait for data.
     """
+    if self.part:
+      return
     assert self.task is not None
     forward, backward = (n * self.training.batch_size for n in self.task.calls)
     cost = {
@@ -126,12 +116,12 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
       f'{len(examples)}), validation every {every}; {done} done'
     )
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
-  ledger = _Ledger(training, run_folder, parallel, every, factory.learning_rates(training, num_steps))
+  ledger = _Ledger(training, run_folder, parallel, factory.learning_rates(training, num_steps))
   read = datasets.reader(experiment.data, redraw=True)
   task, micro_batch = fitted(experiment, parallel, make, read(largest, 0)) if done < num_steps else (make(0), 1)
   ledger.task = task
   validate = _validation(experiment, data, task, module, parallel, micro_batch, run_folder.folder)
-  with ledger.counting(done, checkpointer), workers.termination() as stop:
+  with workers.termination() as stop:
     fit(
       task,
       lambda start: loader.training_batches(
@@ -152,7 +142,9 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
       files=lambda number: loader.batch_files(examples, training.batch_size, number, seed=experiment.seed),
       stop=stop,
       on_wait=ledger.wait,
+      on_save=ledger.count,
     )  # fmt: skip
+  ledger.close(checkpointer.latest_step() or 0)
   checkpointer.close()
   parallel.barrier('the first process has written what all read')
 
@@ -294,7 +286,8 @@ def _tensorboard(training, run_folder, parallel):
 
   def write(record):
     for name, value in record.items():
-      if name != 'step':
+      # The files of a step that is not finite are no number.
+      if name != 'step' and isinstance(value, float):
         writer.add_scalar(name, value, record['step'])
     writer.flush()
 

@@ -15,6 +15,7 @@ from jaxrec.data.files import runs
 
 LAUNCHER = 'JAXREC_LAUNCHER'  # set by launch/local_processes.sh: its process id
 _PATIENCE = 5.0
+_SAME_REQUEST = 1.0
 
 
 class Missing(ValueError):
@@ -53,16 +54,24 @@ def join(coordinator: str | None, num_processes: int | None = None, process_id: 
 
 @contextlib.contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-  """Tells whether this process was asked to end, by SIGTERM; a second one ends it at once.
+  """Tells whether this process was asked to end, by SIGTERM; a later one ends it at once.
+
+  One within a second of the first is the same request: a process of a launcher
+  hears from it and from whoever ended all of its group.
 
   Yields:
     A function that is true from the signal on.
   """
-  asked = threading.Event()
+  asked, first = threading.Event(), 0.0
 
   def note(number, _):
-    asked.set()
-    signal.signal(number, signal.SIG_DFL)
+    nonlocal first
+    if not asked.is_set():
+      asked.set()
+      first = time.monotonic()
+    elif time.monotonic() - first > _SAME_REQUEST:
+      signal.signal(number, signal.SIG_DFL)
+      os.kill(os.getpid(), number)
 
   if threading.current_thread() is not threading.main_thread():
     # Python hands signals to the main thread only.

@@ -18,11 +18,16 @@ class Stop(Exception):
   """In place of a kill."""
 
 
-@pytest.mark.parametrize('fault', ['training is stopped', 'and its costs are lost', 'it was asked to end'])
+@pytest.mark.parametrize(
+  'fault', ['training is stopped', 'and its costs are lost', 'it was asked to end', 'after a checkpoint by the clock']
+)
 def test_steps_before_an_interruption_count(fault, tmp_path, monkeypatch):
   monkeypatch.delenv('FASTMRI_ROOT', raising=False)
   config = unet_8x.get_config('smoke')
   config.data.workers = 0
+  clock = fault == 'after a checkpoint by the clock'
+  if clock:
+    config.train.update(checkpoint_minutes=1e-9, validate_every=4)
   parallel = data_parallel(1)
   folder = results.Run(tmp_path / 'run')
   experiment = build.build(config, folder.folder)

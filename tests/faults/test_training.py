@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import jax
@@ -55,23 +58,55 @@ def test_a_loss_that_is_not_finite_names_its_batch_between_reports(tmp_path):
 
 
 def test_a_run_that_was_asked_to_end_goes_on_as_if_it_had_not(tmp_path):
-  """By SIGTERM, while the third step is computed."""
+  """By SIGTERM, while the third step is computed; from two sides, as when a launcher and its workers are ended together."""
   state, records = fit(tmp_path / 'whole', report_every=2)
 
   def batch(i):
     if i == 3:
-      os.kill(os.getpid(), signal.SIGTERM)
+      for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
     return float(i)
 
   before = signal.getsignal(signal.SIGTERM)
   with workers.termination() as stop:
     error, first = fit(tmp_path / 'cut', batch=batch, report_every=2, stop=stop)
-    assert stop() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert stop()
   assert signal.getsignal(signal.SIGTERM) == before
   assert isinstance(error, training.Stopped) and 'stopped after step 3' in str(error) and saved(tmp_path / 'cut') == [3]
   again, second = fit(tmp_path / 'cut', report_every=2)
   assert first + second == records
   jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_a_later_request_ends_a_run_at_once():
+  code = textwrap.dedent("""
+    import os, signal, time
+    from jaxrec.workflows import workers
+    with workers.termination() as stop:
+      for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+      assert stop()
+      time.sleep(1.1)
+      print('still here', flush=True)
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)
+  """)
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, 'still here\n', '')
+
+
+@pytest.mark.parametrize('parts, validate_every, report_every, step', [
+  (1, 1, 20, 1), (1, 3, 20, 1), (2, 2, 2, 2), (2, 6, 3, 3), (2, 4, 2, 2), (2, 8, 20, 8),
+])  # fmt: skip
+def test_whoever_validates_hears_too(parts, validate_every, report_every, step, tmp_path, monkeypatch):
+  """Several processes ask when they report or validate, one asks always."""
+  alone = training.data_parallel(1)
+  monkeypatch.setattr(training, 'data_parallel', lambda _: alone._replace(parts=parts))
+  error, _ = fit(
+    tmp_path, stop=lambda: True, validate=lambda state: {'val_ssim': 1.0},
+    validate_every=validate_every, report_every=report_every,
+  )  # fmt: skip
+  assert isinstance(error, training.Stopped) and saved(tmp_path) == [step]
 
 
 def test_a_run_that_was_asked_to_end_in_its_last_step_ends(tmp_path):

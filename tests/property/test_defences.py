@@ -98,6 +98,17 @@ def test_the_cycle_measures_again_with_shifted_lines(scan):
   assert masks == {x.tobytes() for x in (mask, *shifted)} and len(masks) == 3
 
 
+def test_the_cycle_sees_what_was_measured_only(scan):
+  def complete(variables, seen):
+    return jnp.where(seen.mask, seen.kspace, 0.5 * jnp.roll(seen.kspace, 1, -1))
+
+  defended = attacks.cyclic(lambda v, s: s.kspace, complete, relative_radius=0.05, num_steps=2, shifts=(1,))
+  other = scan.replace(kspace=jnp.where(scan.mask, scan.kspace, 5 * scan.kspace + 1))
+  found, again = (np.where(scan.mask, defended(None, s), 0) for s in (scan, other))
+  assert np.linalg.norm(found - np.where(scan.mask, scan.kspace, 0)) > 0
+  np.testing.assert_array_equal(again, found)
+
+
 def test_gradients_pass_through_the_cycle(scan):
   def complete(variables, seen):
     return jnp.where(seen.mask, seen.kspace, 0.5 * jnp.roll(seen.kspace, 1, -1)) * 0.9

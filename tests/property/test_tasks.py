@@ -492,6 +492,29 @@ def test_eight_devices_equal_one():
   assert done.stdout.strip() == 'devices 8'
 
 
+def test_batch_norm_of_the_autoencoder_is_that_of_all_devices():
+  """Before anything is drawn: the running statistics of the encoder."""
+  code = textwrap.dedent("""
+    import functools, jax, numpy as np
+    from jaxrec import models, training
+    small = dict(size=(16, 16), latent=8, width=4, blocks=2, chunk=2, classes=4, class_hidden=4, embedding=4, encoder_width=4, stages=(1, 1))
+    images = np.random.default_rng(0).normal(size=(8, 16, 16)).astype('f') + 5 * np.arange(8, dtype='f')[:, None, None]
+    key, found = jax.random.key(0), []
+    variables = models.CVAE(**small).init(key, images, images, key)
+    for devices in (1, 8):
+      parallel = training.data_parallel(devices)
+      module = models.CVAE(**small, batch_axis=parallel.axis)
+      step = parallel.compile(lambda state, x, _: (module.apply(state, x, x, key, mutable='batch_stats')[1], 0))
+      state, _ = step(parallel.replicate(variables), parallel.shard(images), np.zeros(devices))
+      found.append(parallel.first(state)['batch_stats']['encoder'])
+    assert len(jax.tree.leaves(found[0])) > 6 and len(jax.devices()) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found)
+  """)
+  env = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'}
+  done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
   'call, words',
   [
@@ -504,3 +527,11 @@ def test_eight_devices_equal_one():
 def test_bad_options_are_named(call, words):
   with pytest.raises(ValueError, match=words):
     call()
+
+
+@pytest.mark.fault
+def test_a_part_of_the_devices_is_for_one_process(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:1] * 4)
+  with pytest.raises(ValueError, match='train.num_devices: 1 of 4 devices is for one process'):
+    training.data_parallel(1)

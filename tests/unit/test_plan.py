@@ -19,6 +19,7 @@ import pytest
 from jax import lax
 
 import jaxrec
+from configs import adversarial_unet, unet_8x
 from jaxrec import models, training
 from jaxrec.data import loader, synthetic
 from jaxrec.experiments import build
@@ -138,6 +139,25 @@ def test_a_plan_tells_what_a_device_can_hold(tmp_path, capsys):
   # Tried: the whole batch, and one example.
   none = plan.planned(work, targets.Target('small', jax.local_devices()[:1], 1000, {}))
   assert none['at_once'] == 0 and none['batch'] == row['batch'] and 0 < none['gbytes'] and none['gflop'] == row['gflop']
+
+
+def test_the_work_of_a_training_with_batch_norm_is_counted():
+  """Outside of the devices over which its statistics go."""
+  config = unet_8x.get_config('smoke')
+  config.model.norm = 'batch'
+  config.plan.programs = ('train',)
+  (work,) = plan.programs(build.build(config, '', planned=True), training.data_parallel(1))
+  assert work.flops() > 0
+
+
+@pytest.mark.parametrize('frozen', ['', 'standard'])
+def test_a_training_that_needs_another_run_is_left_out(frozen, capsys):
+  config = adversarial_unet.get_config('smoke')
+  run = config.experiments['generator_standard' if frozen else 'adversarial_5e3']
+  run.plan.programs = ('train',)
+  found = list(plan.programs(build.build(run, '', planned=True), training.data_parallel(1)))
+  assert len(found) == (0 if frozen else 1)
+  assert ('the training of adversarial is left out: it needs other networks' in capsys.readouterr().out) == bool(frozen)
 
 
 def test_a_target_is_compiled_for_with_its_effort_unless_the_user_chose_one():

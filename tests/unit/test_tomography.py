@@ -63,6 +63,15 @@ def test_noise_has_the_variance_of_its_photons():
   assert np.isfinite(ct.measure(jax.random.key(0), jnp.full((4, 4), 50.0), 1e4)).all()
 
 
+@pytest.mark.parametrize('expected', [9e4, 1.1e5, 1e7, 1e9])
+def test_many_photons_are_as_few(expected):
+  """Variance 1 and kurtosis 3, in units of the expectation; digits of float32 end at 1.7e7."""
+  got = np.asarray(ct.counts(jax.random.key(1), jnp.zeros((400, 500)), expected, electronic=0.0), float)
+  deviation = (got - expected) / np.sqrt(expected)
+  np.testing.assert_allclose([deviation.mean(), deviation.var(), (deviation**4).mean()], [0, 1, 3], atol=0.1)
+  np.testing.assert_allclose(deviation.var(), 1, atol=0.015)
+
+
 def test_shapes_are_checked():
   with pytest.raises(ValueError, match='image: has shape'):
     ct.project(jnp.zeros((3, 3)), SCAN)
