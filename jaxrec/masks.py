@@ -154,6 +154,10 @@ def line_mask(
   choice = rng.randint(len(accelerations))
   fraction, acceleration = center_fractions[choice], accelerations[choice]
   num_low = round(num_cols * fraction)
+  if kind in ('random', 'equispaced') and num_low > num_cols / acceleration > 1:
+    raise ValueError(
+      f'mask kind {kind}: {num_low} central columns are more than 1/{acceleration} of {num_cols}; lower center_fractions or accelerations'
+    )
   if kind == 'random':
     if num_low >= num_cols:
       outer = np.ones(num_cols, bool)

@@ -21,6 +21,8 @@ _INSIDE = 1 - 1e-6
 def _check_strength(name: str, value) -> None:
   if isinstance(value, (int, float)) and not (np.isfinite(value) and value >= 0):
     raise ValueError(f'{name}: {value} is not a strength; give a finite number of at least 0')
+  if name == 'max_degrees' and isinstance(value, (int, float)) and value > 90:
+    raise ValueError(f'{name}: {value} is above 90, where three shears are no rotation; give 90 at most')
   if name == 'relative_radius' and isinstance(value, (int, float)) and value > 1:
     warnings.warn(f'{name}: {value} is {100 * value:g}% of the measurement; 0.02 is 2%', stacklevel=3)
 
@@ -202,7 +204,7 @@ def rotation(max_degrees: Scalar | float, *, method: str = 'fourier') -> Perturb
   angle, `[]`, in degrees.
 
   Args:
-    max_degrees: largest angle to either side, `[]`, may be traced.
+    max_degrees: largest angle to either side, `[]`, at most 90, may be traced.
     method: `fourier`, three shears with an exact inverse, or `resampled`, the
       two interpolations of the public AdvRec code, for comparison.
 
@@ -210,7 +212,7 @@ def rotation(max_degrees: Scalar | float, *, method: str = 'fourier') -> Perturb
     A `Perturbation` of `Scan`.
 
   Raises:
-    ValueError: for an unknown option or a negative angle.
+    ValueError: for an unknown option, or an angle that is negative or above 90.
 
   Reference:
     Morshuis et al. 2022, equation (5).
@@ -310,7 +312,7 @@ def angle_grid(max_degrees: float, step_degrees: float = 0.1) -> Float[np.ndarra
     `[points]` float32, ascending.
 
   Raises:
-    ValueError: for a negative angle or a spacing that is not positive.
+    ValueError: for an angle that is negative or above 90, or a spacing that is not positive.
   """
   _check_strength('max_degrees', max_degrees)
   if not step_degrees > 0:

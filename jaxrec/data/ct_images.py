@@ -116,7 +116,8 @@ def _map_numpy(path):
 def _decode_tiff(path):
   from PIL import Image
 
-  with Image.open(path) as file:
+  # Of all formats, Pillow would hand PostScript to a program that runs it.
+  with Image.open(path, formats=['TIFF']) as file:
     if getattr(file, 'n_frames', 1) != 1:
       raise DataError(f'{path}: has {file.n_frames} pages; expected one image per file')
     if file.mode == 'P':
@@ -155,7 +156,7 @@ def write_dicom(source: str | Path, target: str | Path, hounsfield: np.ndarray, 
   )
   data.remove_private_tags()
   # These speak of the source's pixels or of its making.
-  for name in ('SmallestImagePixelValue', 'LargestImagePixelValue', 'PixelPaddingValue', 'PixelPaddingRangeLimit', 'IconImageSequence',
+  for name in ('SmallestImagePixelValue', 'LargestImagePixelValue', 'PixelPaddingValue', 'PixelPaddingRangeLimit', 'IconImageSequence', 'SmallestPixelValueInSeries', 'LargestPixelValueInSeries', 'RealWorldValueMappingSequence',
                'ModalityLUTSequence', 'InstanceCreationDate', 'InstanceCreationTime', 'InstanceCreatorUID'):  # fmt: skip
     if name in data:
       del data[name]

@@ -21,7 +21,7 @@ import numpy as np
 from jaxrec import masks
 from jaxrec.data import hdf5
 from jaxrec.data.annotations import SMALLEST, Region
-from jaxrec.data.errors import DataError
+from jaxrec.data.errors import DataError, distinct
 from jaxrec.types import Scan
 
 _HEADER_LIMIT = 1 << 20
@@ -98,7 +98,7 @@ def folder(root: str | Path, split: str, challenge: str = 'multicoil', suffixes:
   """
   root = Path(root)
   for candidate in (root / f'{challenge}_{split}', root / split, root):
-    if candidate.is_dir() and any(p.suffix in suffixes for p in candidate.iterdir()):
+    if candidate.is_dir() and any(p.suffix.lower() in suffixes for p in candidate.iterdir()):
       return candidate
   raise DataError(
     f'{root}: no {" ".join(suffixes)} volumes in {challenge}_{split}, {split} or the folder itself; set data.root'
@@ -122,7 +122,7 @@ def index(
   readers = readers or {'.h5': describe}
   known = _load_cache(cache)
   entries: dict[str, dict[str, Any]] = {}
-  for file in sorted(p for p in path.iterdir() if p.suffix in readers):
+  for file in sorted(p for p in path.iterdir() if p.suffix.lower() in readers):
     try:
       stat = file.stat()
       stamp = [stat.st_size, stat.st_mtime_ns]
@@ -132,19 +132,20 @@ def index(
     entry = known.get(str(file))
     if entry is None or entry['stamp'] != stamp:
       try:
-        entry = {'stamp': stamp, 'volume': readers[file.suffix](file)._asdict()}
+        entry = {'stamp': stamp, 'volume': readers[file.suffix.lower()](file)._asdict()}
       except DataError as error:
         entry = {'stamp': stamp, 'bad': str(error)}
     entries[str(file)] = entry
   _save_cache(cache, entries)
-  volumes = [_volume(e['volume']) for e in entries.values() if 'volume' in e]
+  bad = {file: e['bad'] for file, e in entries.items() if 'bad' in e}
+  volumes = distinct([_volume(e['volume']) for e in entries.values() if 'volume' in e], bad)
   bare = [v for v in volumes if v.format == 'fastmri' and v.acquired is None]
   if bare:
     warnings.warn(
       f'{path}: {len(bare)} volumes have no ismrmrd_header; their measured columns are those that are not zero',
       stacklevel=2,
     )
-  return Index(volumes, {file: e['bad'] for file, e in entries.items() if 'bad' in e})
+  return Index(volumes, bad)
 
 
 def _volume(fields):
@@ -154,8 +155,15 @@ def _volume(fields):
 def _load_cache(cache):
   try:
     stored = json.loads(Path(cache).read_text())
-    return stored['files'] if stored['version'] == _INDEX_VERSION else {}
-  except (TypeError, OSError, ValueError, KeyError):
+    if stored['version'] != _INDEX_VERSION:
+      return {}
+    for entry in stored['files'].values():
+      if entry['stamp'] and 'volume' in entry:
+        _volume(entry['volume'])
+      else:
+        str(entry['bad'])
+    return stored['files']
+  except (TypeError, OSError, ValueError, KeyError, AttributeError):
     return {}
 
 
@@ -186,7 +194,7 @@ def describe(path: str | Path) -> Volume:
   with hdf5.open_file(path) as file:
     try:
       return _describe(path, file)
-    except (OSError, KeyError, RuntimeError, UnicodeDecodeError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, UnicodeDecodeError) as error:
       raise DataError(f'{path}: damaged ({error}); copy or download it again') from None
 
 
@@ -342,13 +350,12 @@ def read_raw(volume: Volume, slice_index: int) -> Raw:
   """
   with hdf5.open_file(volume.path) as file:
     kspace = np.asarray(hdf5.read(file, 'kspace', slice_index)).reshape(volume.shape[1:])
-    if volume.fully_sampled:
-      return Raw(kspace, target=hdf5.read(file, volume.target, slice_index) if volume.target else None)
+    target = hdf5.read(file, volume.target, slice_index) if volume.target not in ('', 'none') else None
     mask = hdf5.dataset(file, 'mask')
     if mask is not None and mask.size not in (volume.shape[-1], volume.shape[-2] * volume.shape[-1]):
       raise DataError(f'{volume.path}: mask has {mask.size} columns, kspace has {volume.shape[-1]}')
     try:
-      return Raw(kspace, None if mask is None else mask[()])
+      return Raw(kspace, None if mask is None else mask[()], target)
     except (OSError, RuntimeError) as error:
       raise DataError(f'{volume.path}: mask is damaged ({error}); copy or download the file again') from None
 
@@ -403,6 +410,8 @@ def scan_of(
     acquired[volume.acquired[0] : volume.acquired[1]] = True
   mask, acs = draw_mask(volume) if volume.fully_sampled else (raw.mask, None)
   try:
+    if raw.target is not None:
+      _check_full(raw, volume.shape[2:])
     scan = Scan.from_kspace(
       raw.kspace,
       mask,
@@ -420,6 +429,18 @@ def scan_of(
     where = f' of {name}' if name in ('kspace', 'target') else f': {name}:'
     raise DataError(f'{volume.path}: slice {slice_index}{where} {fault}; mend the file, or remove it') from None
   return scan
+
+
+def _check_full(raw, shape):
+  """Masks are drawn for what has a target: it has to be fully sampled."""
+  measured = raw.kspace.any(0)
+  if raw.mask is not None:
+    mask = np.asarray(raw.mask)
+    measured &= (mask if mask.ndim == 2 and mask.shape == shape else mask.reshape(1, -1)) != 0
+  if measured.shape == tuple(shape) and masks.has_gaps(measured):
+    raise ValueError(
+      'target: belongs to undersampled k-space, on which masks would be drawn once more; leave the target out, and the volume keeps its own mask'
+    )
 
 
 def mask_drawer(

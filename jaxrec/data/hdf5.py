@@ -45,10 +45,16 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
   data = file[name]
   if not isinstance(data, h5py.Dataset):
     raise DataError(f'{file.filename}: {name} is a group, not a data set')
+  try:
+    kind = data.dtype
+  except TypeError as error:
+    raise DataError(f'{file.filename}: {name} has a type that NumPy does not have ({error}); write numbers') from None
+  if data.shape is None:
+    raise DataError(f'{file.filename}: {name} is empty; write its numbers, or leave it out')
   if data.is_virtual or data.external:
     raise DataError(f'{file.filename}: {name} takes its data from other files; only data inside the file is read')
   for what, shape in (('slices', data.shape[1:]), ('chunks', data.chunks or ())):
-    if math.prod(shape) * data.dtype.itemsize > _LARGEST:
+    if math.prod(shape) * kind.itemsize > _LARGEST:
       raise DataError(
         f'{file.filename}: {name} claims {what} of {shape}, more than {_LARGEST >> 20} MiB each; remove the file'
       )

@@ -17,6 +17,8 @@ from jaxrec.data import fastmri, hdf5
 from jaxrec.data.errors import DataError
 from jaxrec.data.fastmri import Raw, Volume
 
+# Bytes of the header of a line; what is compressed can take a thousandth.
+_HEAD = 340
 _ONE = ('kspace_encode_step_2', 'contrast', 'phase', 'repetition', 'set')
 
 
@@ -79,6 +81,9 @@ def _read_header(path, file):
   text, data = hdf5.dataset(file, 'dataset/xml'), hdf5.dataset(file, 'dataset/data')
   if text is None or data is None or text.shape != (1,) or data.ndim != 1 or 'head' not in (data.dtype.names or ()):
     raise DataError(f'{path}: dataset/xml or dataset/data is missing; it is no ISMRMRD raw data')
+  stored = data.id.get_storage_size()
+  if data.shape[0] * _HEAD > 1000 * stored:
+    raise DataError(f'{path}: claims {data.shape[0]} lines in {stored} bytes; copy or export it again')
   try:
     text, heads = text[0], data.fields('head')[()]
     # Numbers, shapes and trajectory are those of the first encoding.
@@ -98,8 +103,8 @@ def _read_header(path, file):
     if isinstance(error, DataError):
       raise
     raise DataError(f'{path}: damaged ({error}); copy it again') from None
-  if not lines.size or len(set(heads['active_channels'][lines])) > 1:
-    raise DataError(f'{path}: has no image lines, or lines with different numbers of coils; export it again')
+  if not lines.size or len(set(heads['active_channels'][lines])) > 1 or not heads['active_channels'][lines[0]]:
+    raise DataError(f'{path}: has no image lines, no coils, or lines with different numbers of coils; export it again')
   if (flags[lines] & echo_planar).any() or heads['trajectory_dimensions'][lines].max() > 0 or several:
     what = f'more than one {several[0]}' if several else 'an echo-planar or non-Cartesian readout'
     raise DataError(

@@ -23,7 +23,7 @@ import numpy as np
 from jaxrec.data import ct_images, hdf5
 from jaxrec.data.annotations import Region, region_mask
 from jaxrec.data.chest import Structure
-from jaxrec.data.errors import DataError
+from jaxrec.data.errors import DataError, distinct
 from jaxrec.types import Slice
 
 # Stored values of the LDCT data are HU + 1024; mean and deviation over its training images.
@@ -120,7 +120,7 @@ def index(
       found.append(series._replace(crop=_crop(series, patch)))
     except DataError as error:
       bad[str(path)] = str(error)
-  return Index(found, bad)
+  return Index(distinct(found, bad), bad)
 
 
 def _members(patients, split):
@@ -129,6 +129,10 @@ def _members(patients, split):
   try:
     table = json.loads(Path(patients).read_text())
     entries = [(entry, name) for name, listed in table.items() for entry in listed]
+    if not all(
+      isinstance(listed, list) and all(isinstance(entry, str) for entry in listed) for listed in table.values()
+    ):
+      raise ValueError('expected {split: [patient or pattern, ...]}')
   except (OSError, ValueError, AttributeError, TypeError) as error:
     raise DataError(f'{patients}: is no JSON of patients by split ({error})') from None
   if split not in table:
@@ -156,7 +160,7 @@ def _describe_h5(path, offset, bad):
   with hdf5.open_file(path) as file:
     try:
       return _describe_volume(path, file)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError) as error:
       raise DataError(f'{path}: damaged ({error}); copy or download it again') from None
 
 
@@ -261,16 +265,25 @@ def read_hu(series: Series, number: int) -> tuple[np.ndarray, np.ndarray | None]
       )
     if not series.pairs and not np.isfinite(image).all():
       raise DataError(f'{path}: slice {number} holds values that are not finite')
-  low = images[0]
-  if low.min() > -500 or low.max() > 1e4:
-    mend = (
-      'give --offset to verify_data and data.offset to runs'
-      if paths[0].lower().endswith(ct_images.GREY)
-      else 'store HU'
-    )
-    where = paths[0] if series.pairs else f'{series.path}: slice {number}'
-    raise DataError(f'{where}: has values from {low.min():g} to {low.max():g}; these are no HU, {mend}')
+    where = path if series.pairs else f'{path}: slice {number}'
+    grey = path.lower().endswith(ct_images.GREY)
+    check_hu(where, image, 'give --offset to verify_data and data.offset to runs' if grey else 'store HU')
   return images[0], images[1] if len(images) > 1 else None
+
+
+def check_hu(where: str | Path, image: np.ndarray, mend: str) -> None:
+  """Refuses values that are no Hounsfield units: without air (-500 HU or less), or above 10000.
+
+  Args:
+    where: for the message.
+    image: values as they are taken.
+    mend: what to do.
+
+  Raises:
+    DataError: if they are not.
+  """
+  if image.min() > -500 or image.max() > 1e4:
+    raise DataError(f'{where}: has values from {image.min():g} to {image.max():g}; these are no HU, {mend}')
 
 
 def normalise(hounsfield: np.ndarray) -> np.ndarray:

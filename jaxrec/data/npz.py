@@ -41,6 +41,8 @@ def describe(path: str | Path) -> Volume:
   else:
     kind = 'target'
   maximum = fastmri.positive(path, 'max', arrays.get('max'))
+  if maximum is None and target is not None and np.isfinite(target).all() and target.max() > 0:
+    maximum = float(target.max())
   return Volume(
     str(path),
     path.stem,

@@ -19,8 +19,8 @@ def emulate(scan: Scan) -> Scan:
     scan: multi-coil, NumPy arrays.
 
   Returns:
-    The scan with one coil; its target is the magnitude of the combined image,
-    its `scale` that target's maximum.
+    The scan with one coil; its target is the magnitude of the combined image, if
+    it has one, and its `scale` the maximum of that image.
 
   Reference:
     Tygert and Zbontar 2020, Simulating single-coil MRI from the responses of
@@ -34,10 +34,12 @@ def emulate(scan: Scan) -> Scan:
   # Normal equations of one unknown per coil.
   weights, *_ = np.linalg.lstsq(flat.conj() @ flat.T, flat.conj() @ rss, rcond=None)
   kspace = np.tensordot(weights, scan.kspace, 1)[None].astype(np.complex64)
-  target = centre_of(np.abs(centred_images(kspace)[0]), scan.target.shape).astype(np.float32)
-  if not target.max() > 0:
+  image = centre_of(np.abs(centred_images(kspace)[0]), scan.target.shape).astype(np.float32)
+  if not image.max() > 0:
     raise DataError('data.emulate_single_coil: the combined image is empty')
-  return scan.replace(kspace=kspace, target=target, scale=np.float32(target.max()))
+  # Of an undersampled scan it is no target.
+  target = image if scan.has_target else scan.target
+  return scan.replace(kspace=kspace, target=target, scale=np.float32(image.max()))
 
 
 def zero_filled(scan: Scan, *, relative: bool = False) -> Slice:

@@ -102,7 +102,7 @@ class KSpace:
       return fastmri.index(
         fastmri.folder(self.root, split, self.challenge, tuple(_READERS)), cache=cache, readers=_READERS
       )
-    folders = sorted({path.parent for path in self.root.rglob('*') if path.suffix in _READERS})
+    folders = sorted({path.parent for path in self.root.rglob('*') if path.suffix.lower() in _READERS})
     if not folders:
       raise DataError(f'{self.root}: holds no {" ".join(_READERS)} volumes')
     found = [fastmri.index(folder, readers=_READERS) for folder in folders]
@@ -113,14 +113,15 @@ class KSpace:
 
   def verify(self, volume: Volume, number: int) -> list[str]:
     scan = self.read(volume, number, _everything)
+    notes = []
     dead = np.flatnonzero(~scan.kspace.any((-2, -1)))
-    return (
-      [
+    if dead.size:
+      notes.append(
         f'{volume.path}: slice {number} has no signal in coil {", ".join(map(str, dead))}; it is used, the coil is ignored'
-      ]
-      if dead.size
-      else []
-    )
+      )
+    if volume.max is None and volume.shape[0] > 1:
+      notes.append(f'{volume.path}: does not say its maximum (max), so that the data range of a slice is its own')
+    return notes
 
 
 def _everything(volume):

@@ -89,6 +89,7 @@ def _denoised(path, network, variables, offset):
   image = ct_images.read_file(path)
   if path.suffix.lower() != '.dcm':
     image -= np.float32(offset)
+    ldct.check_hu(path, image, f'as the run takes off its data.offset={offset:g}; store whole slices in HU plus that')
   try:
     cleaned = ldct.hounsfield(np.asarray(network(variables, ldct.normalise(image))))
   except (ValueError, TypeError) as error:

@@ -102,7 +102,8 @@ _WEIGHT = _real(0, 1e9)
 _RADIUS = _real(0, 10)
 # Lower and upper, or nothing.
 _RANGE = _several(_real(-1e5, 1e5))._replace(
-  allows=lambda x: isinstance(x, (tuple, list)) and len(x) in (0, 2), words='a tuple of two numbers, or ()'
+  allows=lambda x: isinstance(x, (tuple, list)) and len(x) in (0, 2) and list(x) == sorted(x),
+  words='a tuple of two numbers, the lower one first, or ()',
 )
 _POSITIVE = _several(_real(0, 1e4, above=True))
 # Masks and shuffles add to it and are to stay below 2^32.
@@ -110,7 +111,7 @@ _SEED = _whole(0, 2**31 - 1)
 
 _SEARCH = {
   'name': _part((*build.SEARCHES, 'grid')), 'num_steps': _whole(1), 'step': _choice(*build.STEPS), 'step_size': _real(0, 1e3, above=True),
-  'momentum': _real(0, 1), 'num_restarts': _whole(1, 10_000), 'num_samples': _whole(1), 'chunk': _SIZE, 'step_degrees': _real(0, 180, above=True),
+  'momentum': _real(0, 1), 'num_restarts': _whole(1, 10_000), 'num_samples': _whole(1), 'chunk': _SIZE, 'step_degrees': _real(0, 90, above=True),
 }  # fmt: skip
 _PERTURBATION = {
   'name': _part(build.PERTURBATIONS), 'norm': _choice('l2', 'linf'), 'per_coil': _FLAG, 'columns': _choice('acquired', 'sampled'),
@@ -165,10 +166,10 @@ OPTIONS: dict[str, Rule] = {
     'perceptual.vgg': _FILE, 'perceptual.kind': _choice('vgg16', 'vgg19'), 'perceptual.sha256': _DIGEST, 'perceptual.network': _RUN,
     **_at('critic', _NETWORK), **_at('generator', _NETWORK), **_at('search', _SEARCH),
     **_at('perturbation', {
-      **_PERTURBATION, 'relative_radius': _real(0, 10, above=True), 'max_degrees': _real(0, 180, above=True), 'max_pixels': _real(0, 8192, above=True),
+      **_PERTURBATION, 'relative_radius': _real(0, 10, above=True), 'max_degrees': _real(0, 90, above=True), 'max_pixels': _real(0, 8192, above=True),
     }),
   }),
-  **_at('perturbation.*', {**_PERTURBATION, 'generator': _RUN, 'relative_radius': _strengths(1), 'max_degrees': _strengths(180), 'max_pixels': _strengths(8192)}),
+  **_at('perturbation.*', {**_PERTURBATION, 'generator': _RUN, 'relative_radius': _strengths(1), 'max_degrees': _strengths(90), 'max_pixels': _strengths(8192)}),
   **_at('search.*', _SEARCH),
   **{f'{section}.{name}': rule for section in ('objective', 'train.task.objective') for name, rule in {
     'name': _part(build.OBJECTIVES), 'ssim_weight': _real(0, 1)}.items()},
@@ -375,6 +376,12 @@ def _check_together(config, prefix):
   if 'evaluate' in config.stages and 'model' in config and config.evaluate.split != 'val' and not config.data.root:
     raise ValueError(
       f'{prefix}evaluate.split: the phantom has no volumes to {config.evaluate.split}; use val, or set data.root'
+    )
+  taken = registry.takes_scans(config.model.name) if 'model' in config and 'data' in config else None
+  if taken is not None and taken != _is_of_kspace(config):
+    what, given = ('k-space', 'images') if taken else ('images', 'k-space')
+    raise ValueError(
+      f'{prefix}model.name: {config.model.name} takes {what}, and data.form and data.layout give {given}; choose a network of {given}'
     )
   for name in config.get('perturbation', {}):
     if name != 'rotation' and config.search.get(name, {}).get('name') == 'grid':

@@ -36,6 +36,8 @@ _MODULES: dict[str, type[nn.Module]] = {
 }
 
 NAMES = tuple(_MODULES)
+_OF_SCANS = (VarNet, UNetRecon)
+_OF_IMAGES = (ImageUNet, CNN10, REDCNN, WGANVGG, Bottleneck, CVAE, CINN)
 
 
 def fields(name: str) -> tuple[str, ...]:
@@ -50,6 +52,12 @@ def fields(name: str) -> tuple[str, ...]:
   if name not in _MODULES:
     raise ValueError(f'model.name: {name!r} is unknown; choose one of {", ".join(NAMES)}')
   return tuple(f for f in _MODULES[name].__dataclass_fields__ if f not in ('parent', 'name'))
+
+
+def takes_scans(name: str) -> bool | None:
+  """Whether a network takes k-space, or images; `None` for one that is a part of others or from outside."""
+  made = _MODULES.get(name)
+  return True if made in _OF_SCANS else False if made in _OF_IMAGES else None
 
 
 def build(name: str, **kwargs) -> nn.Module:
@@ -132,7 +140,7 @@ def observer(module: nn.Module, layer: int | None = None) -> Callable[[Variables
   Raises:
     ValueError: if the network takes no images or shows no layers.
   """
-  if isinstance(module, (VarNet, UNetRecon)):
+  if isinstance(module, _OF_SCANS):
     raise ValueError(
       f'model.name: {type(module).__name__} takes k-space; invariances need a network of images, such as unet_image'
     )

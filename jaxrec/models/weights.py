@@ -235,6 +235,9 @@ class _StateDict:
   def __init__(self, path, tensors):
     self.path = path
     self.tensors = {_strip(name): value for name, value in tensors.items()}
+    if len(self.tensors) < len(tensors):
+      counts = collections.Counter(map(_strip, tensors))
+      raise WeightsError(f'{path}: has more than one tensor {counts.most_common(1)[0][0]}; save one network')
 
   def __contains__(self, name):
     return name in self.tensors
@@ -260,11 +263,13 @@ def _strip(name):
   return name
 
 
-def _unet(state, prefix):
+def _unet(state, prefix, images=1):
   first = f'{prefix}down_sample_layers.0.layers.0.weight'
   if first not in state:
     raise WeightsError(f'{state.path}: tensor {first} is missing; is this another kind of network?')
   chans, inputs = state.tensors[first].shape[:2]
+  if inputs != images:
+    raise WeightsError(f'{state.path}: tensor {first} takes {inputs} channels, expected {images}')
   pools = sum(f'{prefix}down_sample_layers.{i}.layers.0.weight' in state for i in range(64))
 
   def block(name, n_in, n_out):
@@ -281,8 +286,8 @@ def _unet(state, prefix):
     kernel = state.take(f'{prefix}up_transpose_conv.{up}.layers.0.weight', (2 * width, width, 2, 2))
     params[f'up_{level}'] = {'kernel': kernel.transpose(0, 2, 3, 1)}
   params['bottom'] = block('conv', chans * 2 ** (pools - 1), chans * 2**pools)
-  kernel = state.take(f'{prefix}up_conv.{pools - 1}.1.weight', (None, chans, 1, 1))
-  bias = state.take(f'{prefix}up_conv.{pools - 1}.1.bias', kernel.shape[:1])
+  kernel = state.take(f'{prefix}up_conv.{pools - 1}.1.weight', (images, chans, 1, 1))
+  bias = state.take(f'{prefix}up_conv.{pools - 1}.1.bias', (images,))
   params['out'] = {'kernel': kernel.transpose(2, 3, 1, 0), 'bias': bias}
   return pools, chans, params
 
@@ -291,10 +296,10 @@ def _varnet(state):
   num_cascades = sum(f'cascades.{i}.dc_weight' in state for i in range(256))
   if not num_cascades:
     raise WeightsError(f'{state.path}: tensor cascades.0.dc_weight is missing; is this another kind of network?')
-  sens_pools, sens_chans, sens = _unet(state, 'sens_net.norm_unet.unet.')
+  sens_pools, sens_chans, sens = _unet(state, 'sens_net.norm_unet.unet.', 2)
   cascades = []
   for i in range(num_cascades):
-    pools, chans, params = _unet(state, f'cascades.{i}.model.unet.')
+    pools, chans, params = _unet(state, f'cascades.{i}.model.unet.', 2)
     weight = state.take(f'cascades.{i}.dc_weight', (1,))[0]
     cascades.append({'dc_weight': weight, 'norm_unet': {'unet': params}})
   module = VarNet(num_cascades=num_cascades, chans=chans, pools=pools, sens_chans=sens_chans, sens_pools=sens_pools)

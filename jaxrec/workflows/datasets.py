@@ -66,7 +66,7 @@ class _Read:
     scan = self.source.read(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
     if isinstance(scan, Slice):
       return scan
-    if self.data_range == 'slice':
+    if self.data_range == 'slice' and scan.has_target:
       scan = scan.replace(scale=np.float32(np.ptp(scan.target)))
     if self.emulate_single_coil:
       scan = singlecoil.emulate(scan)
@@ -265,6 +265,14 @@ def examples(data_set: DataSet, attack: Attack, found: Data) -> tuple[list[fastm
         skipped.get('volume without full sampling', 0) + len(every) - len(volumes)
       )
     chosen += loader.spread(mine, attack.max_examples)
+  paths: dict[str, str] = {}
+  for example in chosen:
+    path = str(example.volume.path)
+    other = paths.setdefault(example.volume.name, path)
+    if other != path:
+      raise DataError(
+        f'{path}: has the name of {other}, which is attacked too; rename one of them, or attack one split'
+      )
   if not chosen:
     raise DataError('data.annotations: no box belongs to a usable volume; check data.root and data.annotations')
   return chosen, skipped

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -115,6 +116,8 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
       f'train: {num_steps} steps of {training.batch_size} slices ({num_steps / steps_per_epoch:.1f} epochs of '
       f'{len(examples)}), validation every {every}; {done} done'
     )
+    if {v.path for v in data.train.volumes} & {v.path for v in data.val.volumes}:
+      print('train: train and val share volumes: validation and attacks see what was trained on', file=sys.stderr)
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
   ledger = _Ledger(training, run_folder, parallel, factory.learning_rates(training, num_steps))
   read = datasets.reader(experiment.data, redraw=True)

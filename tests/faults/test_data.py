@@ -1,6 +1,7 @@
 """Data of others: what claims too much or is no file is refused at once, and a sweep goes on without it."""
 
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -16,14 +17,15 @@ from jaxrec import results
 from jaxrec.audit.engine import Engine
 from jaxrec.audit.program import Outcome
 from jaxrec.data import annotations as annotations_lib
-from jaxrec.data import chest, ct_images, fastmri, hdf5, ldct, loader, synthetic
+from jaxrec.data import chest, ct_images, fastmri, hdf5, ldct, loader, npz, source, synthetic
 from jaxrec.data.errors import DataError
-from jaxrec.experiments import build
+from jaxrec.experiments import build, verify_data
 from jaxrec.experiments import run as launched
 from jaxrec.training import data_parallel
 from jaxrec.workflows import attack, datasets, factory
 from jaxrec.workflows.train import Context
 from tests.faults.test_checkpoints import full_disk
+from tests.faults.test_denoise import dicom
 from tests.unit.test_data import write_csv
 
 
@@ -51,6 +53,22 @@ def pipe(path):
   os.mkfifo(path)
 
 
+def nothing(name):
+  def apply(path):
+    with h5py.File(path, 'r+') as file:
+      if name in file:
+        del file[name]
+      file[name] = h5py.Empty('c8')
+
+  return apply
+
+
+def time_of_day(path):
+  with h5py.File(path, 'r+') as file:
+    del file['kspace']
+    h5py.h5d.create(file.id, b'kspace', h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((2, 2, 48, 48)))
+
+
 HOSTILE = {
   '10^12 elements of k-space': (
     claim('kspace', (2, 2, 10**6, 10**6), chunks=(1, 1, 48, 48)),
@@ -63,6 +81,13 @@ HOSTILE = {
     'reconstruction_rss claims slices',
   ),
   'one row': (few_rows, r'kspace has shape \(2, 2, 1, 48\); SSIM needs 7 rows'),
+  'no numbers of k-space': (nothing('kspace'), 'kspace is empty'),
+  'a mask of nothing': (
+    lambda p: (claim('reconstruction_rss', (2, 0, 0))(p), nothing('mask')(p)),
+    'mask is empty|does not fit|has shape',
+  ),
+  'a header of nothing': (nothing('ismrmrd_header'), 'ismrmrd_header is empty'),
+  'a type that NumPy has not': (time_of_day, 'kspace has a type that NumPy does not have'),
   'a pipe': (pipe, 'is no regular file'),
   'a folder': (lambda p: (p.unlink(), p.mkdir()), 'is no regular file'),
 }
@@ -111,6 +136,121 @@ def test_ct_volumes_that_claim_too_much_are_refused(tmp_path):
     raise DataError(ldct.index(tmp_path, 'train').bad[str(path)])
   with hdf5.open_file(path) as file, pytest.raises(DataError, match='claims'):
     hdf5.read(file, 'full_dose', 0)
+
+
+def test_volumes_of_one_name_are_not_taken_for_one(volumes, capsys):
+  """Rows, masks and reconstructions go by names."""
+  twin = volumes[0].with_suffix('.npz')
+  np.savez(twin, kspace=fastmri.read_raw(fastmri.describe(volumes[0]), 0).kspace)
+  found = source.KSpace(twin.parent.parent).index('val')
+  assert [v.name for v in found.volumes] == [v.stem for v in volumes]
+  assert found.bad == {str(twin): f'{twin}: has the name of {volumes[0]}; rename one of them, or leave it out'}
+  assert verify_data.main([str(twin.parent)]) == 2 and f'bad: {twin}: has the name of' in capsys.readouterr().out
+
+
+def test_splits_that_share_names_are_not_attacked_together(volumes, tmp_path):
+  shutil.copytree(volumes[0].parent, tmp_path / 'multicoil_train')
+  config = unet_8x.get_config('smoke')
+  config.data.root = str(tmp_path)
+  for splits in (('val',), ('train', 'val')):
+    config.attack.splits = splits
+    made = build.build(config, tmp_path / 'run')
+    data = datasets.data(made.data, made.folder)
+    if len(splits) == 1:
+      assert {e.volume.name for e in datasets.examples(made.data, made.attack, data)[0]} <= {v.stem for v in volumes}
+      continue
+    with pytest.raises(
+      DataError,
+      match=r'multicoil_val/.*: has the name of .*multicoil_train/.*; rename one of them, or attack one split',
+    ):
+      datasets.examples(made.data, made.attack, data)
+
+
+def test_two_studies_of_a_patient_are_not_taken_for_one(tmp_path):
+  for study in ('2001', '2002'):
+    for dose in ('Low', 'Full'):
+      folder = tmp_path / 'C001' / study / f'1 {dose} Dose Images'
+      folder.mkdir(parents=True)
+      dicom(folder / '1.dcm', np.linspace(-1000, 900, 400).reshape(20, 20))
+  patients = tmp_path / 'patients.json'
+  patients.write_text('{"train": ["C*"], "val": ["N*"]}')
+  found = ldct.index(tmp_path, 'train', patients=patients)
+  first, second = (tmp_path / f'C001/{study}/1 Low Dose Images' for study in ('2001', '2002'))
+  assert [v.path for v in found.volumes] == [str(first)]
+  assert found.bad == {str(second): f'{second}: has the name of {first}; rename one of them, or leave it out'}
+
+
+@pytest.mark.parametrize('gaps', ['k-space', 'mask'])
+def test_a_target_of_undersampled_data_is_refused(gaps, volumes):
+  """Masks would be drawn over their own."""
+  volume = fastmri.describe(volumes[0])
+  left = np.arange(48) % 4 == 0
+  with h5py.File(volumes[0], 'r+') as file:
+    if gaps == 'mask':
+      file['mask'] = left
+    else:
+      file['kspace'][...] = file['kspace'][()] * left
+    kspace, target = file['kspace'][()], file['reconstruction_rss'][()]
+  archive = volumes[0].parent / 'other.npz'
+  np.savez(archive, kspace=kspace, target=target, **({'mask': left} if gaps == 'mask' else {}))
+  draw = fastmri.mask_drawer(kind='random', center_fractions=(0.1,), accelerations=(3,))
+  for read, described in ((fastmri.read_raw, volume), (npz.read_raw, npz.describe(archive))):
+    with pytest.raises(DataError, match='slice 0.* of target belongs to undersampled k-space.*leave the target out'):
+      fastmri.scan_of(described, 0, read(described, 0), draw)
+
+
+def test_undersampled_volumes_keep_no_target_whatever_is_made_of_them(volumes):
+  with h5py.File(volumes[0], 'r+') as file:
+    del file['reconstruction_rss']
+    del file.attrs['max']
+    file['mask'] = np.arange(48) % 3 == 0
+    file['kspace'][...] = file['kspace'][()] * file['mask'][()]
+  config = unet_8x.get_config('smoke')
+  plain = datasets.reader(build.data(config.unlock()))
+  config.data.range = 'slice'
+  config.data.emulate_single_coil = True
+  example = fastmri.Example(fastmri.describe(volumes[0]), 0, None)
+  scan, single = plain(example, 0), datasets.reader(build.data(config))(example, 0)
+  assert not scan.has_target and not single.has_target and single.kspace.shape[0] == 1
+  assert np.isfinite(single.scale) and 0.2 < single.scale / scan.scale < 5
+
+
+@pytest.mark.parametrize(
+  'content', [[], {}, {'version': 2}, {'version': 2, 'files': []}, {'version': 2, 'files': {'a': 3}}]
+)
+def test_an_index_of_another_shape_is_made_anew(content, volumes, tmp_path):
+  cache = tmp_path / 'index.json'
+  for entry in (
+    content,
+    {'version': 2, 'files': {str(volumes[0]): content}},
+    {'version': 2, 'files': {str(volumes[0]): {'stamp': [1], 'volume': content}}},
+  ):
+    cache.write_text(json.dumps(entry))
+    assert len(fastmri.index(volumes[0].parent, cache=cache).volumes) == len(volumes)
+
+
+@pytest.mark.parametrize('table', [{'train': 'X*', 'val': ['a']}, {'train': [3], 'val': ['a']}, {'train': 3}, [1], 'x'])
+def test_a_table_of_patients_that_are_no_lists_is_refused(table, tmp_path):
+  path = tmp_path / 'patients.json'
+  path.write_text(json.dumps(table))
+  (tmp_path / 'p1' / 's' / '1 Low Dose Images').mkdir(parents=True)
+  with pytest.raises(DataError, match=f'^{path}: is no JSON of patients by split'):
+    ldct.index(tmp_path, 'train', patients=path)
+
+
+def test_names_in_capitals_are_read_too(volumes):
+  loud = volumes[0].with_suffix('.H5')
+  volumes[0].rename(loud)
+  assert str(loud) in [v.path for v in source.KSpace(loud.parent.parent).index('val').volumes]
+
+
+def test_full_dose_images_are_in_hu_too(tmp_path):
+  for name, shift in (('low', 0), ('full', 1024)):
+    (tmp_path / 'train' / name).mkdir(parents=True)
+    np.save(tmp_path / 'train' / name / 'a.npy', np.linspace(-1000, 900, 400, dtype=np.float32).reshape(20, 20) + shift)
+  (series,) = ldct.index(tmp_path, 'train').volumes
+  with pytest.raises(DataError, match=r'full/a.npy: has values from 24 to 1924; these are no HU, give --offset'):
+    ldct.read_hu(series, 0)
 
 
 def test_annotations_name_files_with_or_without_suffix_and_whole_slices(tmp_path):

@@ -121,6 +121,16 @@ def test_a_bad_weight_file_is_refused_at_once(kind, tmp_path):
     tracemalloc.stop()
 
 
+def test_weights_of_two_networks_or_of_another_size_are_refused(tmp_path):
+  path = tmp_path / 'w.pt'
+  path.write_bytes(zipped({'w': Tensor((2, 2), (2, 1)), 'module.w': Tensor((2, 2), (2, 1))}))
+  with pytest.raises(weights.WeightsError, match=f'^{path}: has more than one tensor w; save one network'):
+    weights.load_fastmri(path, 'unet')
+  path.write_bytes(zipped({'down_sample_layers.0.layers.0.weight': Tensor((2, 2, 1, 1), (2, 1, 1, 1))}))
+  with pytest.raises(weights.WeightsError, match='layers.0.weight takes 2 channels, expected 1'):
+    weights.load_fastmri(path, 'unet')
+
+
 @pytest.mark.parametrize('make', [zipped, legacy])
 def test_a_good_one_is_read(make, tmp_path):
   path = tmp_path / 'w.pt'

@@ -205,6 +205,8 @@ def test_image_noise_on_a_ct_slice():
     (lambda: jaxrec.translation(-1.0), 'max_pixels'),
     (lambda: jaxrec.compose(), 'at least one'),
     (lambda: jaxrec.attacks.angle_grid(5.0, 0.0), 'step_degrees'),
+    (lambda: jaxrec.attacks.angle_grid(91.0), 'max_degrees: 91.0 is above 90'),
+    (lambda: jaxrec.rotation(120.0), 'max_degrees: 120.0 is above 90'),
   ],
 )
 @pytest.mark.fault

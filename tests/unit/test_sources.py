@@ -298,6 +298,7 @@ BAD = {
   'bart pipe': (write_bart, lambda p: pipe(p.with_suffix('.hdr')), 'is no regular file'),
   'ismrmrd outside': (ismrmrd_with(moved), None, 'is outside the matrix'),
   'ismrmrd frames': (ismrmrd_with(repeated), None, 'has more than one repetition'),
+  'ismrmrd lines': (write_ismrmrd, lambda p: claim_lines(p), 'claims 1000000000000 lines in'),
   'ismrmrd group': (write_ismrmrd, lambda p: rename_data(p), 'it is no ISMRMRD raw data'),
 }  # fmt: skip
 
@@ -305,6 +306,11 @@ BAD = {
 def pipe(path):
   path.unlink()
   os.mkfifo(path)
+
+
+def claim_lines(path):
+  with h5py.File(path.with_suffix('.h5'), 'r+') as file:
+    file['dataset/data'].resize((10**12,))
 
 
 def rename_data(path):
