@@ -254,6 +254,8 @@ class Engine:
   def _check(self, cases, samples, images):
     """What would end in wrong numbers without a word."""
     for case, sample, image in zip(cases, samples, np.asarray(images)):
+      if not 0 < sample.scale < np.inf:
+        raise ValueError(f'{case.file}: its data range (scale) is {float(sample.scale)}; give a positive number')
       ratio = np.sqrt(np.mean(np.square(image))) / np.sqrt(np.mean(np.square(sample.target)))
       if np.isnan(image).any():
         warnings.warn(f'{self.labels.network}: its image of {case.file} holds NaN', stacklevel=2)

@@ -76,6 +76,9 @@ def test_a_scan_without_target_is_compared_with_the_networks_own_output(scan):
   assert clean['reference'] == attacked['reference'] == 'output'
   assert clean['ssim_image_adv'] == pytest.approx(1) and clean['nmse_image_adv'] == 0 == attacked['objective_clean']
   assert attacked['ssim_image_adv'] < 0.99 and attacked['objective_adv'] > 1e-5
+  # Scores in units of nothing would make any network look robust.
+  with pytest.raises(ValueError, match=r'its data range \(scale\) is nan; give a positive number'):
+    jaxrec.audit(net, [prospective.replace(scale=np.float32('nan'))], {'noise': noise}, aims=('image',))
 
 
 K = synthetic.scan(3, rows=40, cols=36, coils=3).kspace
