@@ -436,10 +436,13 @@ def _check_full(raw, shape):
   measured = raw.kspace.any(0)
   if raw.mask is not None:
     mask = np.asarray(raw.mask)
-    measured &= (mask if mask.ndim == 2 and mask.shape == shape else mask.reshape(1, -1)) != 0
-  if measured.shape == tuple(shape) and masks.has_gaps(measured):
+    if mask.size not in (shape[1], shape[0] * shape[1]):
+      raise ValueError(f'mask: has {mask.size} columns, kspace has {shape[1]}')
+    measured &= mask.reshape(-1, shape[1]) != 0
+  if masks.has_gaps(measured):
     raise ValueError(
-      'target: belongs to undersampled k-space, on which masks would be drawn once more; leave the target out, and the volume keeps its own mask'
+      'target: belongs to undersampled k-space, on which masks would be drawn once more; '
+      'leave the target out, and the volume keeps its own mask'
     )
 
 
