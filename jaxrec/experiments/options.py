@@ -369,20 +369,6 @@ def _check_together(config, prefix):
       raise ValueError(
         f'{prefix}stages: {stage} needs {"the experiments that train its networks" if stage in _AFTER else section}; use a config that has them'
       )
-  if 'attack' in config.stages and 'model' in config and not config.get('perturbation'):
-    raise ValueError(f'{prefix}perturbation: is empty; give at least one, or leave out the stage attack')
-  if 'evaluate' in config.stages and 'model' in config and not _is_of_kspace(config):
-    raise ValueError(f'{prefix}stages: evaluate is for k-space; leave it out')
-  if 'evaluate' in config.stages and 'model' in config and config.evaluate.split != 'val' and not config.data.root:
-    raise ValueError(
-      f'{prefix}evaluate.split: the phantom has no volumes to {config.evaluate.split}; use val, or set data.root'
-    )
-  taken = registry.takes_scans(config.model.name) if 'model' in config and 'data' in config else None
-  if taken is not None and taken != _is_of_kspace(config):
-    what, given = ('k-space', 'images') if taken else ('images', 'k-space')
-    raise ValueError(
-      f'{prefix}model.name: {config.model.name} takes {what}, and data.form and data.layout give {given}; choose a network of {given}'
-    )
   for name in config.get('perturbation', {}):
     if name != 'rotation' and config.search.get(name, {}).get('name') == 'grid':
       raise ValueError(f'{prefix}search.{name}.name: grid is for rotation; choose pgd, apgd or random')
@@ -414,6 +400,8 @@ def _check_together(config, prefix):
   if 'known' in config and config.known.side % 2:
     raise ValueError(f'{prefix}known.side: {config.known.side} is odd; give an even number')
   train = config.get('train', {})
+  if 'model' in config and 'data' in config:
+    _check_network(config, prefix)
   _check_schedule(train, prefix)
   _check_augment(config, prefix)
   if train.get('task', {}).get('name') in ('cvae', 'flow') and train.best not in ('loss', 'last'):
@@ -423,6 +411,24 @@ def _check_together(config, prefix):
   if train.get('best') == 'last' and train.patience:
     raise ValueError(
       f'{prefix}train.patience: {train.patience} validations without a better score, but train.best=last asks for no score; set 0'
+    )
+
+
+def _check_network(config, prefix):
+  """Of an experiment with a network of its own: its stages and its data."""
+  if 'attack' in config.stages and not config.get('perturbation'):
+    raise ValueError(f'{prefix}perturbation: is empty; give at least one, or leave out the stage attack')
+  if 'evaluate' in config.stages and not _is_of_kspace(config):
+    raise ValueError(f'{prefix}stages: evaluate is for k-space; leave it out')
+  if 'evaluate' in config.stages and config.evaluate.split != 'val' and not config.data.root:
+    raise ValueError(
+      f'{prefix}evaluate.split: the phantom has no volumes to {config.evaluate.split}; use val, or set data.root'
+    )
+  taken = registry.takes_scans(config.model.name)
+  if taken is not None and taken != _is_of_kspace(config):
+    what, given = ('k-space', 'images') if taken else ('images', 'k-space')
+    raise ValueError(
+      f'{prefix}model.name: {config.model.name} takes {what}, and data.form and data.layout give {given}; choose a network of {given}'
     )
 
 

@@ -116,8 +116,7 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
       f'train: {num_steps} steps of {training.batch_size} slices ({num_steps / steps_per_epoch:.1f} epochs of '
       f'{len(examples)}), validation every {every}; {done} done'
     )
-    if {v.path for v in data.train.volumes} & {v.path for v in data.val.volumes}:
-      print('train: train and val share volumes: validation and attacks see what was trained on', file=sys.stderr)
+    _remark_on_shared(data)
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
   ledger = _Ledger(training, run_folder, parallel, factory.learning_rates(training, num_steps))
   read = datasets.reader(experiment.data, redraw=True)
@@ -150,6 +149,11 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   ledger.close(checkpointer.latest_step() or 0)
   checkpointer.close()
   parallel.barrier('the first process has written what all read')
+
+
+def _remark_on_shared(data):
+  if {v.path for v in data.train.volumes} & {v.path for v in data.val.volumes}:
+    print('train: train and val share volumes: validation and attacks see what was trained on', file=sys.stderr)
 
 
 def started(task: Task, experiment: Experiment) -> Task:
