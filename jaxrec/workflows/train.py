@@ -112,11 +112,7 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   done = checkpointer.latest_step() or 0
   every = training.validate_every or steps_per_epoch
   if parallel.part == 0:
-    print(
-      f'train: {num_steps} steps of {training.batch_size} slices ({num_steps / steps_per_epoch:.1f} epochs of '
-      f'{len(examples)}), validation every {every}; {done} done'
-    )
-    _remark_on_shared(data)
+    _announce(training.batch_size, data, num_steps, num_steps / steps_per_epoch, len(examples), every, done)
     results.cut_metrics(run_folder.folder / 'metrics.jsonl', done)
   ledger = _Ledger(training, run_folder, parallel, factory.learning_rates(training, num_steps))
   read = datasets.reader(experiment.data, redraw=True)
@@ -151,7 +147,10 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   parallel.barrier('the first process has written what all read')
 
 
-def _remark_on_shared(data):
+def _announce(batch_size, data, num_steps, epochs, count, every, done):
+  print(
+    f'train: {num_steps} steps of {batch_size} slices ({epochs:.1f} epochs of {count}), validation every {every}; {done} done'
+  )
   if {v.path for v in data.train.volumes} & {v.path for v in data.val.volumes}:
     print('train: train and val share volumes: validation and attacks see what was trained on', file=sys.stderr)
 
