@@ -524,10 +524,20 @@ def reason(error: BaseException) -> str:
 
 
 def cut_metrics(path: str | Path, step: int) -> None:
-  """Removes records later than `step`, those of a run that was killed before its checkpoint."""
-  records = read_jsonl(path)
-  kept = [r for r in records if r.get('step', 0) <= step]
-  if len(kept) < len(records) or Path(path).exists():
+  """Removes records later than `step`, those of a run that was killed before its checkpoint.
+
+  Raises:
+    RunError: naming the file and a line that is damaged.
+  """
+  path = Path(path)
+  kept = []
+  for number, record in enumerate(read_jsonl(path), 1):
+    try:
+      if record.get('step', 0) <= step:
+        kept.append(record)
+    except TypeError as error:
+      raise _line_error(path, number, error) from None
+  if path.exists():
     write_text(path, ''.join(json.dumps(r) + '\n' for r in kept))
 
 

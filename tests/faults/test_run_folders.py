@@ -151,6 +151,7 @@ DAMAGE = {
   'row without key': ('rows/00000.jsonl', lambda p: p.write_text('{"file": "a"}\n'), lambda run: run.rows(), 'line 1 is damaged.*slice'),
   'rows of the report': ('rows/00000.jsonl', spoil_line, lambda run: Source(run.folder), 'line 2 is damaged'),
   'middle of metrics': ('metrics.jsonl', spoil_line, lambda run: results.cut_metrics(run.folder / 'metrics.jsonl', 1), 'line 2 is damaged.*record is lost'),
+  'no step in metrics': ('metrics.jsonl', lambda p: p.write_text('{"step": null, "loss": 1}\n'), lambda run: results.cut_metrics(run.folder / 'metrics.jsonl', 1), 'line 1 is damaged.*record is lost'),
   'binary metrics': ('metrics.jsonl', lambda p: p.write_bytes(b'\xff\xfe\n'), lambda run: results.read_jsonl(run.folder / 'metrics.jsonl'), 'line 1 is damaged'),
   'half cost': ('cost.json', halve, lambda run: comparison.cost_of(run.folder), 'is damaged.*delete it.*time of earlier runs'),
   'half provenance': ('provenance.json', halve, lambda run: Source(run.folder), 'is damaged.*delete it.*writes it again'),
