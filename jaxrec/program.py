@@ -20,11 +20,12 @@ def _is_program():
   return by_name or any(a == '-m' and b.startswith('jaxrec.') for a, b in zip(given, given[1:]))
 
 
-def _again(unraisable):
+def _swallowed(unraisable):
   # Callbacks of the garbage collector, of which JAX has one, swallow exceptions, that of Ctrl-C too: it comes once more.
   if issubclass(unraisable.exc_type, KeyboardInterrupt):
     signal.setitimer(signal.ITIMER_REAL, 0.05)
-  else:
+  # A checkpoint that nobody waits for any more, after Ctrl-C or on a full disk, tells so to a loop that is gone.
+  elif str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
 
 
@@ -38,7 +39,7 @@ def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) ->
   """
   if signal.getsignal(signal.SIGINT) is _leave:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-  sys.unraisablehook = _again
+  sys.unraisablehook = _swallowed
   signal.signal(signal.SIGALRM, signal.default_int_handler)
   try:
     return main(arguments)

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
+from jaxrec import program
 from jaxrec.workflows import workers
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +145,15 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector():
     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )  # fmt: skip
   assert (done.returncode, done.stderr) == (130, '\nstopped; begin again\n')
+
+
+def test_what_nobody_waits_for_any_more_is_silent(monkeypatch):
+  """A write that was given up tells its loop, which is closed; anything else that is swallowed is shown."""
+  shown = []
+  monkeypatch.setattr(sys, '__unraisablehook__', lambda unraisable: shown.append(str(unraisable.exc_value)))
+  for words in ('Event loop is closed', 'other'):
+    program._swallowed(types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError(words)))
+  assert shown == ['other']
 
 
 WORKER = (
