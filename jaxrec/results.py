@@ -494,8 +494,12 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
   return records
 
 
-def read_rows(folder: str | Path) -> dict[tuple, dict[str, Any]]:
+def read_rows(folder: str | Path, columns: Sequence[str] = KEY) -> dict[tuple, dict[str, Any]]:
   """Finished rows of a run folder by `key_of`, each once.
+
+  Args:
+    folder: of the run.
+    columns: what every row has to hold.
 
   Raises:
     RunError: naming the file and a line that is damaged.
@@ -505,6 +509,8 @@ def read_rows(folder: str | Path) -> dict[tuple, dict[str, Any]]:
   for path in sorted(p for p in (Path(folder) / 'rows').glob('*.jsonl') if '.' not in p.stem):
     for number, row in enumerate(read_jsonl(path), 1):
       try:
+        for name in columns:
+          row[name]
         found.setdefault(key_of(row), row)
       except (KeyError, TypeError) as error:
         raise _line_error(path, number, error) from None

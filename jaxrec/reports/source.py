@@ -90,7 +90,7 @@ class Source:
 
   def __init__(self, folder: Path):
     self.folder = folder
-    self.rows = list(results.read_rows(folder).values())
+    self.rows = list(results.read_rows(folder, results.COLUMNS).values())
     self.label = figures.name_of(self.rows[0]) if self.rows else folder.name
     self.provenance, self.settings = provenance(folder), settings(folder)
     self.sweeps = results.read_json(folder / 'sweeps.json')

@@ -90,6 +90,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 def row(slice_index):
   return {
+    **dict.fromkeys(results.COLUMNS, 0.0),
     'file': 'a',
     'slice': slice_index,
     'annotation': 0,
@@ -150,6 +151,7 @@ DAMAGE = {
   'list among rows': ('rows/00000.jsonl', other_line, lambda run: run.rows(), 'line 2 is damaged.*holds a list'),
   'row without key': ('rows/00000.jsonl', lambda p: p.write_text('{"file": "a"}\n'), lambda run: run.rows(), 'line 1 is damaged.*slice'),
   'rows of the report': ('rows/00000.jsonl', spoil_line, lambda run: Source(run.folder), 'line 2 is damaged'),
+  'row without model': ('rows/00000.jsonl', lambda p: p.write_text(p.read_text().replace('"model"', '"modfl"')), lambda run: Source(run.folder), 'line 1 is damaged .*model.*delete the line'),
   'middle of metrics': ('metrics.jsonl', spoil_line, lambda run: results.cut_metrics(run.folder / 'metrics.jsonl', 1), 'line 2 is damaged.*record is lost'),
   'no step in metrics': ('metrics.jsonl', lambda p: p.write_text('{"step": null, "loss": 1}\n'), lambda run: results.cut_metrics(run.folder / 'metrics.jsonl', 1), 'line 1 is damaged.*record is lost'),
   'binary metrics': ('metrics.jsonl', lambda p: p.write_bytes(b'\xff\xfe\n'), lambda run: results.read_jsonl(run.folder / 'metrics.jsonl'), 'line 1 is damaged'),
