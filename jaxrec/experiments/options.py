@@ -101,9 +101,11 @@ _RATE = _real(0, 1, above=True)
 _WEIGHT = _real(0, 1e9)
 _RADIUS = _real(0, 10)
 # Lower and upper, or nothing.
-_RANGE = _several(_real(-1e5, 1e5))._replace(
-  allows=lambda x: isinstance(x, (tuple, list)) and len(x) in (0, 2) and list(x) == sorted(x),
-  words='a tuple of two numbers, the lower one first, or ()',
+_HU = _real(-1e5, 1e5)
+_RANGE = Rule(
+  lambda x: isinstance(x, (tuple, list)) and len(x) in (0, 2) and (not all(map(_HU.allows, x)) or list(x) == sorted(x)),
+  'a tuple of two numbers, the lower one first, or ()',
+  _HU,
 )
 _POSITIVE = _several(_real(0, 1e4, above=True))
 # Masks and shuffles add to it and are to stay below 2^32.
@@ -111,7 +113,7 @@ _SEED = _whole(0, 2**31 - 1)
 
 _SEARCH = {
   'name': _part((*build.SEARCHES, 'grid')), 'num_steps': _whole(1), 'step': _choice(*build.STEPS), 'step_size': _real(0, 1e3, above=True),
-  'momentum': _real(0, 1), 'num_restarts': _whole(1, 10_000), 'num_samples': _whole(1), 'chunk': _SIZE, 'step_degrees': _real(0, 90, above=True),
+  'momentum': _real(0, 1), 'num_restarts': _whole(1, 10_000), 'num_samples': _whole(1), 'chunk': _SIZE, 'step_degrees': _real(0.001, 90),
 }  # fmt: skip
 _PERTURBATION = {
   'name': _part(build.PERTURBATIONS), 'norm': _choice('l2', 'linf'), 'per_coil': _FLAG, 'columns': _choice('acquired', 'sampled'),
