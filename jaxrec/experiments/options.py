@@ -100,8 +100,8 @@ _PIXELS = _whole(8, 8192)
 _RATE = _real(0, 1, above=True)
 _WEIGHT = _real(0, 1e9)
 _RADIUS = _real(0, 10)
-# Lower and upper, or nothing.
 _HU = _real(-1e5, 1e5)
+# Lower and upper, or nothing.
 _RANGE = Rule(
   lambda x: isinstance(x, (tuple, list)) and len(x) in (0, 2) and (not all(map(_HU.allows, x)) or list(x) == sorted(x)),
   'a tuple of two numbers, the lower one first, or ()',

@@ -495,7 +495,7 @@ def test_eight_devices_equal_one():
 def test_batch_norm_of_the_autoencoder_is_that_of_all_devices():
   """Before anything is drawn: the running statistics of the encoder."""
   code = textwrap.dedent("""
-    import functools, jax, numpy as np
+    import jax, numpy as np
     from jaxrec import models, training
     small = dict(size=(16, 16), latent=8, width=4, blocks=2, chunk=2, classes=4, class_hidden=4, embedding=4, encoder_width=4, stages=(1, 1))
     images = np.random.default_rng(0).normal(size=(8, 16, 16)).astype('f') + 5 * np.arange(8, dtype='f')[:, None, None]
