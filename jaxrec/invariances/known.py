@@ -6,6 +6,7 @@ are known exactly, and for a linear network A so are A D and A K A^T.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -167,12 +168,13 @@ def removal(noise: Texture, largest: float) -> Callable[[Image], Image]:
   basis = left[:, strength > 1e-6 * strength[0]]
   out, into = (vectors * np.sqrt(values)) @ basis, basis.T @ (vectors / np.sqrt(values)).T
   out, into = jnp.asarray(out, jnp.float32), jnp.asarray(into, jnp.float32)
+  product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
   def remove(image):
     flat = image.reshape(*image.shape[:-2], -1)
     # Once more for what float32 left.
     for _ in range(2):
-      flat = flat - (flat @ into.T) @ out.T
+      flat = flat - product(product(flat, into.T), out.T)
     return flat.reshape(image.shape)
 
   return remove

@@ -23,7 +23,8 @@ def normal(shape, seed=0):
 
 
 def plain_conv(x, kernel):
-  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers, precision='highest')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""bfloat16 networks: what is computed in few digits, and what never is."""
+"""Digits: float32 products that ask for all of theirs, and bfloat16 networks."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,15 @@ import numpy as np
 import optax
 import pytest
 
+import jaxrec
 from configs import common
 from jaxrec import models, training
 from jaxrec.data import loader, synthetic
 from jaxrec.experiments import options
-from jaxrec.models import layers
+from jaxrec.invariances import analysis, known, sampling, witness
+from jaxrec.models import layers, vgg
+from tests.property import test_perturbations, test_searches, test_tasks
+from tests.unit import test_ct
 
 NETWORKS = {
   'varnet': dict(name='varnet', num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2, remat=True),
@@ -19,6 +23,23 @@ NETWORKS = {
     name='unet_recon', chans=4, pools=2, norm='batch', activation='prelu', upsample='bilinear', activation_first=True
   ),
 }
+
+
+def like(*shape, dtype=np.float32):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def differentiated(module, *inputs):
+  """Gradients to weights and inputs."""
+  variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+  exact = [jnp.issubdtype(x.dtype, jnp.inexact) for x in inputs]
+
+  def loss(params, images, variables):
+    given = iter(images)
+    outputs = module.apply({**variables, 'params': params}, *(next(given) if e else x for e, x in zip(exact, inputs)))
+    return sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(outputs))
+
+  return jax.grad(loss, (0, 1)), (variables['params'], [x for e, x in zip(exact, inputs) if e], variables)
 
 
 def built(name, dtype):
@@ -128,3 +149,63 @@ def test_other_types_are_refused(tmp_path):
     options.check(config, tmp_path)
   with pytest.raises(ValueError, match="^model.dtype: 'float16' is unknown; choose one of float32, bfloat16"):
     jax.eval_shape(models.UNet(2, 1, dtype='float16').init, jax.random.key(0), jnp.ones((8, 8, 1)))
+
+
+def attacked(net, perturbation, search, batch):
+  """An attack on one scan."""
+  module, scan = built(net, 'float32'), jax.tree.map(lambda x: x[0], batch)
+  variables = jax.eval_shape(lambda: models.start(module, jax.random.key(0), batch))
+  attack = jaxrec.attack(models.bind(module), perturbation, search, jaxrec.region_ssim())
+  return attack, (variables, jax.random.key(0), scan)
+
+
+def trained(name):
+  task, parallel = test_tasks.made(name)
+  batch, key = test_tasks.batch(name), jax.random.key(0)
+  step = jax.vmap(task.step, in_axes=None, axis_name=parallel.axis, axis_size=1)
+  return step, (jax.eval_shape(task.init, key, batch), batch, key)
+
+
+def looked_for():
+  """The search for a witness, of a network with a product of its own."""
+  side, modes = 8, 5
+  noise = known.texture(side)
+  pixel, tests = like(side**2), {name: like() for name in witness.Tests.__dataclass_fields__}
+  tests |= {name: pixel for name in ('before', 'after', 'signal', 'absent')}
+  tests |= dict(whiten=like(modes, side**2), norms=like(2))
+  return witness.search(known.removal(noise, 2.0), side, num_steps=2), (
+    witness.Tests(**tests), like(side, side), np.zeros(2, int),
+  )  # fmt: skip
+
+
+PROGRAMS = {
+  **{name: lambda _, name=name: differentiated(models.build(name), *test_ct.SIZES[name][0]) for name in test_ct.SIZES},
+  'VGG': lambda _: differentiated(vgg.VGG(), like(1, 32, 32)),
+  'DCGAN': lambda _: differentiated(models.build('dcgan', size=(32, 32), chans=2, depth=2), like(2, 7)),
+  **{f'{name}, training': lambda _, name=name: trained(name) for name in test_tasks.TABLE},
+  **{
+    f'{name}, search': lambda batch, s=search: attacked('varnet', jaxrec.coil_noise(0.05, start='random'), s, batch)
+    for name, search in test_searches.TABLE.items()
+  },
+  **{
+    f'{name}, perturbation': lambda batch, p=make: attacked('U-Net', p(1.0), jaxrec.pgd(num_steps=1), batch)
+    for name, make in test_perturbations.TABLE.items()
+  },
+  'witness': lambda _: looked_for(),
+  'moments': lambda _: (sampling.noise_moments, (like(9, 4),)),
+  'excess variation': lambda _: (analysis.excess_variation, (like(4, 32, 32), like(5, 32, 32))),
+}
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_float32_products_ask_for_all_their_digits(name, batch):
+  """By themselves, whatever `jax_default_matmul_precision` is where the library is called."""
+  program, arguments = PROGRAMS[name](batch)
+  products = [
+    equation
+    for equation in equations(jax.make_jaxpr(program)(*arguments).jaxpr)
+    if equation.primitive.name in ('dot_general', 'conv_general_dilated')
+  ]
+  assert products
+  for equation in products:
+    assert equation.params['precision'] in (layers.PRECISION, (layers.PRECISION,) * 2), equation
