@@ -3,12 +3,15 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.experimental.buffer_callback import buffer_callback
 from jaxtyping import Bool, Float, Int
 
 from jaxrec.fourier import ifft2c, rss
@@ -243,7 +246,7 @@ def torch_network(module: Any, *, inputs: Inputs, name: str | None = None) -> Ne
 
   def forward(*arrays):
     with torch.no_grad():
-      return module(*tensors(arrays)).cpu().numpy()
+      return (module(*tensors(arrays)).cpu().numpy(),)
 
   def backward(cotangent, *arrays):
     with torch.enable_grad():
@@ -259,17 +262,17 @@ def torch_network(module: Any, *, inputs: Inputs, name: str | None = None) -> Ne
 
   def shape_of(args):
     # What a module makes of zeros has the shape and type of all it makes of such arrays.
-    made = forward(*(np.zeros(x.shape, x.dtype) for x in args))
-    return jax.ShapeDtypeStruct(made.shape, made.dtype)
+    (made,) = forward(*(np.zeros(x.shape, x.dtype) for x in args))
+    return (jax.ShapeDtypeStruct(made.shape, made.dtype),)
 
   @jax.custom_vjp
   def call(*args):
-    return jax.pure_callback(forward, shape_of(args), *args, vmap_method='sequential')
+    return _on_host(forward, shape_of(args), *args)[0]
 
   def call_backward(args, cotangent):
     wanted = [jnp.issubdtype(x.dtype, jnp.inexact) for x in args]
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x, w in zip(args, wanted) if w)
-    found = iter(jax.pure_callback(backward, shapes, cotangent, *args, vmap_method='sequential'))
+    found = iter(_on_host(backward, shapes, cotangent, *args))
     return tuple(next(found) if w else np.zeros(x.shape, jax.dtypes.float0) for x, w in zip(args, wanted))
 
   call.defvjp(lambda *args: (call(*args), args), call_backward)
@@ -279,3 +282,18 @@ def torch_network(module: Any, *, inputs: Inputs, name: str | None = None) -> Ne
     return _image(call(*map(jnp.asarray, inputs(sample))), name)
 
   return Network(reconstruct, None, name, one_program=False, inner=[module, inputs])
+
+
+def _on_host(function, shapes, *args):
+  """Arrays of NumPy to a tuple of them, within a program."""
+
+  def write(_, places, *buffers):
+    for place, made in zip(places, function(*map(np.asarray, buffers)), strict=True):
+      np.asarray(place)[...] = made
+
+  # On the CPU `pure_callback` hands over what another of JAX's threads has yet to copy, and with one core waits for ever (JAX issue 24255).
+  return lax.platform_dependent(
+    *args,
+    cpu=buffer_callback(write, shapes, vmap_method='sequential'),
+    default=partial(jax.pure_callback, function, shapes, vmap_method='sequential'),
+  )

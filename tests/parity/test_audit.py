@@ -2,6 +2,9 @@
 
 import ast
 import runpy
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -100,3 +103,23 @@ def test_rows_of_a_torch_network_are_those_of_the_converted_one(both, x64):
     for column, value in a.items():
       if isinstance(value, float) and column != 'seconds':
         assert b[column] == pytest.approx(value, rel=1e-4, abs=1e-9), column
+
+
+@pytest.mark.fault
+def test_torch_networks_do_not_wait_for_ever_on_one_core():
+  """JAX's only thread is in the callback, and must not be needed by it."""
+  pytest.importorskip('torch')
+  code = textwrap.dedent("""
+    import os
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import jax, jaxrec, torch
+    from jaxrec.data import synthetic
+    scan = synthetic.scan(0, rows=160, cols=160, coils=4)
+    net = jaxrec.torch_network(
+      torch.nn.Conv2d(1, 1, 3, padding='same'), inputs=lambda scan: (jaxrec.networks.zero_filled(scan)[0][None],)
+    )
+    jax.block_until_ready(jax.jit(jax.grad(lambda k: (net(scan.replace(kspace=k)) ** 2).sum()))(scan.kspace))
+    print('done')
+  """)
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+  assert done.stdout == 'done\n', done.stderr
