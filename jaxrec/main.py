@@ -70,7 +70,13 @@ def _fail(error: Exception) -> int:
 def console() -> None:
   """The command `jaxrec`."""
   warnings.filterwarnings('default', category=DeprecationWarning, module='jaxrec')
-  sys.exit(program.ended(main, sys.argv, 'the same command goes on from here'))
+  try:
+    code = program.ended(main, sys.argv, 'the same command goes on from here')
+  except Exception:
+    sys.excepthook(*sys.exc_info())
+    code = 1
+  workers.leave(code)
+  sys.exit(code)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs one experiment on several processes of this machine: they train together and share the attacks.
 #   PROCESSES=2 bash launch/local_processes.sh --config=configs/varnet_8x.py --workdir=runs/two
+# Where there are graphics cards, each process has one: one process alone would take all.
 # If one fails, or this script is stopped, all end: asked first (SIGTERM), made to after GRACE seconds (SIGKILL).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -46,7 +47,8 @@ collect() {  # what for; the status of the first worker that failed since goes t
 
 failed=0
 for ((i = 0; i < processes; i++)); do
-  "$python" -m jaxrec.main --coordinator="localhost:$port" --num_processes="$processes" --process_id="$i" "$@" &
+  JAX_LOCAL_DEVICE_IDS="${JAX_LOCAL_DEVICE_IDS:-$i}" \
+    "$python" -m jaxrec.main --coordinator="localhost:$port" --num_processes="$processes" --process_id="$i" "$@" &
   pids[i]="$!"
 done
 while [ -z "$signalled" ] && [ "$failed" -eq 0 ] && [ "${#pids[@]}" -gt 0 ]; do

@@ -21,6 +21,18 @@ from jaxrec.workflows import (
 )
 from jaxrec.workflows.experiment import Comparison, Experiment, Report, Trial
 
+# What a run's numbers depend on, whatever the environment says (JAX_ENABLE_X64, JAX_DEFAULT_PRNG_IMPL, ...).
+_PINNED = {
+  # Of what is not pinned where it stands: graphics cards and TPUs multiply in less than float32 by default.
+  'jax_default_matmul_precision': 'highest',
+  'jax_enable_x64': False,
+  # The keys of other generators are not independent of how many examples are computed at a time.
+  'jax_default_prng_impl': 'threefry2x32',
+  'jax_threefry_partitionable': True,
+  'jax_numpy_dtype_promotion': 'standard',
+  'jax_numpy_rank_promotion': 'allow',
+}
+
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
   """Runs a config, or goes on where an earlier run stopped.
@@ -39,8 +51,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> Path:
     ValueError: for bad options or input, with one clear line.
   """
   options.check(config, workdir)
-  # What is not pinned where it stands: graphics cards and TPUs multiply in less than float32 by default.
-  jax.config.update('jax_default_matmul_precision', 'highest')
+  for name, value in _PINNED.items():
+    jax.config.update(name, value)
   experiment = build.build(config, workdir)
   _run(experiment)
   return experiment.folder

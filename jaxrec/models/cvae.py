@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
     out = SpectralConv(chans, 1, use_bias=False, name='out')(
       jnp.einsum('brck,bkd->brcd', weights, value, precision=layers.PRECISION)
     )
-    return x + self.param('gamma', nn.initializers.zeros, ()) * out
+    return x + self.param('gamma', nn.initializers.zeros, (), x.dtype) * out
 
 
 class Decoder(nn.Module):

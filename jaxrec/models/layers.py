@@ -107,7 +107,7 @@ def _folded_conv2d(x, kernel, *, fold):
   # Place v of a block has its first tap v inputs further on than place 0.
   front = [width // 2 * (fold - 1) + v for v in range(fold)]
   blocks = jnp.stack([jnp.pad(kernel, ((0, 0), (n, zeros - n), (0, 0), (0, 0))) for n in front], 3)
-  blocks = blocks.reshape(height, width, fold * n_in, fold * n_out)
+  blocks = blocks.reshape(height, width, fold * n_in, fold * n_out).astype(x.dtype)
   return _plain_conv2d(x.reshape(batch, rows, cols // fold, fold * n_in), blocks).reshape(batch, rows, cols, n_out)
 
 
@@ -136,7 +136,11 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward, symbolic_zeros=True)
 
 
 def _kernel_gradient(x, g, *, shape, convolution=_plain_conv2d):
-  return jax.linear_transpose(partial(convolution, x), jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
+  if convolution is _plain_conv2d:
+    return jax.linear_transpose(partial(convolution, x), jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
+  # The copies of a tap in folded kernels are added up in float32.
+  kernel = jax.ShapeDtypeStruct(shape, jnp.promote_types(x.dtype, jnp.float32))
+  return jax.linear_transpose(partial(convolution, x), kernel)(g)[0].astype(x.dtype)
 
 
 def _kernel_gradient_by_blocks(x, g, *, shape):

@@ -67,7 +67,7 @@ class Cascade(nn.Module):
   @nn.compact
   def __call__(self, kspace: Array, constants, key: Key) -> tuple[Array, None]:
     reference, mask, maps = constants
-    weight = self.param('dc_weight', nn.initializers.ones, ())
+    weight = self.param('dc_weight', nn.initializers.ones, (), kspace.real.dtype)
     images = jnp.fft.ifftn(kspace, axes=self.axes, norm='ortho')
     combined = jnp.fft.fftshift(sens_reduce(images, maps), self.axes)
     update = self._regularise(combined, key)

@@ -1,19 +1,42 @@
 """Data parallelism over local devices and processes; the only place that knows `pmap`."""
 
+import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.jax_utils
 import jax
 import numpy as np
 from jax import lax
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from jaxrec.training.draws import Place
 
 _AXIS = 'devices'
+_WEEK = 7 * 24 * 3600 * 1000
+_meetings = itertools.count()
+
+
+def barrier(name: str) -> None:
+  """Waits until every process has come here, for days if need be.
+
+  Not a sum over devices: those of CPUs give up after half an hour.
+
+  Args:
+    name: of the place, for messages.
+
+  Raises:
+    RuntimeError: if another process has ended.
+  """
+  if jax.process_count() > 1:
+    # Every process passes the same places in the same order, so that they count alike.
+    client = distributed.global_state.client
+    assert client is not None
+    client.wait_at_barrier(f'{name} {next(_meetings)}', _WEEK)
 
 
 class BatchProgram:
@@ -165,9 +188,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     return tree if jax.process_count() > 1 else jax.device_put(tree, spread)
 
   def replicate(tree):
-    if jax.process_count() > 1:
-      return flax.jax_utils.replicate(tree, devices)
-    return place(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree))
+    return jax.device_put(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree), spread)
 
   def first(tree):
     # `x[0]` would run a program on the device, behind the steps that are queued there.
@@ -176,17 +197,17 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
   def total(array):
     if jax.process_count() == 1:
       return array
+    barrier('total')
     return np.sum(multihost_utils.process_allgather(np.asarray(array)), 0)
 
-  def barrier(name):
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(name)
-
   def agree(tree):
+    barrier('agree')
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
-  # Processes have 30 seconds to find each other, and then any time: they meet before one of them writes a phantom.
-  barrier('connected')
+  # Devices of CPUs have 30 seconds to find each other: all at once, before one process writes a phantom.
+  barrier('connect')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('connected')
   return Parallel(
     devices=count,
     average=lambda tree: lax.pmean(tree, _AXIS),
@@ -245,11 +266,29 @@ def _at(sharding, tree):
 
 
 def _memory(devices):
-  """What a program may take: nine tenths of a device, the rest for libraries; of the CPU, three quarters of the machine's memory.
+  """What a program may take: nine tenths of a device, the rest for libraries; of the CPU, three quarters of this process's memory.
 
   Not what is free at the moment: the choice that depends on it would not repeat.
   """
   stats = devices[0].memory_stats() if devices[0].platform != 'cpu' else None
   if stats and 'bytes_limit' in stats:
     return int(0.9 * stats['bytes_limit'])
-  return int(0.75 * os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')) // len(devices)
+  return int(0.75 * min([os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), *_limits()])) // len(devices)
+
+
+def _limits(groups: Path = Path('/proc/self/cgroup'), root: Path = Path('/sys/fs/cgroup')):
+  """Bytes that the control groups of this process allow: those of a container or of a job."""
+  with contextlib.suppress(OSError):
+    for line in groups.read_text().splitlines():
+      _, controllers, path = line.split(':', 2)
+      if not controllers:
+        top, name = root, 'memory.max'
+      elif 'memory' in controllers.split(','):
+        top, name = root / 'memory', 'memory.limit_in_bytes'
+      else:
+        continue
+      folder = top / path.strip('/')
+      for place in (folder, *folder.parents):
+        if place.is_relative_to(top):
+          with contextlib.suppress(OSError, ValueError):  # 'max' is no limit.
+            yield int((place / name).read_text())

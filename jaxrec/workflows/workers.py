@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from jaxrec.data.files import runs
+from jaxrec.training import parallel
 
 LAUNCHER = 'JAXREC_LAUNCHER'  # set by launch/local_processes.sh: its process id
 _PATIENCE = 5.0
@@ -50,6 +51,27 @@ def join(coordinator: str | None, num_processes: int | None = None, process_id: 
   # JAX keeps SIGTERM for programs that ask it about preemption. Runs survive a
   # kill at any moment, so that a process that is asked to end can simply end.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave(code: int) -> None:
+  """Lets this process of several end with the others, or at once if it failed.
+
+  JAX would wait at the end of every process for the others, for five minutes, and
+  then abort them all: those that still work, and those that are to hear of a failure.
+
+  Args:
+    code: with which the process ends.
+  """
+  if not jax.distributed.is_initialized():
+    return
+  if code in (0, 128 + signal.SIGTERM):
+    try:
+      return parallel.barrier('end')
+    except RuntimeError:
+      _say('error: another process of the run failed; the same command goes on from here')
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code or 2)
 
 
 @contextlib.contextmanager

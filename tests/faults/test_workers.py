@@ -1,6 +1,8 @@
 """Several processes of one run: a fault of one ends all, and says which."""
 
 import concurrent.futures
+import contextlib
+import inspect
 import os
 import re
 import signal
@@ -11,6 +13,7 @@ import time
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxrec import program
@@ -21,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 # In place of Python: notes its process id and does as the case asks. `exec` keeps the id when it waits.
 STAND_IN = """#!/usr/bin/env bash
 for argument in "$@"; do case "$argument" in --process_id=*) number="${argument#*=}" ;; esac; done
+echo "$JAX_LOCAL_DEVICE_IDS" > "$NOTES/$number.card"
 echo "$$" > "$NOTES/$number.part" && mv "$NOTES/$number.part" "$NOTES/$number"
 behaviour="B$number"
 case "${!behaviour}" in
@@ -97,6 +101,7 @@ def test_no_worker_outlives_the_others(case, tmp_path):
   assert launcher.returncode == code, err
   assert all(word in err for word in words), err
   assert not any(map(alive, pids))
+  assert [(tmp_path / f'{n}.card').read_text() for n in '01'] == ['0\n', '1\n']
 
 
 @pytest.mark.parametrize('program, code, words', [
@@ -267,3 +272,59 @@ def test_a_port_in_use_and_wrong_numbers_are_named(address):
   for count, number in ((2, 2), (2, None), (None, 0), (2, -1)):
     with pytest.raises(ValueError, match='--process_id: .* does not fit --num_processes'):
       workers._meet(address, count, number)
+
+
+# A run of two processes without data: what each does in it.
+OF_TWO = """
+import functools, sys, time
+import jax
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, **{options})
+from jaxrec import main, training
+from jaxrec.experiments import run
+def act(*_):
+  parallel = training.data_parallel()
+  {act}
+run.run = act
+sys.argv = ['jaxrec', '--config=quickstart:smoke', '--coordinator={address}', '--num_processes=2', '--process_id={number}']
+main.console()
+"""
+
+
+@contextlib.contextmanager
+def two(address, *acts, **options):
+  """Two processes of one run that do these; `options` are those of JAX for all processes."""
+  running = [
+    subprocess.Popen(
+      [sys.executable, '-c', OF_TWO.format(act=act, address=address, number=i, options=options)],
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )
+    for i, act in enumerate(acts)
+  ]  # fmt: skip
+  try:
+    yield running
+  finally:
+    for process in running:
+      process.kill()
+      process.communicate()
+
+
+@pytest.mark.parametrize(
+  'act, code, words',
+  [
+    ("raise ValueError('bad.h5: is no volume')", 2, 'error: bad.h5: is no volume'),
+    ("raise AssertionError('a mistake of ours')", 1, 'AssertionError: a mistake of ours'),
+  ],
+)
+def test_a_process_that_fails_does_not_wait_for_those_that_wait_for_it(act, code, words, address):
+  with two(address, "parallel.barrier('never')", act) as (_, failing):
+    assert failing.wait(60) == code
+    assert failing.communicate()[1].splitlines()[-1] == words
+
+
+@pytest.mark.skipif(
+  'shutdown_timeout_seconds' not in inspect.signature(jax.distributed.initialize).parameters,
+  reason='this JAX cannot be told to lose its patience sooner',
+)
+def test_a_process_that_is_done_waits_for_one_that_works(address):
+  with two(address, 'time.sleep(8)', 'pass', shutdown_timeout_seconds=2) as running:
+    assert [process.wait(60) for process in running] == [0, 0], running[0].communicate()[1]

@@ -1,5 +1,7 @@
 """Digits: float32 products that ask for all of theirs, and bfloat16 networks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,10 @@ import optax
 import pytest
 
 import jaxrec
-from configs import common
+from configs import common, quickstart
 from jaxrec import models, training
 from jaxrec.data import loader, synthetic
-from jaxrec.experiments import options
+from jaxrec.experiments import options, run
 from jaxrec.invariances import analysis, known, sampling, witness
 from jaxrec.models import layers, vgg
 from tests.property import test_perturbations, test_searches, test_tasks
@@ -114,6 +116,24 @@ def test_float32_is_what_it_was_and_bfloat16_comes_near(name, batch):
   assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.9
 
 
+def test_the_environment_changes_no_number_of_a_run(monkeypatch, tmp_path):
+  """Of the settings that JAX reads from its variables."""
+  others = {'jax_enable_x64': True, 'jax_default_prng_impl': 'rbg', 'jax_threefry_partitionable': False,
+            'jax_default_matmul_precision': 'bfloat16', 'jax_numpy_dtype_promotion': 'strict', 'jax_numpy_rank_promotion': 'raise'}  # fmt: skip
+  assert others.keys() == run._PINNED.keys()
+  before = {name: getattr(jax.config, name) for name in others}
+  found = {}
+  monkeypatch.setattr(run, '_run', lambda _: found.update({name: getattr(jax.config, name) for name in others}))
+  try:
+    for name, value in others.items():
+      jax.config.update(name, value)
+    run.run(quickstart.get_config('smoke'), tmp_path)
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+  assert found == run._PINNED and not set(found.items()) & set(others.items())
+
+
 def test_norms_count_in_float32():
   """A mean over so many pixels would stand still in bfloat16: 256 + 1 is 256 there."""
   x = 3 + jnp.asarray(np.random.default_rng(0).normal(size=(1, 128, 128, 2)), jnp.bfloat16)
@@ -129,6 +149,22 @@ def test_kernel_gradients_count_in_float32():
   x, kernel = jnp.ones((2, 96, 96, 1), jnp.bfloat16), jnp.ones((3, 3, 1, 1), jnp.bfloat16)
   gradient = jax.jit(jax.grad(lambda k: jnp.sum(layers.conv2d(x, k).astype(jnp.float32))))(kernel)
   np.testing.assert_allclose(gradient[1, 1, 0, 0].astype(np.float32), 2 * 96 * 96, rtol=4e-3)
+
+
+@pytest.mark.parametrize('size, fold', [(3, 8), (3, 4), (1, 8)])
+def test_folded_kernels_have_gradients_as_exact_as_plain_ones(size, fold):
+  """On TPUs up to eight copies of each tap are added up."""
+  x, g = (jax.random.normal(jax.random.key(i), (1, 40, 40, n)).astype(jnp.bfloat16) for i, n in ((0, 2), (1, 9)))
+  folded = partial(layers._folded_conv2d, fold=fold)
+  want = layers._kernel_gradient(x.astype(jnp.float32), g.astype(jnp.float32), shape=(size, size, 2, 9))
+  plain, copies = (
+    jnp.linalg.norm(gradient.astype(jnp.float32) - want) / jnp.linalg.norm(want)
+    for gradient in (
+      layers._kernel_gradient(x, g, shape=want.shape),
+      layers._kernel_gradient(x, g, shape=want.shape, convolution=folded),
+    )
+  )
+  assert 0 < copies < 1.5 * plain < 0.01, (plain, copies)
 
 
 def test_training_goes_down(batch):
