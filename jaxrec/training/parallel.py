@@ -204,10 +204,12 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     barrier('agree')
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
+  memory = _memory(devices)
   # Devices of CPUs have 30 seconds to find each other: all at once, before one process writes a phantom.
   barrier('connect')
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('connected')
+    # What is chosen by it must be one program.
+    memory = int(multihost_utils.process_allgather(np.int32(memory >> 20)).min()) << 20
   return Parallel(
     devices=count,
     average=lambda tree: lax.pmean(tree, _AXIS),
@@ -223,7 +225,7 @@ def data_parallel(num_devices: int | None = None) -> Parallel:
     part=jax.process_index(),
     parts=jax.process_count(),
     axis=_AXIS,
-    memory=_memory(devices),
+    memory=memory,
   )
 
 
@@ -270,9 +272,9 @@ def _memory(devices):
 
   Not what is free at the moment: the choice that depends on it would not repeat.
   """
-  stats = devices[0].memory_stats() if devices[0].platform != 'cpu' else None
-  if stats and 'bytes_limit' in stats:
-    return int(0.9 * stats['bytes_limit'])
+  stats = [device.memory_stats() or {} for device in devices if device.platform != 'cpu']
+  if stats and all('bytes_limit' in s for s in stats):
+    return int(0.9 * min(s['bytes_limit'] for s in stats))
   return int(0.75 * min([os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), *_limits()])) // len(devices)
 
 

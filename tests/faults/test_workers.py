@@ -281,6 +281,7 @@ import jax
 jax.distributed.initialize = functools.partial(jax.distributed.initialize, **{options})
 from jaxrec import main, training
 from jaxrec.experiments import run
+training.parallel._memory = lambda _: {memory}[{number}] << 20
 def act(*_):
   parallel = training.data_parallel()
   {act}
@@ -291,11 +292,11 @@ main.console()
 
 
 @contextlib.contextmanager
-def two(address, *acts, **options):
-  """Two processes of one run that do these; `options` are those of JAX for all processes."""
+def two(address, *acts, memory=(1000, 1000), **options):
+  """Two processes of one run that do these, and find so much memory; `options` are those of JAX for all processes."""
   running = [
     subprocess.Popen(
-      [sys.executable, '-c', OF_TWO.format(act=act, address=address, number=i, options=options)],
+      [sys.executable, '-c', OF_TWO.format(act=act, address=address, number=i, options=options, memory=memory)],
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )
     for i, act in enumerate(acts)
@@ -306,6 +307,12 @@ def two(address, *acts, **options):
     for process in running:
       process.kill()
       process.communicate()
+
+
+def test_what_fits_is_chosen_by_the_least_memory_of_all_processes(address):
+  tell = 'print(parallel.memory >> 20)'
+  with two(address, tell, tell, memory=(7000, 5000)) as running:
+    assert [process.communicate(timeout=60)[0].splitlines()[-1] for process in running] == ['5000'] * 2
 
 
 @pytest.mark.parametrize(
