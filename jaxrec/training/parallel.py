@@ -32,10 +32,12 @@ def barrier(name: str) -> None:
   Raises:
     RuntimeError: if another process has ended.
   """
-  if jax.process_count() > 1:
+  if jax.process_count() == 1:
+    return
+  if (client := distributed.global_state.client) is None:  # A TPU pod that connected by itself.
+    multihost_utils.sync_global_devices(name)
+  else:
     # Every process passes the same places in the same order, so that they count alike.
-    client = distributed.global_state.client
-    assert client is not None
     client.wait_at_barrier(f'{name} {next(_meetings)}', _WEEK)
 
 
