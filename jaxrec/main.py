@@ -70,11 +70,7 @@ def _fail(error: Exception) -> int:
 def console() -> None:
   """The command `jaxrec`."""
   warnings.filterwarnings('default', category=DeprecationWarning, module='jaxrec')
-  try:
-    code = program.ended(main, sys.argv, 'the same command goes on from here')
-  except Exception:
-    sys.excepthook(*sys.exc_info())
-    code = 1
+  code = program.ended(main, sys.argv, 'the same command goes on from here')
   workers.leave(code)
   sys.exit(code)
 

@@ -30,7 +30,7 @@ def _swallowed(unraisable):
 
 
 def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) -> int:
-  """The exit code of a program that is done loading, 130 after Ctrl-C.
+  """The exit code of a program that is done loading: 130 after Ctrl-C, 1 after an error that it does not know, which is printed.
 
   Args:
     main: the program.
@@ -46,6 +46,9 @@ def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) ->
   except KeyboardInterrupt:
     print(f'\nstopped; {words}', file=sys.stderr)
     return EXIT_CODE
+  except Exception:
+    sys.excepthook(*sys.exc_info())
+    return 1
 
 
 # Whoever imports the package keeps the signals and logs that are theirs.
