@@ -31,8 +31,20 @@ def batch_number(i):
   return loader.stack([pool[(i + s) % 12] for s in range(BATCH)])
 
 
+def in_double(tree):
+  def double(x):
+    x = np.asarray(x)
+    kinds = {'f': np.float64, 'c': np.complex128}
+    return x.astype(kinds.get(x.dtype.kind, x.dtype))
+
+  return jax.tree.map(double, tree)
+
+
 def curve(network, devices, micro_batch, folder, *, steps=STEPS):
-  """Losses of a run, or of its rest where the folder holds its beginning."""
+  """Losses of a run, or of its rest where the folder holds its beginning; of the VarNet in double precision."""
+  if network == 'varnet':
+    # In 20 steps of it single precision goes up to 5e-4 away from double, in whatever parts a batch is computed.
+    jax.config.update('jax_enable_x64', True)
   parallel = training.data_parallel(devices)
   options = dict(NETWORKS[network])
   parts = models.build(options.pop('name'), **options), training.optimizer('adam', 3e-4)
@@ -43,12 +55,13 @@ def curve(network, devices, micro_batch, folder, *, steps=STEPS):
     task = training.noisier(task, (0.1, 0.4), place=parallel.place)
     task = training.augmented(task, jaxrec.rotation(20.0), probability=1.0, num_steps=4, place=parallel.place)
   else:
-    task = training.supervised(*parts, **common)
+    task = training.supervised(*parts, maps_weight=0.5 if network == 'varnet' else 0.0, **common)
 
   def batches(start):
     for i in range(start, STEPS):
+      batch = in_double(batch_number(i)) if network == 'varnet' else batch_number(i)
       share = BATCH // parallel.parts
-      yield jax.tree.map(lambda x: x[parallel.part * share : (parallel.part + 1) * share], batch_number(i))
+      yield jax.tree.map(lambda x: x[parallel.part * share : (parallel.part + 1) * share], batch)
 
   tape, checkpointer = [], training.Checkpointer(folder)
   training.fit(
@@ -105,7 +118,7 @@ print(json.dumps({{
   want = alone.pop('micro-batch 8')
   assert len(want) == STEPS and want[-1] < want[0]
   for name, found in {**alone, 'process 0': together[0], 'process 1': together[1]}.items():
-    np.testing.assert_allclose(found, want, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(found, want, rtol=1e-9 if network == 'varnet' else 1e-4, err_msg=name)
 
 
 def test_batch_norm_and_uneven_micro_batches_are_refused():
@@ -117,34 +130,6 @@ def test_batch_norm_and_uneven_micro_batches_are_refused():
     state = jax.eval_shape(task.init, jax.random.key(0), data)
     with pytest.raises(ValueError, match=f'train.micro_batch: .*{words}'):
       jax.eval_shape(task.step, state, data, jax.random.key(0))
-
-
-def in_double(tree):
-  def double(x):
-    x = np.asarray(x)
-    kinds = {'f': np.float64, 'c': np.complex128}
-    return x.astype(kinds.get(x.dtype.kind, x.dtype))
-
-  return jax.tree.map(double, tree)
-
-
-@pytest.mark.slow
-def test_maps_are_held_to_those_of_the_global_batch(x64):
-  """In double precision: with this loss 20 steps amplify the rounding of single precision to more than 1e-4, whatever the micro-batch."""
-  options = dict(NETWORKS['varnet'])
-  module, curves = models.build(options.pop('name'), **options), {}
-  for micro_batch in (1, 2, 8):
-    task = training.supervised(
-      module, training.optimizer('adam', 3e-4), maps_weight=0.5, micro_batch=micro_batch
-    )  # fmt: skip
-    state, losses, step = in_double(task.init(jax.random.key(0), batch_number(0))), [], jax.jit(task.step)
-    for i in range(STEPS):
-      state, metrics = step(state, in_double(batch_number(i)), jax.random.key(i))
-      losses.append(float(metrics['loss']))
-    curves[micro_batch] = losses
-  assert curves[8][-1] < curves[8][0]
-  for found in curves.values():
-    np.testing.assert_allclose(found, curves[8], rtol=1e-12)
 
 
 def tried(candidates, limit, needed):
