@@ -47,7 +47,7 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
     raise DataError(f'{file.filename}: {name} is a group, not a data set')
   try:
     kind = data.dtype
-  except TypeError as error:
+  except (TypeError, ValueError) as error:
     raise DataError(f'{file.filename}: {name} has a type that NumPy does not have ({error}); write numbers') from None
   if data.shape is None:
     raise DataError(f'{file.filename}: {name} is empty; write its numbers, or leave it out')

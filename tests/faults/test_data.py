@@ -69,6 +69,17 @@ def time_of_day(path):
     h5py.h5d.create(file.id, b'kspace', h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((2, 2, 48, 48)))
 
 
+def wide_numbers(path):
+  """Floats of 128 bits with 27 for the exponent."""
+  kind = h5py.h5t.IEEE_F32LE.copy()
+  kind.set_size(16)
+  kind.set_precision(128)
+  kind.set_fields(127, 100, 27, 0, 100)
+  with h5py.File(path, 'r+') as file:
+    del file['kspace']
+    h5py.h5d.create(file.id, b'kspace', kind, h5py.h5s.create_simple((2, 2, 48, 48)))
+
+
 HOSTILE = {
   '10^12 elements of k-space': (
     claim('kspace', (2, 2, 10**6, 10**6), chunks=(1, 1, 48, 48)),
@@ -88,6 +99,7 @@ HOSTILE = {
   ),
   'a header of nothing': (nothing('ismrmrd_header'), 'ismrmrd_header is empty'),
   'a type that NumPy has not': (time_of_day, 'kspace has a type that NumPy does not have'),
+  'numbers that NumPy has not': (wide_numbers, 'kspace has a type that NumPy does not have'),
   'a pipe': (pipe, 'is no regular file'),
   'a folder': (lambda p: (p.unlink(), p.mkdir()), 'is no regular file'),
 }
