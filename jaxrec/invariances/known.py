@@ -6,7 +6,6 @@ are known exactly, and for a linear network A so are A D and A K A^T.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxtyping import Float
 
 from jaxrec.geometry import soft_disc
 from jaxrec.invariances.observers import exact_detectability
+from jaxrec.invariances.witness import product
 from jaxrec.types import Array, Image
 
 _Images: TypeAlias = Float[Array, '*lead row col']
@@ -168,7 +168,6 @@ def removal(noise: Texture, largest: float) -> Callable[[Image], Image]:
   basis = left[:, strength > 1e-6 * strength[0]]
   out, into = (vectors * np.sqrt(values)) @ basis, basis.T @ (vectors / np.sqrt(values)).T
   out, into = jnp.asarray(out, jnp.float32), jnp.asarray(into, jnp.float32)
-  product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
   def remove(image):
     flat = image.reshape(*image.shape[:-2], -1)

@@ -9,6 +9,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Float, Int
 
+from jaxrec.invariances.witness import product
 from jaxrec.types import AnyArray, Array, Image, Key, Scalar, Variables
 
 
@@ -216,7 +217,7 @@ def noise_moments(v: Float[Array, 'example latent']) -> Moments:
   count, latent = v.shape
   mean, std = jnp.mean(v, 0), jnp.std(v, 0, ddof=1)
   unit = (v - mean) / jnp.where(std > 0, std, 1)
-  correlations = jnp.matmul(unit.T, unit, precision=lax.Precision.HIGHEST) / (count - 1)
+  correlations = product(unit.T, unit) / (count - 1)
   away = correlations - jnp.diag(jnp.diag(correlations))
   return Moments(
     mean, std, jnp.sqrt(jnp.sum(away**2) / (latent * (latent - 1))), jnp.sqrt(1 / jnp.asarray(count - 1, v.dtype))

@@ -24,7 +24,7 @@ MOVED = 0.5
 
 _Region: TypeAlias = Float[Array, ' pixel']
 # In float32: cards and TPUs would take fewer digits, of which a test of half a unit needs some.
-_product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 @struct.dataclass
@@ -86,11 +86,11 @@ def examine(tests: Tests, x: _Region, seen: _Region, other: _Region, other_seen:
   Returns:
     The findings.
   """
-  fell = _product(tests.before, x - other)
-  moved = jnp.abs(_product(tests.after, other_seen - seen))
+  fell = product(tests.before, x - other)
+  moved = jnp.abs(product(tests.after, other_seen - seen))
   rest = other - tests.absent
-  share = jnp.clip(_product(tests.before, rest) / _product(tests.before, tests.signal), 0, 1)
-  modes = _product(tests.whiten, rest - share * tests.signal)
+  share = jnp.clip(product(tests.before, rest) / product(tests.before, tests.signal), 0, 1)
+  modes = product(tests.whiten, rest - share * tests.signal)
   norm, mode = jnp.sqrt(jnp.mean(modes**2)), jnp.max(jnp.abs(modes))
   # A network whose outputs never differ gives 1.
   away = jnp.sqrt(jnp.sum((other_seen - seen) ** 2) + 1e-20) / (tests.spread + 1e-10)
@@ -136,7 +136,7 @@ def search(
       return lax.dynamic_update_slice(x, region.reshape(side, side), tuple(corner))
 
     def examined(change):
-      other = flat + _product(colour, change)
+      other = flat + product(colour, change)
       found = examine(tests, flat, seen, other, cut(network(put(other)), corner, side))
       over = jnp.stack([
         jax.nn.relu(FELL * 1.05 - found.fell), jax.nn.relu(found.moved - 0.9 * MOVED), jax.nn.relu(found.away - 0.98),
@@ -159,9 +159,9 @@ def search(
       return lax.scan(step, (change, rule.init(change), best), length=num_steps)[0][2]
 
     nothing = jnp.zeros(tests.whiten.shape[0], flat.dtype)
-    first, second = start(nothing), start(-_product(tests.whiten, tests.signal))
+    first, second = start(nothing), start(-product(tests.whiten, tests.signal))
     _, change, found = jax.tree.map(lambda a, b: jnp.where(second[0] < first[0], b, a), first, second)
-    return put(flat + _product(colour, change)), found
+    return put(flat + product(colour, change)), found
 
   return run
 

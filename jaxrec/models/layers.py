@@ -96,7 +96,7 @@ def _wide_conv2d(x, shape):
 
 
 def _plain_conv2d(x, kernel):
-  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', **_NHWC)
+  return lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), 'SAME', **_NHWC)
 
 
 def _folded_conv2d(x, kernel, *, fold):
@@ -107,7 +107,7 @@ def _folded_conv2d(x, kernel, *, fold):
   # Place v of a block has its first tap v inputs further on than place 0.
   front = [width // 2 * (fold - 1) + v for v in range(fold)]
   blocks = jnp.stack([jnp.pad(kernel, ((0, 0), (n, zeros - n), (0, 0), (0, 0))) for n in front], 3)
-  blocks = blocks.reshape(height, width, fold * n_in, fold * n_out).astype(x.dtype)
+  blocks = blocks.reshape(height, width, fold * n_in, fold * n_out)
   return _plain_conv2d(x.reshape(batch, rows, cols // fold, fold * n_in), blocks).reshape(batch, rows, cols, n_out)
 
 
@@ -136,8 +136,6 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward, symbolic_zeros=True)
 
 
 def _kernel_gradient(x, g, *, shape, convolution=_plain_conv2d):
-  if convolution is _plain_conv2d:
-    return jax.linear_transpose(partial(convolution, x), jax.ShapeDtypeStruct(shape, x.dtype))(g)[0]
   # The copies of a tap in folded kernels are added up in float32.
   kernel = jax.ShapeDtypeStruct(shape, jnp.promote_types(x.dtype, jnp.float32))
   return jax.linear_transpose(partial(convolution, x), kernel)(g)[0].astype(x.dtype)

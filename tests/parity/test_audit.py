@@ -13,6 +13,7 @@ import pytest
 
 import jaxrec
 from jaxrec.data import synthetic
+from tests.property.test_accumulation import in_double
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
 
@@ -38,12 +39,6 @@ def test_the_example_is_short():
   assert len(code.splitlines()) <= 15
 
 
-def double(tree):
-  return jax.tree.map(
-    lambda x: x if x.dtype == bool else np.asarray(x, np.complex128 if x.dtype.kind == 'c' else np.float64), tree
-  )
-
-
 @pytest.fixture
 def both(tmp_path):
   """A scan, and one VarNet in both frameworks by precision."""
@@ -60,7 +55,7 @@ def both(tmp_path):
   def make(precision):
     single = precision == 'single'
     return {
-      'ours': jaxrec.network(converted, variables if single else double(variables)),
+      'ours': jaxrec.network(converted, variables if single else in_double(variables)),
       'torch': jaxrec.torch_network(
         module.float() if single else module.double(), inputs=jaxrec.networks.fastmri, name='VarNet'
       ),
@@ -74,7 +69,7 @@ def test_single_precision_is_as_far_from_double_in_both_frameworks(both, x64):
   """So what differs between them is rounding, not a convention of FFTs or an epsilon of a norm."""
   scan, make = both
   objective, found = jaxrec.region_mse(), {}
-  for precision, sample in (('single', scan), ('double', double(scan))):
+  for precision, sample in (('single', scan), ('double', in_double(scan))):
     for name, net in make(precision).items():
 
       def loss(noise, net=net, sample=sample):
@@ -95,7 +90,7 @@ def test_single_precision_is_as_far_from_double_in_both_frameworks(both, x64):
 def test_rows_of_a_torch_network_are_those_of_the_converted_one(both, x64):
   """In double precision: in single precision a search of several steps amplifies the rounding of either framework."""
   scan, make = both
-  scan, networks = double(scan), make('double')
+  scan, networks = in_double(scan), make('double')
   rows = jaxrec.audit(networks, [scan], jaxrec.Sweep(jaxrec.coil_noise, (0.01, 0.02)))
   ours, theirs = ([r for r in rows if r['network'] == name] for name in networks)
   assert len(ours) == len(theirs) == 6
