@@ -196,7 +196,8 @@ def share_seed(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   runs = [*config.experiments.values()]
   runs += [inner for run in runs for inner in run.get('experiments', {}).values()]
   for run in runs:
-    run.seed = shared + run.seed
+    # Round the ring of seeds, so that the largest one has a next one.
+    run.seed = (shared + run.seed) % 2**31
   # Once each: a comparison may hold the data of one of its runs.
   for data in {id(h.data): h.data for h in (config, *runs) if 'phantom' in h.get('data', {})}.values():
     data.phantom.seed = shared

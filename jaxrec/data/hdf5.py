@@ -1,6 +1,8 @@
 """HDF5 files of others: damaged ones, and ones that point elsewhere, are refused by name."""
 
+import io
 import math
+import struct
 from pathlib import Path
 
 import h5py
@@ -13,6 +15,53 @@ _LARGEST = 1 << 30
 _MOST_SLICES = 100_000
 
 
+class _Stream(io.FileIO):
+  """The bytes of a file. HDF5 goes through a heap of strings for ever if free space in it has no size (its issue 1707)."""
+
+  lengths = 8
+
+  def readinto(self, buffer):
+    count = super().readinto(buffer)
+    content = memoryview(buffer).cast('B')[:count]
+    # HDF5 reads a heap from its start, first its smallest size, then all of it.
+    if content[:4] == b'GCOL':
+      self._check_heap(content)
+    return count
+
+  def _check_heap(self, content):
+    # HDF5 file format, III.E: a header, then objects with headers of the same size; number 0 is what is free, header and all.
+    length = {4: 'I', 8: 'Q'}[self.lengths]
+    (end,) = struct.unpack_from(f'<{length}', content, 8)
+    at = 16
+    while at + 16 <= min(end, len(content)):
+      number, size = struct.unpack_from(f'<H6x{length}', content, at)
+      size = -(-size // 8) * 8 + 16 if number else size
+      if not 0 < size <= end - at:
+        raise OSError('a heap of strings is damaged')
+      at += size
+
+
+class _File(h5py.File):
+  """Closes its stream, and has its name, of which h5py keeps ASCII only."""
+
+  def __init__(self, path):
+    self._stream = _Stream(path)
+    try:
+      super().__init__(self._stream, 'r')
+      self._stream.lengths = self.id.get_create_plist().get_sizes()[1]
+    except BaseException:
+      self._stream.close()
+      raise
+
+  @property
+  def filename(self):
+    return str(self._stream.name)
+
+  def close(self):
+    super().close()
+    self._stream.close()
+
+
 def open_file(path: str | Path) -> h5py.File:
   """Opens a file for reading.
 
@@ -21,7 +70,7 @@ def open_file(path: str | Path) -> h5py.File:
   """
   check_regular(path)
   try:
-    return h5py.File(path, 'r', locking=False)
+    return _File(path)
   except OSError as error:
     reason = 'no such file' if not Path(path).exists() else str(error).split('(')[-1].rstrip(')')
     raise DataError(f'{path}: not a readable HDF5 file ({reason}); copy or download it again') from None

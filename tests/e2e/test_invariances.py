@@ -207,6 +207,9 @@ def test_one_seed_serves_all_runs_and_their_phantom(experiments, profile):
   for run in runs:
     assert run.seed == (8 if run.label == 'independent' else 7)
     assert 'data' not in run or run.data.phantom.seed == 7
+  config.seed = 2**31 - 1
+  for run in runs:
+    assert run.seed == (0 if run.label == 'independent' else 2**31 - 1)
 
 
 def test_one_vgg_file_serves_all_runs_of_its_kind(tmp_path):

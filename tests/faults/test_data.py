@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 from pathlib import Path
 
@@ -127,6 +128,35 @@ def test_a_mask_of_10_12_columns_is_refused(volumes):
   draw = fastmri.mask_drawer(kind='random', center_fractions=(0.2,), accelerations=(3,))
   with pytest.raises(DataError, match='mask has 1000000000000 columns, kspace has 48'):
     fastmri.read_scan(fastmri.describe(volumes[0]), 0, draw)
+
+
+@pytest.mark.parametrize(
+  'number, size',
+  [(0, 0), (3, 2**64 - 16), (3, 4080), (0, 2**63)],
+  ids=['no size', 'around the address space', 'past the end', 'huge'],
+)
+def test_strings_in_a_damaged_heap_are_refused(volumes, number, size):
+  """HDF5 2.0 goes through the first two of them for ever."""
+  content = bytearray(volumes[0].read_bytes())
+  heap = content.index(b'GCOL')
+  first = struct.unpack_from('<Q', content, heap + 24)[0]
+  struct.pack_into('<H6xQ', content, heap + 32 + -(-first // 8) * 8, number, size)
+  volumes[0].write_bytes(content)
+  with pytest.raises(DataError, match=r'\.h5: damaged \(a heap of strings is damaged\); copy or download it again'):
+    fastmri.describe(volumes[0])
+
+
+@pytest.mark.parametrize('lengths', [4, 8])
+def test_files_are_read_whatever_the_size_of_their_numbers(tmp_path, lengths):
+  properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+  properties.set_sizes(lengths, lengths)
+  path = tmp_path / 'knäuel.h5'
+  texts = ['x' * length for length in range(0, 6000, 17)]
+  with h5py.File(h5py.h5f.create(str(path).encode(), h5py.h5f.ACC_TRUNC, properties)) as file:
+    file.attrs['texts'] = texts
+  with hdf5.open_file(path) as file:
+    assert list(file.attrs['texts']) == texts
+    assert file.filename == str(path)
 
 
 @pytest.mark.parametrize('suffix', ct_images.SUFFIXES)
