@@ -14,6 +14,7 @@ import pytest
 import jaxrec
 from jaxrec import models, training
 from jaxrec.data import loader, synthetic
+from jaxrec.models import layers
 from jaxrec.training import memory, parallel
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,8 @@ NETWORKS = {
   'noisy': dict(name='unet_recon', chans=2, pools=1),
   'varnet': dict(name='varnet', num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2, remat=True),
 }
+# Without kinks its curve is smooth in the parameters, and rounding stays small.
+NETWORKS['smooth varnet'] = NETWORKS['varnet']
 
 
 def batch_number(i):
@@ -40,11 +43,21 @@ def in_double(tree):
   return jax.tree.map(double, tree)
 
 
+def without_kink(x, slope=0.2, epsilon=1e-5):
+  """Instance normalisation and a smooth activation that goes to those of the leaky ReLU far from zero."""
+  y = x - x.mean((1, 2), keepdims=True)
+  y = y * jax.lax.rsqrt((y * y).mean((1, 2), keepdims=True) + epsilon)
+  return (1 + slope) / 2 * y + (1 - slope) / 2 * jax.numpy.sqrt(y * y + 0.25)
+
+
 def curve(network, devices, micro_batch, folder, *, steps=STEPS):
   """Losses of a run, or of its rest where the folder holds its beginning; of the VarNet in double precision."""
   if network == 'varnet':
-    # In 20 steps of it single precision goes up to 5e-4 away from double, in whatever parts a batch is computed.
+    # Rounding turns a few units in a million over the kink of the leaky ReLU: single precision goes up to 5e-4 away
+    # from double in 20 steps, in whatever parts a batch is computed.
     jax.config.update('jax_enable_x64', True)
+  if network == 'smooth varnet':
+    layers.instance_norm_leaky_relu = without_kink
   parallel = training.data_parallel(devices)
   options = dict(NETWORKS[network])
   parts = models.build(options.pop('name'), **options), training.optimizer('adam', 3e-4)
@@ -55,7 +68,7 @@ def curve(network, devices, micro_batch, folder, *, steps=STEPS):
     task = training.noisier(task, (0.1, 0.4), place=parallel.place)
     task = training.augmented(task, jaxrec.rotation(20.0), probability=1.0, num_steps=4, place=parallel.place)
   else:
-    task = training.supervised(*parts, maps_weight=0.5 if network == 'varnet' else 0.0, **common)
+    task = training.supervised(*parts, maps_weight=0.5 if 'varnet' in network else 0.0, **common)
 
   def batches(start):
     for i in range(start, STEPS):
@@ -98,8 +111,16 @@ def answers(*processes):
   return found
 
 
-@pytest.mark.parametrize('network', ['unet', 'noisy', pytest.param('varnet', marks=pytest.mark.slow)])
-def test_the_loss_curve_is_that_of_the_global_batch(network, tmp_path):
+@pytest.mark.parametrize(
+  'network, tolerance',
+  [
+    ('unet', 1e-4),
+    ('noisy', 1e-4),
+    pytest.param('varnet', 1e-9, marks=pytest.mark.slow),
+    pytest.param('smooth varnet', 1e-5, marks=pytest.mark.slow),
+  ],
+)
+def test_the_loss_curve_is_that_of_the_global_batch(network, tolerance, tmp_path):
   """Also if every example is moved and made noisy: 20 steps with micro-batches of 1, 2, 4 and 8, on 1 and 8 devices and on 2 processes of 4, and one that moves after 10."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
@@ -118,7 +139,7 @@ print(json.dumps({{
   want = alone.pop('micro-batch 8')
   assert len(want) == STEPS and want[-1] < want[0]
   for name, found in {**alone, 'process 0': together[0], 'process 1': together[1]}.items():
-    np.testing.assert_allclose(found, want, rtol=1e-9 if network == 'varnet' else 1e-4, err_msg=name)
+    np.testing.assert_allclose(found, want, rtol=tolerance, err_msg=name)
 
 
 def test_batch_norm_and_uneven_micro_batches_are_refused():
