@@ -61,6 +61,12 @@ def test_projection_is_feasible_and_idempotent(make, scan):
   assert 0.5 < float(p.budget(once, scan)) <= 1
 
 
+def test_deltas_have_the_shapes_of_their_docstrings(scan):
+  shapes = {'coil_noise': scan.kspace.shape, 'rotation': (), 'rotation resampled': (), 'translation': (2,)}
+  for name, shape in shapes.items():
+    assert TABLE[name](1.0).init(jax.random.key(0), scan).shape == shape
+
+
 @pytest.mark.parametrize('degrees', [0.5, 1.0, 4.0])
 def test_the_budget_of_a_turn_is_its_share_of_the_largest(degrees, scan):
   turn = jaxrec.rotation(degrees)

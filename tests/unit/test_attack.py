@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxrec
-from jaxrec import attacks
+from jaxrec import attacks, results
 from jaxrec.attacks.core import Perturbation
 from jaxrec.audit import engine, program, public
 from jaxrec.audit.plan import Case, Place, Settings
@@ -227,6 +227,8 @@ def test_a_folder_goes_on_where_it_was_and_belongs_to_one_audit(boxed, net, tmp_
   for row in rows:
     want = by_key[row['file'], row['attacked'], row['strength']]
     assert {k: row[k] for k in SCORES} == {k: want[k] for k in SCORES}
+  with results.open_images(tmp_path / 'run' / 'a') as pictures:
+    assert {name.split('.')[0] for name in pictures} == {'one-000-0'}
   page = jaxrec.report(tmp_path / 'run', draws=10)
   text = page.read_text()
   assert 'Worst-case k-space noise' in text and '>5%<' in text and text.count('<img') == 4
@@ -339,6 +341,16 @@ def test_pictures_of_angles_have_their_curve(boxed, net):
       else:
         # The search ends near the border.
         assert arrays['delta'] == pytest.approx(0.05, rel=0.02)
+
+
+def test_pictures_have_the_size_of_the_target(boxed, net):
+  """Of images that are larger than it the centre, whatever the sides."""
+  rows, cols = 12, 20
+  image = np.arange(16 * 30.0).reshape(16, 30)
+  small = boxed.replace(target=np.zeros((rows, cols), np.float32))
+  (found,) = outcomes(net, NOISE, boxed, [boxed.region])
+  arrays = engine._pictures(small, image, Place(0, '', 'region', boxed.region, boxed.region), found, NOISE)
+  np.testing.assert_array_equal(arrays['clean'], image[2:14, 5:25])
 
 
 @pytest.mark.parametrize(
