@@ -20,7 +20,7 @@ from jaxrec.types import Array, Image, Reconstructor, Sample, Scan, Variables
 Inputs = Callable[[Sample], tuple]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Network:
   """A reconstruction network with its weights.
 
@@ -139,12 +139,13 @@ def network(
       raise ValueError(
         f'network: {label} is a linen module, which holds no weights; give its variables as second argument'
       )
-    return Network(_called(lambda variables, *args: model.apply(variables, *args), inputs, label), variables, label)
+    called = _called(lambda variables, *args: model.apply(variables, *args), inputs, label)
+    return Network(called, variables, label, inner=inputs)
   apply, held = _split(model)
   if held is not None:
     if variables is not None:
       raise ValueError(f'network: {label} holds its own weights; leave variables out')
-    return Network(_called(apply, inputs, label), held, label)
+    return Network(_called(apply, inputs, label), held, label, inner=inputs)
   if inputs is not None:
     raise ValueError(f'network: {label} is a function of a sample; leave inputs out')
   given = variables is not None
@@ -196,6 +197,8 @@ def _called(apply, inputs, name):
 
 def _image(image, name):
   """`[row, col]` without the axes of length 1 that modules add."""
+  if not hasattr(image, 'shape'):
+    raise ValueError(f'network {name}: its output is a {type(image).__name__}; it must be a float image [row, col]')
   shape = jnp.shape(image)
   kept = tuple(n for n in shape[:-2] if n != 1) + tuple(shape[-2:])
   if len(kept) == 3 and kept[-1] == 1:
@@ -246,7 +249,11 @@ def torch_network(module: Any, *, inputs: Inputs, name: str | None = None) -> Ne
 
   def forward(*arrays):
     with torch.no_grad():
-      return (module(*tensors(arrays)).cpu().numpy(),)
+      made = module(*tensors(arrays))
+    if not isinstance(made, torch.Tensor) or made.dtype == torch.bfloat16:
+      kind = made.dtype if isinstance(made, torch.Tensor) else f'a {type(made).__name__}'
+      raise ValueError(f'network {name}: its output is {kind}; it must be a float image [row, col]')
+    return (made.cpu().numpy(),)
 
   def backward(cotangent, *arrays):
     with torch.enable_grad():

@@ -1,6 +1,6 @@
 """Run folders: rows, arrays and provenance that survive a kill at any moment.
 
-A run folder holds `config.json`, `provenance.json`, `weights.json`, `metrics.jsonl`,
+A run folder holds `config.json`, `provenance.json`, `weights.json`, `boxes.json`, `metrics.jsonl`,
 `rows/*.jsonl` (one row per example, perturbation and strength, appended and
 synced), `arrays/` (pictures of single examples until they are compacted),
 `results.csv` and `images.h5` (both compacted), `figures/` and `report.html`.
@@ -39,6 +39,8 @@ COLUMNS = (
   'ssim_image_clean', 'ssim_image_adv', 'psnr_image_clean', 'psnr_image_adv', 'nmse_image_clean', 'nmse_image_adv',
   'delta', 'budget_used', 'steps', 'seconds',
 )  # fmt: skip
+# Of rows that have them.
+_FURTHER = ('patient', 'split', 'network', 'reference', 'thermal_eta', 'thermal_eta_corners', 'lipschitz')
 KEY = ('file', 'slice', 'annotation', 'perturbation', 'attacked', 'strength')
 # The kind of rows of inputs that hold no structure.
 NO_STRUCTURE = -1
@@ -232,7 +234,8 @@ class Run:
 
   def compact(self) -> None:
     """Writes `results.csv` and `images.h5` from rows and arrays; process 0 only."""
-    write_csv(self.folder / 'results.csv', COLUMNS, [[row.get(c) for c in COLUMNS] for row in self.rows()])
+    head = (*COLUMNS, *_FURTHER)
+    write_csv(self.folder / 'results.csv', head, [[row.get(c) for c in head] for row in self.rows()])
     self.compact_arrays()
 
   def compact_arrays(self) -> None:

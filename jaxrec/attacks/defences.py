@@ -82,7 +82,7 @@ def cyclic(
         other = scan.acs | (jnp.roll(scan.mask, shift, -1) & scan.acquired)
         back = complete(variables, scan.replace(kspace=first, mask=other))
         total += jnp.sum(abs_squared(jnp.where(scan.mask, back - measured.kspace, 0)))
-      return -total / (energy * len(shifts))
+      return -total / (jnp.where(energy > 0, energy, 1) * len(shifts))
 
     found = search(jax.random.key(0), cycle, lambda key: noise.init(key, scan), lambda r: noise.project(r, scan))
     return reconstruct(variables, noise.apply(found.delta, scan))

@@ -130,19 +130,24 @@ def pgd(*, num_steps: int = 10, step: optax.GradientTransformation | None = None
   Args:
     num_steps: gradient steps.
     step: an Optax transformation of the ascent direction; `steepest_step(0.5)`
-      if `None`. It may take the extra argument `project`.
+      if `None`. It may take the extra argument `project`. Optax's optimisers descend:
+      `optax.chain(optax.adam(0.1), optax.scale(-1))` ascends.
 
   Returns:
     A search with a trace of `num_steps + 1`.
 
   Raises:
-    ValueError: if `num_steps` is not positive.
+    ValueError: if `num_steps` is not positive, or the step goes against the direction.
 
   Reference:
     Madry et al. 2018; Morshuis et al. 2022, section 2.
   """
   _positive('num_steps', num_steps)
-  step = optax.with_extra_args_support(step or steepest_step())
+  own, step = step is not None, optax.with_extra_args_support(step or steepest_step())
+  if own and _descends(step):
+    raise ValueError(
+      "pgd: its step goes against the direction that it is given, as Optax's optimisers do; chain it with optax.scale(-1)"
+    )
 
   def run(key, loss, init, project):
     ascent = jax.value_and_grad(ascending(loss))
@@ -164,6 +169,16 @@ def pgd(*, num_steps: int = 10, step: optax.GradientTransformation | None = None
     return SearchResult(delta=best_delta, loss=best, trace=jnp.append(trace, last))
 
   return _Search(run, forward_calls=1, backward_calls=num_steps)
+
+
+def _descends(step):
+  """Whether a step leads down; `False` where that cannot be tried, as for deltas of a shape of their own."""
+  up = jnp.ones((1, 1, 1))
+  try:
+    moved, _ = step.update(up, step.init(0 * up), 0 * up, project=lambda delta: delta)
+    return bool(jnp.all(moved < 0))
+  except Exception:  # Whatever a step of the user's raises here, it is not this answer.
+    return False
 
 
 def _better(value, delta, best, best_delta):
@@ -221,7 +236,8 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
     start = project(init(key))
     low = jnp.array(-jnp.inf, jax.eval_shape(loss, start).dtype)
     size = jnp.array(2.0, low.dtype)
-    carry = (start, start, low, start, size, low, jnp.int32(0), (size, low))
+    # The value of the start is no rise.
+    carry = (start, start, low, start, size, -low, jnp.int32(0), (size, low))
     carry, trace = lax.scan(body, carry, checkpoints)
     last = loss(carry[0])
     best, best_delta = _better(last, carry[0], carry[2], carry[3])
@@ -231,13 +247,14 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
 
 
 def _apgd_checkpoints(num_steps):
-  marks, fractions = np.zeros(num_steps, bool), [0.0, 0.22]
+  # In hundredths: sums of 0.06 are rounded up to another step.
+  marks, percents = np.zeros(num_steps, bool), [0, 22]
   lengths = np.ones(num_steps, np.float32)
-  while fractions[-1] < 1:
-    here, before = (min(int(np.ceil(f * num_steps)), num_steps) for f in (fractions[-1], fractions[-2]))
+  while percents[-1] < 100:
+    here, before = (min(-(-percent * num_steps // 100), num_steps) for percent in (percents[-1], percents[-2]))
     if before < here < num_steps:
       marks[here], lengths[here] = True, here - before
-    fractions.append(fractions[-1] + max(fractions[-1] - fractions[-2] - 0.03, 0.06))
+    percents.append(percents[-1] + max(percents[-1] - percents[-2] - 3, 6))
   return marks, lengths
 
 

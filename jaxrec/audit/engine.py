@@ -256,6 +256,8 @@ class Engine:
     for case, sample, image in zip(cases, samples, np.asarray(images)):
       if not 0 < sample.scale < np.inf:
         raise ValueError(f'{case.file}: its data range (scale) is {float(sample.scale)}; give a positive number')
+      if not case.boxes and not np.any(sample.region):
+        raise ValueError(f'{case.file}: its region is empty; give ones where it is, or everywhere if there is no box')
       ratio = np.sqrt(np.mean(np.square(image))) / np.sqrt(np.mean(np.square(sample.target)))
       if np.isnan(image).any():
         warnings.warn(f'{self.labels.network}: its image of {case.file} holds NaN', stacklevel=2)

@@ -118,8 +118,9 @@ def _parts(value: Any, module: str) -> tuple[Any, str]:
 
 def _made_with(value):
   """What a function or an object of another package holds, if that is the same in every process."""
-  held = [*_closed_over(value), *getattr(value, '__dict__', {}).values()]
-  return [x for x in held if isinstance(x, (*_PLAIN, np.ndarray, jax.Array, tuple, types.FunctionType))]
+  plain = (*_PLAIN, np.ndarray, jax.Array, tuple, types.FunctionType)
+  held = [x for x in _closed_over(value) if isinstance(x, (*plain, list, dict, functools.partial))]
+  return held + [x for x in getattr(value, '__dict__', {}).values() if isinstance(x, plain)]
 
 
 def _of_function(function):

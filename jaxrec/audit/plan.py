@@ -64,6 +64,9 @@ class Sweep:
     positive = tuple(sorted({float(value) for value in given if value > 0}))
     if not positive:
       raise ValueError(f'{declared.strength}: give at least one strength above 0')
+    for value in positive:
+      # Bounds of its own, such as the largest angle, a family can only check where it sees a number.
+      self.at(value)
     object.__setattr__(self, 'strengths', positive)
 
   @property
@@ -190,7 +193,7 @@ class Settings:
     strict: whether bad input stops the audit.
 
   Raises:
-    ValueError: for an unknown aim.
+    ValueError: for unknown or doubled aims, or nothing to compute at a time.
   """
 
   aims: tuple[str, ...] = AIMS
@@ -205,6 +208,11 @@ class Settings:
     for aim in self.aims:
       if aim not in AIMS:
         raise ValueError(f'aims: {aim!r} is unknown; choose among {", ".join(AIMS)}')
+    if not self.aims or len(set(self.aims)) < len(self.aims):
+      raise ValueError(f'aims: {self.aims} is empty or names one twice; choose among {", ".join(AIMS)}')
+    for name in ('batch_size', 'chunk'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}: {getattr(self, name)} is not positive')
 
 
 @runtime_checkable

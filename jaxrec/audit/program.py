@@ -115,16 +115,14 @@ def by_search(
       own = given.surrogate if network.surrogate else given.network
       found = attacks.seek(seen.reconstruct, perturbation, sweep.search, sweep.objective)(own, key, aimed)
       perturbed = perturbation.apply(found.delta, aimed)
-      change = jnp.sum(abs_squared(_measurement(perturbed) - _measurement(sample)))
       attacked = perturbation.align(found.delta, network.reconstruct(given.network, perturbed))
       # Another program made the clean image: what is not perturbed shall not differ by a rounding.
-      attacked = jnp.where(change > 0, attacked, image)
-      relative = jnp.sqrt(change / jnp.sum(abs_squared(_measurement(sample))))
+      attacked = jnp.where(_differ(perturbed, aimed), attacked, image)
       columns = _scores(image, sample, 'clean') | _scores(attacked, sample, 'adv')
       columns |= {
         'objective_clean': sweep.objective(image, aimed),
         'objective_adv': sweep.objective(attacked, aimed),
-        'delta': relative if sweep.declared.unit == 'relative' else _largest(found.delta),
+        'delta': _change(perturbed, sample) if sweep.declared.unit == 'relative' else _largest(found.delta),
         'budget_used': perturbation.budget(found.delta, aimed),
       }
       control = _control(perturbation, found.delta, perturbed, sample)
@@ -186,7 +184,12 @@ def by_grid(network: Network, sweep: Sweep, chunk: int) -> Callable[[Weights, Sa
       columns = {f'{k}_adv': v[worst] for k, v in along.items()}
       columns |= {f'{k}_clean': jnp.broadcast_to(v, worst.shape) for k, v in clean.items()}
       amounts = numbers(found)
-      columns['delta'] = jax.vmap(_largest)(found) if amounts is None else amounts
+      if amounts is not None:
+        columns['delta'] = amounts
+      elif sweep.declared.unit == 'relative':
+        columns['delta'] = jax.vmap(lambda point: _change(widest.apply(point, sample), sample))(found)
+      else:
+        columns['delta'] = jax.vmap(_largest)(found)
       columns['budget_used'] = jnp.stack(
         [sweep.at(s).budget(jax.tree.map(lambda x: x[i], found), sample) for i, s in enumerate(sweep.strengths)]
       )
@@ -239,6 +242,19 @@ def _scores(image, sample, suffix):
 
 def _measurement(sample):
   return sample.input if isinstance(sample, Slice) else sample.kspace
+
+
+def _differ(perturbed, sample):
+  """Whether anything of a sample was changed; what a perturbation leaves alone it hands on as it is."""
+  pairs = zip(jax.tree.leaves(perturbed), jax.tree.leaves(sample))
+  changed = [jnp.any(a != b) for a, b in pairs if a is not b]
+  return jnp.any(jnp.stack(changed)) if changed else False
+
+
+def _change(perturbed, sample):
+  """Size of a change of the measurement, as a share of it."""
+  change = jnp.sum(abs_squared(_measurement(perturbed) - _measurement(sample)))
+  return jnp.sqrt(change / jnp.sum(abs_squared(_measurement(sample))))
 
 
 def _control(perturbation, delta, perturbed, sample):

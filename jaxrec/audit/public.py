@@ -10,7 +10,7 @@ from jaxrec.audit.engine import Engine, Labels
 from jaxrec.audit.plan import AIMS, Case, Settings, Sweep
 from jaxrec.networks import Network, network
 from jaxrec.training import data_parallel
-from jaxrec.types import Sample
+from jaxrec.types import Sample, Scan, Slice
 
 
 @runtime_checkable
@@ -38,8 +38,8 @@ class _Memory:
 
 
 def audit(
-  networks: Mapping[str, Network | Callable] | Network,
-  samples: Sequence[Sample] | Mapping[str, Sample] | Samples,
+  networks: Mapping[str, Network | Callable] | Network | Callable,
+  samples: Sequence[Sample] | Mapping[str, Sample] | Samples | Sample,
   attacks: Mapping[str, Sweep] | Sweep,
   *,
   folder: str | Path | None = None,
@@ -59,10 +59,10 @@ def audit(
 
   Args:
     networks: by name, made by `jaxrec.network` or `jaxrec.torch_network`, or functions
-      `(sample) -> image`.
-    samples: scans or slices, also by name. Any object with a length and items will
-      do: items are asked for one by one, when their turn comes.
-    attacks: sweeps by name.
+      `(sample) -> image`; or one of them.
+    samples: scans or slices, also by name, or one of them. Any object with a length and
+      items will do: items are asked for one by one, when their turn comes.
+    attacks: sweeps by name, or one.
     folder: a run folder for each network goes there, under its name. Rows are on
       the disk as soon as they are known, and the same call goes on after any
       interruption. Without it everything stays in memory.
@@ -91,10 +91,15 @@ def audit(
     >>> [row['strength'] for row in rows]
     [0.0, 0.01, 0.02]
   """
-  if isinstance(networks, Network):
-    networks = {networks.name: networks}
+  if not isinstance(networks, Mapping):
+    networks = {(only := network(networks)).name: only}
+  if isinstance(samples, Scan | Slice):
+    samples = [samples]
   if isinstance(attacks, Sweep):
     attacks = {attacks.family.__name__ if hasattr(attacks.family, '__name__') else 'attack': attacks}
+  for name, sweep in attacks.items():
+    if not isinstance(sweep, Sweep):
+      raise ValueError(f'audit: the attack {name} is a {type(sweep).__name__}; give a jaxrec.Sweep of a family')
   made = {name: network(net) for name, net in networks.items()}
   if not made or not attacks or not len(samples):
     raise ValueError('audit: give at least one network, one sample and one attack')
@@ -119,10 +124,17 @@ def _in_folder(networks, samples, patients, cases, attacks, settings, folder):
       'root': 'arrays', 'digest': identity.of_samples(samples),
       'patients': identity.digest(None if patients is None else sorted((case.file, case.patient) for case in cases)),
     },
-    'seed': settings.seed, 'aims': settings.aims,
+    'seed': settings.seed, 'aims': settings.aims, 'lipschitz_iterations': settings.lipschitz_iterations,
     'attacks': {name: {**sweep.description(), 'made_of': identity.of_sweep(sweep)} for name, sweep in attacks.items()},
   }  # fmt: skip
   with results.exclusive(folder, part=parallel.part):
+    own = set(map(results.safe_name, networks))
+    for path in sorted(folder.glob('*/config.json')):
+      # The report compares all of them. What differs in a network's own folder is said by name below.
+      if path.parent.name not in own and results.read_json(path).get('data') != described['data']:
+        raise results.RunError(
+          f'{path.parent}: was made with other samples or patients; set another folder or remove it'
+        )
     for name, net in networks.items():
       run = results.Run(folder / results.safe_name(name), part=parallel.part)
       run.check_config({'name': name, 'model': {'name': net.name, 'weights': identity.of_network(net)}, **described})
@@ -143,8 +155,10 @@ def _cases(samples, patients):
     raise ValueError(f'patients: holds {len(patients)} names for {len(samples)} samples')
   named = isinstance(samples, Mapping)
   keys = list(samples) if named else range(len(samples))
-  names = keys if named else [f'sample-{i:04d}' for i in keys]
+  names = [str(key) for key in keys] if named else [f'sample-{i:04d}' for i in keys]
+  if len(set(names)) < len(names):
+    raise ValueError('audit: two samples have one name; names are compared as texts')
   return [
-    Case(str(name), 0, str(name) if patients is None else str(patients[i]), read=lambda key=key: samples[key])
-    for i, (key, name) in enumerate(zip(keys, names))
+    Case(name, 0, str(patient), read=lambda key=key: samples[key])
+    for key, name, patient in zip(keys, names, names if patients is None else patients)
   ]

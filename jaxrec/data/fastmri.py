@@ -130,7 +130,8 @@ def index(
       entries[str(file)] = {'stamp': None, 'bad': f'{file}: cannot be read ({error.strerror})'}
       continue
     entry = known.get(str(file))
-    if entry is None or entry['stamp'] != stamp:
+    # What was bad may be so no longer, though the file is the same: its second file, a package or a permission was missing.
+    if entry is None or entry['stamp'] != stamp or 'bad' in entry:
       try:
         entry = {'stamp': stamp, 'volume': readers[file.suffix.lower()](file)._asdict()}
       except DataError as error:
@@ -227,8 +228,8 @@ def _describe(path, file):
     crop=tuple(int(n) for n in crop),
     acquired=acquired,
     target=target,
-    patient_id=_text(attributes['patient_id']) or path.stem,
-    acquisition=_text(attributes['acquisition']),
+    patient_id=hdf5.text(attributes['patient_id']) or path.stem,
+    acquisition=hdf5.text(attributes['acquisition']),
     **numbers,
   )
 
@@ -260,12 +261,6 @@ def check_size(path: str | Path, crop: Sequence[int]) -> None:
   """
   if min(crop) < SMALLEST:
     raise DataError(f'{path}: the target has shape {tuple(crop)}; SSIM needs {SMALLEST} rows and columns or more')
-
-
-def _text(value):
-  if isinstance(value, bytes):
-    value = value.decode('utf-8', 'replace')
-  return '' if value is None else str(value)
 
 
 def positive(path: str | Path, name: str, value) -> float | None:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -21,20 +22,20 @@ class _Stream(io.FileIO):
   lengths = 8
 
   def readinto(self, buffer):
+    start = self.tell()
     count = super().readinto(buffer)
-    content = memoryview(buffer).cast('B')[:count]
-    # HDF5 reads a heap from its start, first its smallest size, then all of it.
-    if content[:4] == b'GCOL':
-      self._check_heap(content)
+    # HDF5 reads a heap from its start; of a large one the rest comes later, and without its mark.
+    if bytes(memoryview(buffer)[:8]) == b'GCOL\1\0\0\0' and count >= 16:
+      self._check_heap(start)
     return count
 
-  def _check_heap(self, content):
+  def _check_heap(self, start):
     # HDF5 file format, III.E: a header, then objects with headers of the same size; number 0 is what is free, header and all.
-    length = {4: 'I', 8: 'Q'}[self.lengths]
-    (end,) = struct.unpack_from(f'<{length}', content, 8)
+    length = {2: 'H', 4: 'I', 8: 'Q'}[self.lengths]
+    (end,) = struct.unpack_from(f'<8x{length}', os.pread(self.fileno(), 16, start))
     at = 16
-    while at + 16 <= min(end, len(content)):
-      number, size = struct.unpack_from(f'<H6x{length}', content, at)
+    while at + 16 <= end and len(header := os.pread(self.fileno(), 16, start + at)) == 16:
+      number, size = struct.unpack_from(f'<H6x{length}', header)
       size = -(-size // 8) * 8 + 16 if number else size
       if not 0 < size <= end - at:
         raise OSError('a heap of strings is damaged')
@@ -112,6 +113,13 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
       f'{file.filename}: {name} claims {data.shape[0]} slices; expected at most {_MOST_SLICES}; remove the file'
     )
   return data
+
+
+def text(value: object) -> str:
+  """An attribute as a text, whether it was written as one or as bytes; empty if there is none."""
+  if isinstance(value, bytes):
+    value = value.decode('utf-8', 'replace')
+  return '' if value is None else str(value)
 
 
 def read(file: h5py.File, name: str, number: int) -> np.ndarray:

@@ -181,7 +181,7 @@ def _describe_volume(path, file):
   structures = np.zeros((0, 5)) if others['structures'] is None else others['structures'][()]
   if not (np.isfinite(structures).all() and (structures[:, 3] > 0).all()):
     raise DataError(f'{path}: structures hold values that are not finite, or diameters that are not positive')
-  patient, pixel = file.attrs.get('patient_id', Path(path).stem), file.attrs.get('pixel_mm', 1.0)
+  patient, pixel = hdf5.text(file.attrs.get('patient_id')), file.attrs.get('pixel_mm', 1.0)
   if not isinstance(pixel, (int, float, np.number)) or not pixel > 0:
     raise DataError(f'{path}: pixel_mm is {pixel!r}; expected a positive number')
   return Series(
@@ -189,7 +189,7 @@ def _describe_volume(path, file):
     Path(path).stem,
     low.shape,
     low.shape[1:],
-    str(patient),
+    patient or Path(path).stem,
     (),
     0.0,
     float(pixel),

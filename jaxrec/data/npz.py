@@ -40,6 +40,8 @@ def describe(path: str | Path) -> Volume:
     raise DataError(f'{path}: target has shape {target.shape}, which does not fit kspace {kspace.shape}')
   else:
     kind = 'target'
+  if target is not None and target.dtype.kind not in 'iuf':
+    raise DataError(f'{path}: target has type {target.dtype}; expected real numbers')
   maximum = fastmri.positive(path, 'max', arrays.get('max'))
   if maximum is None and target is not None and np.isfinite(target).all() and target.max() > 0:
     maximum = float(target.max())

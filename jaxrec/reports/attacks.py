@@ -56,7 +56,8 @@ def run(
   """
   for other in others:
     _check(Path(other))
-  runs = [r for r in (Source(Path(s)) for s in (*sources, *others)) if r.rows]
+  folders = {Path(s).resolve(): Path(s) for s in (*sources, *others)}.values()
+  runs = _told_apart([r for r in map(Source, folders) if r.rows])
   rows = [row for r in runs for row in r.rows]
   if not rows:
     raise results.RunError(f'{folder}: has no rows to report; run the attack stage first')
@@ -83,9 +84,23 @@ def run(
   return page.write('jaxrec: adversarial robustness of MR image reconstruction')
 
 
+def _told_apart(runs):
+  """Runs whose rows would be taken for those of one network are named with their folders."""
+  keys = [{(figures.name_of(row), *(row[k] for k in results.KEY)) for row in run.rows} for run in runs]
+  for n, run in enumerate(runs):
+    if any(keys[n] & other for m, other in enumerate(keys) if m != n):
+      alike = sum(other.folder.name == run.folder.name for other in runs)
+      run.rename(f'({run.folder if alike > 1 else run.folder.name})')
+  return runs
+
+
 def _attack(page, runs, rows, name, draws, look):
   """Curves and pictures of one perturbation."""
   mine = [r for r in rows if r['perturbation'] == name]
+  # Slices that a network was trained on are another question; tables have both.
+  held_out = [r for r in mine if r.get('split', 'val') == 'val']
+  of_split = '; slices of the split val' if 0 < len(held_out) < len(mine) else ''
+  mine = held_out or mine
   sweep: dict[str, Any] = next((r.sweeps[name] for r in runs if name in r.sweeps), {})
   title, axis = sweep.get('title', name), sweep.get('axis', 'strength')
   page.heading(title)
@@ -97,7 +112,7 @@ def _attack(page, runs, rows, name, draws, look):
   )
   page.figure(
     f'{name}-ssim', figures.strength_curve(aimed or mine, 'ssim_region_adv', axis=axis, draws=draws, look=look),
-    f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength{bands}.',
+    f'Attacks on the {"annotated box: SSIM in the box" if aimed else "whole image: SSIM"} against strength{of_split}{bands}.',
   )  # fmt: skip
   if len({r['attacked'] for r in mine}) == 2:
     groups = []
@@ -217,5 +232,5 @@ def _origin(page, runs):
   page.heading('Where the numbers come from')
   page.table('', ['network', *PROVENANCE], [[r.label, *r.provenance] for r in runs])
   page.text(
-    ['Every number above is a mean over rows of results.csv and stands in summary.csv; config.json repeats the run.']
+    ['Every number above comes from rows of results.csv, and means stand in summary.csv; config.json repeats the run.']
   )

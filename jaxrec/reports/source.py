@@ -78,6 +78,10 @@ def provenance(folder: Path) -> list[str]:
   ]  # fmt: skip
 
 
+def _picture(example, perturbation, aim):
+  return results.safe_name(f'{example}.{perturbation}.{aim}')
+
+
 class Source:
   """A run folder with rows of attacks.
 
@@ -98,15 +102,20 @@ class Source:
     self.cost = comparison.cost_of(origin)
     self.metrics = results.read_jsonl(origin / 'metrics.jsonl')
 
+  def rename(self, more: str) -> None:
+    """Adds words to the name of the network, in the label and in all rows."""
+    self.rows = [{**row, 'network': f'{figures.name_of(row)} {more}'} for row in self.rows]
+    self.label = f'{self.label} {more}'
+
   def examples(self, perturbation: str, aim: str) -> list[str]:
     """Names of the examples whose pictures are kept."""
-    suffix = f'.{perturbation}.{aim}'
+    names = {f'{row["file"]}-{row["slice"]:03d}-{row["annotation"]}' for row in self.rows}
     with results.open_images(self.folder) as file:
-      return sorted(n.removesuffix(suffix) for n in file or () if n.endswith(suffix))
+      return sorted(name for name in names if _picture(name, perturbation, aim) in (file or ()))
 
   def arrays(self, example: str, perturbation: str, aim: str) -> dict[str, Any]:
     """Pictures of an example under an attack."""
-    return self._group(f'{example}.{perturbation}.{aim}')
+    return self._group(_picture(example, perturbation, aim))
 
   def sampling(self) -> dict[str, Any] | None:
     """The k-space of one slice, if it was kept."""

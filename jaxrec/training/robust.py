@@ -206,8 +206,9 @@ def free(
         state.variables['params'], delta
       )
       value, gradient = average((value, gradient))
-      move = jax.vmap(lambda g, sample: farthest(jnp.conj(g), lambda d: perturbation.project(d, sample)))(ascent, batch)
-      delta = project(delta + step_size * move, batch)
+      ascent = jax.tree.map(jnp.conj, ascent)
+      move = jax.vmap(lambda g, sample: farthest(g, lambda d: perturbation.project(d, sample)))(ascent, batch)
+      delta = project(jax.tree.map(lambda d, m: d + step_size * m, delta, move), batch)
       state = update(state, optimizer, gradient, statistics_of(variables, average))
       return (state, delta), (value, optax.tree.norm(gradient))
 
@@ -311,7 +312,8 @@ def jacobian(
     fixed = lax.stop_gradient(variables)
     worst = jax.vmap(lambda k, sample: amplify(fixed, k, sample).delta)(draws.each, batch)
     images, variables = forward(variables, batch)
-    moved, variables = forward(variables, jax.vmap(lambda d, s: perturbation.apply(step_size * d, s))(worst, batch))
+    worst = jax.tree.map(lambda d: step_size * d, worst)
+    moved, variables = forward(variables, jax.vmap(perturbation.apply)(worst, batch))
 
     def change(image, other, sample):
       apart = center_crop(other - image, sample.target.shape) / (step_size * sample.scale)

@@ -33,6 +33,8 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   sweeps = {name: _started(attack, name, run_folder.folder, context) for name in attack.sweeps}
   examples, skipped = datasets.examples(experiment.data, attack, data)
   cases = _cases(experiment, examples, data)
+  readable = {v.name for split in attack.splits for v in getattr(data, split).volumes}
+  _check_boxes(run_folder, cases, set() if attack.max_examples else readable)
   network, undefended, weights = _network(experiment, attack, run_folder.folder, context)
   weights += [identity.digest(sweep.start.variables) for sweep in sweeps.values() if sweep.start]
   run_folder.check_weights('rows', '-'.join(weights), started=bool(run_folder.rows()))
@@ -49,7 +51,8 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
       _save_sampling(experiment.data, run_folder, examples[0])
   labels = Labels(experiment.model.name, experiment.label)
   engine = Engine(network, sweeps, settings, run_folder, parallel, labels, undefended)
-  bad = {**data.val.bad, **engine.run(cases)}
+  bad = {path: words for split in attack.splits for path, words in getattr(data, split).bad.items()}
+  bad |= engine.run(cases)
   results.write_text(
     run_folder.folder / f'skipped-{parallel.part:05d}.json', json.dumps({'files': bad, 'boxes': skipped}, indent=2)
   )
@@ -60,6 +63,25 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
         path.unlink()  # Of an earlier run with more processes.
     run_folder.compact()
     _conclude(run_folder.rows(), bad)
+
+
+def _check_boxes(run_folder: results.Run, cases: list[Case], whole: set[str]) -> None:
+  """Rows go by the lines of their boxes in the annotation file: those there must be of the boxes that are there now.
+
+  Of the volumes in `whole` every box is attacked, so that none may be gone.
+  """
+  path = run_folder.folder / 'boxes.json'
+  stored = results.read_json(path)
+  now = {f'{case.file}-{case.slice:03d}': [list(box) for box in case.boxes] for case in cases}
+  for row in run_folder.rows():
+    name = f'{row["file"]}-{row["slice"]:03d}'
+    if (name in now or row['file'] in whole) and stored.get(name, now.get(name)) != now.get(name):
+      raise results.RunError(
+        f'{run_folder.folder}: rows holds results of other boxes in slice {row["slice"]} of {row["file"]}: the annotations '
+        f'were changed; set another workdir, or delete {run_folder.folder / "rows"} to compute them anew'
+      )
+  if run_folder.part == 0 and not now.items() <= stored.items():
+    results.write_text(path, json.dumps({**stored, **now}) + '\n')
 
 
 def _started(attack: Attack, name: str, folder: Path, context: Context) -> Sweep:
@@ -88,7 +110,7 @@ def _network(experiment: Experiment, attack: Attack, folder: Path, context: Cont
 def _cases(experiment: Experiment, examples: list[Example], data) -> list[Case]:
   """Slices with all of their boxes, in the order of the examples."""
   read = datasets.reader(experiment.data, attacked=True)
-  split_of = {v.name: split for split in ('train', 'val') for v in getattr(data, split).volumes}
+  split_of = {v.path: split for split in ('train', 'val') for v in getattr(data, split).volumes}
   factors = () if isinstance(experiment.data, CTData) else experiment.data.attack_masks.accelerations
   acceleration = '/'.join(map(str, factors))
   of_slice: dict[tuple[str, int], list[Example]] = {}
@@ -98,7 +120,7 @@ def _cases(experiment: Experiment, examples: list[Example], data) -> list[Case]:
     Case(
       name, number, found[0].volume.patient_id, read=partial(read, found[0], 0),
       boxes=tuple(e.region for e in found if e.region), boxed=found[0].region is not None, shape=shape_of(found[0]),
-      split=split_of[name], acceleration=acceleration if found[0].volume.fully_sampled else None, origin=str(found[0].volume.path),
+      split=split_of[found[0].volume.path], acceleration=acceleration if found[0].volume.fully_sampled else None, origin=str(found[0].volume.path),
     )
     for (name, number), found in of_slice.items()
   ]  # fmt: skip

@@ -62,7 +62,7 @@ class _Read:
     options = dict(self.options)
     if self.redraw and epoch >= 0:
       # Training sees a fresh mask every epoch, the same one after a resume.
-      options['seed'] = 1 + epoch * 1_000_003 + example.slice + options['seed']
+      options['seed'] = (1 + epoch * 1_000_003 + example.slice + options['seed']) % 2**32
     scan = self.source.read(example.volume, example.slice, fastmri.mask_drawer(**options), example.region)
     if isinstance(scan, Slice):
       return scan

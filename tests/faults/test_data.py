@@ -130,28 +130,46 @@ def test_a_mask_of_10_12_columns_is_refused(volumes):
     fastmri.read_scan(fastmri.describe(volumes[0]), 0, draw)
 
 
+@pytest.mark.parametrize('length', [0, 9000])
 @pytest.mark.parametrize(
   'number, size',
-  [(0, 0), (3, 2**64 - 16), (3, 4080), (0, 2**63)],
+  [(0, 0), (3, 2**64 - 16), (3, 10**6), (0, 2**63)],
   ids=['no size', 'around the address space', 'past the end', 'huge'],
 )
-def test_strings_in_a_damaged_heap_are_refused(volumes, number, size):
-  """HDF5 2.0 goes through the first two of them for ever."""
-  content = bytearray(volumes[0].read_bytes())
+def test_strings_in_a_damaged_heap_are_refused(tmp_path, number, size, length):
+  """HDF5 2.0 goes through the first two of them for ever, also where it reads a heap in two parts."""
+  path = tmp_path / 'a.h5'
+  with h5py.File(path, 'w') as file:
+    file['kspace'] = np.ones((2, 2, 32, 32), np.complex64)
+    file['ismrmrd_header'] = f'<a>{"x" * length}</a>'
+    file.attrs['patient_id'] = 'p'
+    file.attrs['acquisition'] = 'CORPD_FBK'
+  content = bytearray(path.read_bytes())
   heap = content.index(b'GCOL')
-  first = struct.unpack_from('<Q', content, heap + 24)[0]
-  struct.pack_into('<H6xQ', content, heap + 32 + -(-first // 8) * 8, number, size)
-  volumes[0].write_bytes(content)
+  at = heap + 16
+  while (first := struct.unpack_from('<H6xQ', content, at))[0]:
+    at += 16 + -(-first[1] // 8) * 8
+  assert (at > heap + 4096) == (length > 0)
+  struct.pack_into('<H6xQ', content, at, number, size)
+  path.write_bytes(content)
   with pytest.raises(DataError, match=r'\.h5: damaged \(a heap of strings is damaged\); copy or download it again'):
-    fastmri.describe(volumes[0])
+    fastmri.describe(path)
 
 
-@pytest.mark.parametrize('lengths', [4, 8])
+def test_pixels_that_look_like_a_heap_are_pixels(volumes):
+  with h5py.File(volumes[0], 'r+') as file:
+    kspace = file['kspace'][()]
+    kspace[1, 0, 0, 0] = np.frombuffer(b'GCOL\0\0\x80?', '<c8')[0]
+    file['kspace'][...] = kspace
+  np.testing.assert_array_equal(fastmri.read_raw(fastmri.describe(volumes[0]), 1).kspace, kspace[1])
+
+
+@pytest.mark.parametrize('lengths', [2, 4, 8])
 def test_files_are_read_whatever_the_size_of_their_numbers(tmp_path, lengths):
   properties = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-  properties.set_sizes(lengths, lengths)
+  properties.set_sizes(8, lengths)
   path = tmp_path / 'knäuel.h5'
-  texts = ['x' * length for length in range(0, 6000, 17)]
+  texts = ['x' * length for length in range(0, 200 * lengths, 17)]
   with h5py.File(h5py.h5f.create(str(path).encode(), h5py.h5f.ACC_TRUNC, properties)) as file:
     file.attrs['texts'] = texts
   with hdf5.open_file(path) as file:
@@ -398,6 +416,66 @@ def test_rows_of_other_weights_are_refused_until_they_are_deleted(sweep, tmp_pat
   shutil.rmtree(tmp_path / 'run' / 'rows')
   results.Run(tmp_path / 'run')
   assert sweep(weights=2)[0] == found
+
+
+def test_rows_of_other_boxes_are_refused_until_they_are_deleted(sweep, volumes, tmp_path):
+  """Rows go by the line of the annotation file, whose content no config holds."""
+  path = tmp_path / 'boxes.csv'
+
+  def boxes(*columns):
+    lines = [
+      (volume.stem, s, 'No', column, 5, 16, 17, 'cyst') for s, (volume, column) in enumerate(zip(volumes, columns))
+    ]
+    write_csv(path, lines)
+    return len(lines)
+
+  sweep.config.data.annotations = str(path)
+  boxes(4)
+  first, _ = sweep()
+  assert len(first) == 1
+  assert boxes(4, 6) == 2 and len(sweep()[0]) == 2
+  boxes(4, 7)
+  with pytest.raises(
+    results.RunError, match=r'run: rows holds results of other boxes in slice 1 of .*delete .*run/rows'
+  ):
+    sweep()
+  boxes(4)
+  with pytest.raises(results.RunError, match='rows holds results of other boxes'):
+    sweep()
+  shutil.rmtree(tmp_path / 'run' / 'rows')
+  results.Run(tmp_path / 'run')
+  assert sweep()[0] == first
+
+
+def test_files_of_the_train_split_that_are_bad_are_listed_where_it_is_attacked(sweep, volumes, tmp_path):
+  train = volumes[0].parents[1] / 'multicoil_train'
+  names = [path.stem for path in train.glob('*.h5')]
+  (train / 'broken.h5').write_bytes(b'no volume')
+  sweep.config.attack.splits = ('train',)
+  found, said = sweep()
+  assert found == {(name, s) for name in names for s in range(2)} and 'skipped 1 bad files' in said
+  assert str(train / 'broken.h5') in results.read_json(tmp_path / 'run' / 'skipped-00000.json')['files']
+
+
+def test_a_volume_that_lacked_its_second_file_is_found_when_it_is_there(tmp_path):
+  """The index keeps what it knows of files that did not change; what was missing may be there now."""
+  folder = tmp_path / 'multicoil_val'
+  folder.mkdir()
+  np.zeros(2 * 32 * 32, np.complex64).tofile(folder / 'a.cfl')
+  found = source.KSpace(tmp_path).index('val', cache=tmp_path / 'index.json')
+  assert not found.volumes and 'copy both files of BART' in next(iter(found.bad.values()))
+  (folder / 'a.hdr').write_text('# Dimensions\n32 32 1 2 1\n')
+  found = source.KSpace(tmp_path).index('val', cache=tmp_path / 'index.json')
+  assert [v.name for v in found.volumes] == ['a'] and not found.bad
+
+
+@pytest.mark.parametrize('target', ['words', 1j])
+def test_targets_that_are_no_numbers_are_one_bad_file(tmp_path, target):
+  folder = tmp_path / 'multicoil_val'
+  folder.mkdir()
+  np.savez(folder / 'a.npz', kspace=np.ones((1, 2, 32, 32), np.complex64), target=np.full((1, 32, 32), target))
+  found = source.KSpace(tmp_path).index('val')
+  assert 'target has type' in found.bad[str(folder / 'a.npz')]
 
 
 def test_a_sweep_goes_on_without_bad_files_and_names_them(sweep, volumes):

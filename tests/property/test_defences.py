@@ -79,6 +79,9 @@ def test_cyclic_consistency_leaves_a_perfect_network_alone(scan):
   cleaned = attacks.cyclic(lambda v, s: s.kspace, complete, relative_radius=0.05, num_steps=4, shifts=(1,))(None, noisy)
   before, after = (np.linalg.norm(np.where(scan.mask, k - scan.kspace, 0)) for k in (noisy.kspace, cleaned))
   assert after < 0.5 * before
+  silent = scan.replace(kspace=0 * scan.kspace)
+  slope = jax.grad(lambda k: jnp.sum(defended(None, silent.replace(kspace=k))))(silent.kspace)
+  assert np.isfinite(slope).all()
   with pytest.raises(ValueError, match='defence.shifts'):
     attacks.cyclic(reconstruct, complete, relative_radius=0.05, shifts=())
 

@@ -1,5 +1,8 @@
 """One table for all searches. A new one is a new row."""
 
+import math
+from fractions import Fraction
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -104,14 +107,14 @@ def test_the_best_point_is_returned_when_the_last_step_overshoots(search):
 
 def auto_pgd(loss, slope, x, steps):
   """Algorithm 1 of Croce and Hein on an interval, with a step of rest after every restart; values of all points."""
-  shares = [0.0, 0.22]
+  shares = [Fraction(0), Fraction(22, 100)]
   while shares[-1] < 1:
-    shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-  checks = [int(np.ceil(share * steps)) for share in shares]
+    shares.append(shares[-1] + max(shares[-1] - shares[-2] - Fraction(3, 100), Fraction(6, 100)))
+  checks = [math.ceil(share * steps) for share in shares]
   values, size, before, best, rises, seen = [], 2.0, x, x, 0, (2.0, -np.inf)
   for k in range(steps):
     values.append(loss(x))
-    rises += k == 0 or values[-1] > values[-2]
+    rises += k > 0 and values[-1] > values[-2]
     best = max(best, x, key=loss)
     if k in checks[1:]:
       few = rises < 0.75 * (k - checks[checks.index(k) - 1])
@@ -124,7 +127,7 @@ def auto_pgd(loss, slope, x, steps):
   return [*values, loss(x)]
 
 
-@pytest.mark.parametrize('steps', [12, 40])
+@pytest.mark.parametrize('steps', [12, 20, 40])
 @pytest.mark.parametrize('start', [-0.5, 0.9])
 def test_apgd_takes_the_steps_of_its_paper(start, steps):
   found = jaxrec.apgd(num_steps=steps)(
@@ -132,6 +135,16 @@ def test_apgd_takes_the_steps_of_its_paper(start, steps):
   )
   wanted = auto_pgd(lambda x: -((x - 0.3) ** 2), lambda x: 0.6 - 2 * x, start, steps)
   np.testing.assert_allclose(found.trace, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize('step', [optax.sgd(0.1), optax.adam(0.1), optax.scale(-1.0)])
+def test_steps_that_descend_are_refused(step):
+  with pytest.raises(ValueError, match='its step goes against the direction'):
+    jaxrec.pgd(step=step)
+  found = jaxrec.pgd(num_steps=30, step=optax.chain(step, optax.scale(-0.5)))(
+    jax.random.key(0), lambda x: -((x - 0.3) ** 2), lambda key: jnp.float32(-0.5), lambda x: jnp.clip(x, -1, 1)
+  )
+  assert float(found.loss) > -0.1
 
 
 def test_power_method_finds_the_worst_case_of_a_linear_problem():

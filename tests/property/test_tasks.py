@@ -351,6 +351,17 @@ def test_free_training_steps_along_the_steepest_ascent():
   assert found == pytest.approx(float(jax.jit(loss)(step)), rel=1e-3) and found > value
 
 
+@pytest.mark.parametrize('kind', ['free', 'jacobian', 'jitter', 'worst_case'])
+def test_deltas_of_several_arrays_are_trained_against(kind):
+  data = batch('free')
+  moves = jaxrec.compose(jaxrec.rotation(3.0), jaxrec.coil_noise(0.02, start='random'))
+  options = dict(search=jaxrec.pgd(num_steps=1), objective=jaxrec.region_mse()) if kind == 'worst_case' else {}
+  task = getattr(training, kind)(Tiny(), optax.adam(1e-3), moves, **options)
+  state = jax.eval_shape(task.init, jax.random.key(0), data)
+  after, scores = jax.eval_shape(task.step, state, data, jax.random.key(1))
+  assert jax.tree.structure(after) == jax.tree.structure(state) and scores['loss'].shape == ()
+
+
 @pytest.mark.parametrize('count', [1, 3])
 def test_every_example_of_a_batch_draws_its_own_perturbation(count):
   """Of equal scans, as many as there are."""

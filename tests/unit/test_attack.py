@@ -343,6 +343,102 @@ def test_pictures_of_angles_have_their_curve(boxed, net):
         assert arrays['delta'] == pytest.approx(0.05, rel=0.02)
 
 
+def test_what_is_changed_beside_the_measurement_counts_too(boxed, net):
+  """A perturbation of the mask, found by a search as on a grid."""
+  numbers = np.arange(boxed.mask.shape[-1])
+
+  @jaxrec.family('columns', unit='columns', title='Lost columns', axis='columns')
+  def lost(columns):
+    return Perturbation(
+      init=lambda key, scan: jnp.float32(0),
+      apply=lambda d, scan: scan.replace(mask=scan.mask & (numbers >= d)),
+      project=lambda d, scan: jnp.clip(d, 0, columns),
+      align=lambda d, image: image,
+      budget=lambda d, scan: d / columns,
+    )
+
+  points = np.float32([0, 20])
+  rows = [
+    jaxrec.audit({'a': net}, [boxed], {'lost': jaxrec.Sweep(lost, (20.0,), search)}, aims=('image',))[-1]
+    for search in (jaxrec.grid(points), jaxrec.restarts(jaxrec.grid(points), num_restarts=1))
+  ]
+  for name in (*SCORES, 'delta'):
+    assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4)
+  assert rows[0]['delta'] == 20 and rows[0]['objective_adv'] > 1.1 * rows[0]['objective_clean']
+
+
+def test_the_delta_of_relative_points_is_the_share_that_changes(boxed, net):
+  noise = jaxrec.coil_noise(0.02, start='random')
+  keys = jax.random.split(jax.random.key(0), 3)
+  points = jax.vmap(lambda key: noise.project(1e3 * noise.init(key, boxed), boxed))(keys)
+  sweep = jaxrec.Sweep(jaxrec.coil_noise, (0.02,), jaxrec.grid(points))
+  row = jaxrec.audit({'a': net}, [boxed], {'noise': sweep}, aims=('image',))[-1]
+  assert row['delta'] == pytest.approx(0.02, rel=1e-3) and row['budget_used'] == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize('changes, words', [
+  (dict(batch_size=0), 'batch_size: 0 is not positive'), (dict(chunk=0), 'chunk: 0 is not positive'),
+  (dict(aims=()), 'aims: () is empty'), (dict(aims=('image', 'image')), 'names one twice'),
+  (dict(samples=lambda scan: {1: scan, '1': scan}), 'two samples have one name'),
+  (dict(samples=lambda scan: [scan.replace(region=np.zeros_like(scan.region))]), 'sample-0000: its region is empty'),
+  (dict(networks=lambda scan: (jnp.ones((32, 32)),)), 'its output is a tuple'),
+])  # fmt: skip
+def test_what_an_audit_cannot_take_is_named(changes, words, boxed, net):
+  options = dict(networks=net, samples=[boxed], attacks={'noise': NOISE}, aims=('image',))
+  if 'samples' in changes:
+    changes = {'samples': changes['samples'](boxed)}
+  with pytest.raises(ValueError, match=re.escape(words)) as found:
+    jaxrec.audit(**{**options, **changes})
+  assert '\n' not in str(found.value)
+
+
+@pytest.mark.fault
+def test_angles_that_are_no_rotation_are_refused_before_anything_runs():
+  with pytest.raises(ValueError, match='120'):
+    jaxrec.Sweep(jaxrec.rotation, (5.0, 120.0))
+
+
+def test_one_network_and_one_sample_need_no_list(boxed, zero_filled):
+  rows = jaxrec.audit(functools.partial(zero_filled, None), boxed, TURN, aims=('image',))
+  assert {row['file'] for row in rows} == {'sample-0000'}
+
+
+class Labelled(list):
+  """Asked for by a label and not by a place, as a series of pandas is after sorting."""
+
+  def __getitem__(self, label):
+    return super().__getitem__([2, 0, 1][label])
+
+
+def test_patients_are_taken_in_their_order(boxed, net):
+  rows = jaxrec.audit(net, [boxed] * 3, TURN, aims=('image',), patients=Labelled('ABC'))
+  assert [row['patient'] for row in rows if row['strength'] == 0] == ['A', 'B', 'C']
+
+
+@pytest.mark.fault
+def test_a_folder_takes_no_networks_of_other_samples_and_no_other_iterations(boxed, net, tmp_path):
+  def run(name, sample, **options):
+    return jaxrec.audit({name: net}, [sample], {'noise': NOISE}, folder=tmp_path, aims=('image',), **options)
+
+  run('a', boxed)
+  with pytest.raises(results.RunError, match='a: was made with other samples or patients; set another folder'):
+    run('b', boxed.replace(kspace=2 * boxed.kspace))
+  with pytest.raises(results.RunError, match='was made with lipschitz_iterations=0, now it is 2'):
+    run('a', boxed, lipschitz_iterations=2)
+
+
+def test_pictures_of_samples_of_any_name_are_in_the_report(boxed, net, tmp_path):
+  jaxrec.audit({'a': net}, {'case 1/ü': boxed}, {'my noise': NOISE}, folder=tmp_path, aims=('image',))
+  jaxrec.report(tmp_path, draws=10)
+  assert list((tmp_path / 'figures').glob('my_noise-panel-image*'))
+
+
+def test_networks_are_functions_that_can_be_compiled(boxed):
+  net = jaxrec.network(lambda v, scan: v['a'] * scan.target, {'a': jnp.float32(2)})
+  np.testing.assert_array_equal(jax.jit(net)(boxed), 2 * boxed.target)
+
+
 def test_pictures_have_the_size_of_the_target(boxed, net):
   """Of images that are larger than it the centre, whatever the sides."""
   rows, cols = 12, 20

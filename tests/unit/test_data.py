@@ -357,6 +357,9 @@ def test_training_draws_a_new_mask_every_epoch_and_the_same_one_again(dataset):
   masks = [read(example, epoch).mask for epoch in (0, 1, 2, 1)]
   assert any(not np.array_equal(masks[0], m) for m in masks[1:3])
   np.testing.assert_array_equal(masks[1], masks[3])
+  # Seeds of NumPy end at 2^32, epochs need not.
+  late = [read(example, epoch).mask for epoch in (4295, 100_000)]
+  assert late[0].shape == masks[0].shape and read(example, 4295).mask.tobytes() == late[0].tobytes()
   fixed = _Read(KSpace(''), dict(MASK, seed=0), redraw=False)
   np.testing.assert_array_equal(fixed(example, 0).mask, fixed(example, 5).mask)
   # Inserted spots are in the input and in the target.

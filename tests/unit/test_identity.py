@@ -6,6 +6,7 @@ import functools
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,6 +83,21 @@ def test_another_weight_is_another_network_and_the_same_is_not(name):
   assert first == again != other
 
 
+def test_other_inputs_of_a_module_are_another_network():
+  class Doubles(nn.Module):
+    @nn.compact
+    def __call__(self, image):
+      return self.param('weight', lambda key: jnp.float32(2)) * image
+
+  module = Doubles()
+  variables = {'params': {'weight': jnp.float32(2)}}
+  nets = [
+    jaxrec.network(module, variables, inputs=inputs)
+    for inputs in (networks.zero_filled, lambda scan: (10 * networks.zero_filled(scan)[0],))
+  ]
+  assert identity.of_network(nets[0]) != identity.of_network(nets[1])
+
+
 @pytest.mark.parametrize('function', [scaled, by_helper])
 def test_values_of_the_module_count_also_through_other_functions(function, monkeypatch):
   before = identity.of_network(jaxrec.network(function))
@@ -131,9 +147,21 @@ def sweep_of(**changes):
 
   options = dict(
     family=functools.partial(jaxrec.coil_noise, start='random'), strengths=(0.02,),
-    search=jaxrec.pgd(num_steps=10, step=optax.sgd(0.5)), objective=jaxrec.region_mse(),
+    search=jaxrec.pgd(num_steps=10, step=optax.sgd(-0.5)), objective=jaxrec.region_mse(),
   )  # fmt: skip
   return jaxrec.Sweep(**{**options, **changes})
+
+
+def injected(learning_rate):
+  import optax
+
+  return optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
+
+
+def stairs(share):
+  import optax
+
+  return optax.piecewise_constant_schedule(-0.5, {5: share})
 
 
 class Halves:
@@ -156,7 +184,11 @@ def attacks_of_another_kind():
     'objective': dict(objective=jaxrec.region_ssim()),
     'search with as many calls': dict(search=jaxrec.apgd(num_steps=10)),
     'option of the search': dict(search=jaxrec.pgd(num_steps=10, step=jaxrec.attacks.steepest_step(2.0))),
-    'option of another package': dict(search=jaxrec.pgd(num_steps=10, step=optax.sgd(0.25))),
+    'option of another package': dict(search=jaxrec.pgd(num_steps=10, step=optax.sgd(-0.25))),
+    'option in its dictionary': dict(search=jaxrec.pgd(num_steps=10, step=injected(-0.5))),
+    'another in its dictionary': dict(search=jaxrec.pgd(num_steps=10, step=injected(-0.25))),
+    'schedule of another package': dict(search=jaxrec.pgd(num_steps=10, step=optax.sgd(stairs(0.5)))),
+    'another schedule of it': dict(search=jaxrec.pgd(num_steps=10, step=optax.sgd(stairs(0.25)))),
     'search in a search': dict(search=jaxrec.restarts(Halves(0.5), num_restarts=2)),
     'its option': dict(search=jaxrec.restarts(Halves(0.25), num_restarts=2)),
     'option of the family': dict(family=jaxrec.coil_noise),

@@ -1,5 +1,6 @@
 """Figures and tables of a report, from rows and arrays."""
 
+import csv
 import itertools
 import json
 import os
@@ -124,6 +125,44 @@ def test_other_folders_in_a_report_are_named(make, words, tmp_path):
   mine = write_rows(tmp_path / 'mine', '00000.jsonl', rows_of('a'))
   with pytest.raises(results.RunError, match=f'report.runs: .*{re.escape(words)}'):
     attacks.run(mine, [mine], others=[make(tmp_path)], draws=10)
+
+
+def whole_rows_of(network, **values):
+  return [{**dict.fromkeys(results.COLUMNS, 0.0), **row} for row in rows_of(network, **values)]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+  """Two seeds of one config; what is given twice is one, and runs of other attacks on the same network stay one network."""
+  folders = [
+    write_rows(tmp_path / name, '00000.jsonl', whole_rows_of('net', ssim_region_adv=value))
+    for name, value in (('a', 0.9), ('b', 0.5))
+  ]
+  page = attacks.run(folders[0], folders, others=[folders[0], tmp_path / '.' / 'b'], draws=10)
+  lines = list(csv.DictReader((folders[0] / 'summary.csv').open()))
+  assert {line['network'] for line in lines} == {'net (a)', 'net (b)'} and {line['n'] for line in lines} == {'2'}
+  assert f'{2 * len(rows_of("net"))} rows' in page.read_text()
+  noise, turns = (
+    write_rows(tmp_path / f'only {name}', '00000.jsonl', [r for r in whole_rows_of('net') if r['perturbation'] == name])
+    for name, _ in STRENGTHS
+  )
+  attacks.run(noise, [noise, turns], draws=10)
+  assert {line['network'] for line in csv.DictReader((noise / 'summary.csv').open())} == {'net'}
+
+
+def test_curves_are_of_slices_that_were_not_trained_on(tmp_path, monkeypatch):
+  drawn = []
+  curve = attacks.figures.strength_curve
+  monkeypatch.setattr(
+    attacks.figures,
+    'strength_curve',
+    lambda rows, *args, **options: drawn.append(rows) or curve(rows, *args, **options),
+  )
+  rows = whole_rows_of('net', split='train', ssim_region_adv=0.9) + [
+    {**row, 'file': f'held {row["file"]}'} for row in whole_rows_of('net', split='val')
+  ]
+  page = attacks.run(write_rows(tmp_path / 'a', '00000.jsonl', rows), [tmp_path / 'a'], draws=10)
+  assert drawn and {row['split'] for rows in drawn for row in rows} == {'val'}
+  assert 'slices of the split val' in page.read_text()
 
 
 def test_provenance_names_the_processor(tmp_path):

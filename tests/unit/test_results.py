@@ -39,7 +39,9 @@ def test_compaction_is_independent_of_the_order(tmp_path):
     run.compact()
     texts.append(((tmp_path / name / 'results.csv').read_bytes(), (tmp_path / name / 'images.h5').read_bytes()))
   assert texts[0] == texts[1]
-  assert texts[0][0].decode().splitlines()[0].split(',') == list(results.COLUMNS)
+  assert texts[0][0].decode().splitlines()[0].split(',') == [
+    *results.COLUMNS, 'patient', 'split', 'network', 'reference', 'thermal_eta', 'thermal_eta_corners', 'lipschitz',
+  ]  # fmt: skip
 
 
 def test_names_from_data_do_not_become_paths(tmp_path):
