@@ -122,6 +122,8 @@ class Scan(struct.PyTreeNode):
       raise ValueError('acs: holds samples that the mask leaves out; it is to be a part of the mask')
     line = masks.restrict(masks.LineMask(given, acs), acquired)
     full = not masks.has_gaps(measured)
+    if crop is not None and (np.shape(crop) != (2,) or not all(isinstance(n, (int, np.integer)) for n in crop)):
+      raise ValueError(f'crop: is {crop!r}; give two whole numbers, rows and columns')
     size = np.shape(target) if target is not None else crop or shape
     if len(size) == 2 and (size[0] > shape[0] or size[1] > shape[1] or min(size) < _SMALLEST):
       raise ValueError(
@@ -133,7 +135,7 @@ class Scan(struct.PyTreeNode):
       seen = _root_sum_of_squares(kspace if full else np.where(line.mask, kspace, 0), size)
       target = seen if full else np.full_like(seen, np.nan)
     scale = np.max(seen, initial=0) if scale is None else scale
-    if not (np.isfinite(scale) and scale > 0):
+    if np.asarray(scale).dtype.kind not in 'iuf' or not (np.isfinite(scale) and scale > 0):
       raise ValueError(f'scale: is {scale}; give a positive data range, or a target that is not empty')
     return cls(kspace, line.mask, line.acs, acquired, target, _region(box, target.shape), np.float32(scale))
 
@@ -222,6 +224,8 @@ def _region(box, shape):
   region = np.ones(shape, np.float32)
   if box is None:
     return region
+  if np.shape(box) != (4,):
+    raise ValueError(f'box: is {box!r}; give (row, col, height, width)')
   row, col, height, width = (int(n) for n in box)
   if row < 0 or col < 0 or height < 1 or width < 1 or row + height > shape[0] or col + width > shape[1]:
     raise ValueError(

@@ -8,10 +8,17 @@ from jaxrec.reports import figures
 
 
 class Page:
-  """A self-contained HTML page, its figures also as files."""
+  """A self-contained HTML page, its figures also as files.
+
+  Args:
+    folder: where it is written.
+
+  Attributes:
+    prefix: of the names of files, where a page shows several of a kind.
+  """
 
   def __init__(self, folder):
-    self.folder, self.parts = folder, []
+    self.folder, self.parts, self.prefix = folder, [], ''
 
   def heading(self, words: str) -> None:
     self.parts.append(f'<h2>{html.escape(words)}</h2>')
@@ -21,7 +28,7 @@ class Page:
 
   def figure(self, name, figure, caption):
     content = figures.png(figure, dpi=130)
-    path = self.folder / 'figures' / f'{results.safe_name(name)}.png'
+    path = self.folder / 'figures' / f'{results.safe_name(self.prefix + name)}.png'
     try:
       path.write_bytes(content)
     except OSError as error:
@@ -36,7 +43,7 @@ class Page:
     if not lines:
       return
     if name:
-      results.write_csv(self.folder / f'{name}.csv', head, lines)
+      results.write_csv(self.folder / f'{self.prefix}{name}.csv', head, lines)
     cells = ''.join(f'<th>{html.escape(h)}</th>' for h in head)
     body = ''.join('<tr>' + ''.join(f'<td>{html.escape(c)}</td>' for c in line) + '</tr>' for line in lines)
     self.parts.append(

@@ -33,7 +33,9 @@ def run(folder: Path, sources: Sequence[str | Path], *, draws: int) -> Path:
     raise results.RunError(f'{folder}: has no rows to report; run the detect stage first')
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
   page, origin = Page(folder), []
-  for source in shown:
+  for n, source in enumerate(shown):
+    # The first one's tables have the names that they have alone.
+    page.prefix = f'{results.safe_name(source.name)}-{n}-' if n else ''
     made_with = settings(source)
     page.text([made_with.caution] if made_with.caution else [])
     origin.append([*provenance(source), made_with.features])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from configs import (
   redcnn,
   wganvgg,
 )
-from jaxrec import geometry, models, training
+from jaxrec import geometry, models, reports, training
 from jaxrec.data import ldct, singlecoil, sites, synthetic
 from jaxrec.experiments import build, denoise, verify_data
 from jaxrec.workflows import factory
@@ -37,6 +38,15 @@ def analysed(tmp_path_factory):
 def read(workdir, name='invariances.csv'):
   with open(workdir / name) as stream:
     return list(csv.DictReader(stream))
+
+
+def test_a_report_of_two_analyses_keeps_the_tables_of_both(analysed, tmp_path):
+  workdir, _ = analysed
+  other = shutil.copytree(workdir, tmp_path / 'other')
+  page = reports.samples.run(tmp_path, [workdir, other], draws=10).read_text()
+  for name in ('verdicts', 'noise', 'classes'):
+    assert read(tmp_path, f'{name}.csv') == read(tmp_path, f'other-1-{name}.csv') != []
+  assert page.count('What the samples show') == 2
 
 
 def test_samples_are_judged_and_reported(analysed):

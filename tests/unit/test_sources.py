@@ -101,6 +101,7 @@ WRONG = {
   'one row': (dict(kspace=K[:, :1]), 'target: is to have 1 x 36 pixels'),
   'crop': (dict(crop=(40, 40)), 'target: is to have 40 x 40 pixels'),
   'box': (dict(box=(30, 30, 12, 4)), 'box: (row, col, height, width) is (30, 30, 12, 4); it is not inside'),
+  'box of three': (dict(box=(1, 2, 3)), 'box: is (1, 2, 3); give (row, col, height, width)'),
   'scale': (dict(scale=0), 'scale: is 0'),
 }  # fmt: skip
 
