@@ -254,6 +254,14 @@ def tcia(root, patient='C001', numbers=(1, 2, 3), shape=(32, 32)):
   return split
 
 
+def test_patients_that_are_written_as_bytes_have_their_names(tmp_path):
+  chest.write_dataset(tmp_path / 'made', train=1, val=1, repeats=4, **SMALL)
+  (path,) = (tmp_path / 'made' / 'train').glob('*.h5')
+  with h5py.File(path, 'r+') as file:
+    file.attrs['patient_id'] = np.bytes_('C001')
+  assert [v.patient_id for v in ldct.index(tmp_path / 'made', 'train').volumes] == ['C001']
+
+
 def test_dicom_of_tcia_is_paired_by_file_name_and_split_by_patient(tmp_path):
   split = tcia(tmp_path)
   tcia(tmp_path, 'C002')
