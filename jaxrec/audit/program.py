@@ -115,14 +115,16 @@ def by_search(
       own = given.surrogate if network.surrogate else given.network
       found = attacks.seek(seen.reconstruct, perturbation, sweep.search, sweep.objective)(own, key, aimed)
       perturbed = perturbation.apply(found.delta, aimed)
+      change = jnp.sum(abs_squared(_measurement(perturbed) - _measurement(sample)))
       attacked = perturbation.align(found.delta, network.reconstruct(given.network, perturbed))
       # Another program made the clean image: what is not perturbed shall not differ by a rounding.
-      attacked = jnp.where(_differ(perturbed, aimed), attacked, image)
+      attacked = jnp.where(_changed(perturbed, aimed, change > 0), attacked, image)
+      relative = jnp.sqrt(change / jnp.sum(abs_squared(_measurement(sample))))
       columns = _scores(image, sample, 'clean') | _scores(attacked, sample, 'adv')
       columns |= {
         'objective_clean': sweep.objective(image, aimed),
         'objective_adv': sweep.objective(attacked, aimed),
-        'delta': _change(perturbed, sample) if sweep.declared.unit == 'relative' else _largest(found.delta),
+        'delta': relative if sweep.declared.unit == 'relative' else _largest(found.delta),
         'budget_used': perturbation.budget(found.delta, aimed),
       }
       control = _control(perturbation, found.delta, perturbed, sample)
@@ -187,7 +189,7 @@ def by_grid(network: Network, sweep: Sweep, chunk: int) -> Callable[[Weights, Sa
       if amounts is not None:
         columns['delta'] = amounts
       elif sweep.declared.unit == 'relative':
-        columns['delta'] = jax.vmap(lambda point: _change(widest.apply(point, sample), sample))(found)
+        columns['delta'] = jax.vmap(lambda point: _relative(widest.apply(point, sample), sample))(found)
       else:
         columns['delta'] = jax.vmap(_largest)(found)
       columns['budget_used'] = jnp.stack(
@@ -244,17 +246,18 @@ def _measurement(sample):
   return sample.input if isinstance(sample, Slice) else sample.kspace
 
 
-def _differ(perturbed, sample):
-  """Whether anything of a sample was changed; what a perturbation leaves alone it hands on as it is."""
-  pairs = zip(jax.tree.leaves(perturbed), jax.tree.leaves(sample))
-  changed = [jnp.any(a != b) for a, b in pairs if a is not b]
-  return jnp.any(jnp.stack(changed)) if changed else False
+def _changed(perturbed, sample, change):
+  """Whether there is a change, of the measurement or of anything else; what a perturbation leaves alone it hands on as it is."""
+  for new, old in zip(jax.tree.leaves(perturbed), jax.tree.leaves(sample)):
+    if new is not old and new is not _measurement(perturbed):
+      change |= jnp.any(new != old)
+  return change
 
 
-def _change(perturbed, sample):
+def _relative(perturbed, sample):
   """Size of a change of the measurement, as a share of it."""
-  change = jnp.sum(abs_squared(_measurement(perturbed) - _measurement(sample)))
-  return jnp.sqrt(change / jnp.sum(abs_squared(_measurement(sample))))
+  whole = _measurement(sample)
+  return jnp.linalg.norm(_measurement(perturbed) - whole) / jnp.linalg.norm(whole)
 
 
 def _control(perturbation, delta, perturbed, sample):
