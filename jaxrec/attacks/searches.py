@@ -143,11 +143,11 @@ def pgd(*, num_steps: int = 10, step: optax.GradientTransformation | None = None
     Madry et al. 2018; Morshuis et al. 2022, section 2.
   """
   _positive('num_steps', num_steps)
-  own, step = step is not None, optax.with_extra_args_support(step or steepest_step())
-  if own and _descends(step):
+  if step is not None and _descends(optax.with_extra_args_support(step)):
     raise ValueError(
       "pgd: its step goes against the direction that it is given, as Optax's optimisers do; chain it with optax.scale(-1)"
     )
+  step = optax.with_extra_args_support(step or steepest_step())
 
   def run(key, loss, init, project):
     ascent = jax.value_and_grad(ascending(loss))

@@ -115,11 +115,11 @@ def by_search(
       own = given.surrogate if network.surrogate else given.network
       found = attacks.seek(seen.reconstruct, perturbation, sweep.search, sweep.objective)(own, key, aimed)
       perturbed = perturbation.apply(found.delta, aimed)
-      change = jnp.sum(abs_squared(_measurement(perturbed) - _measurement(sample)))
+      change = _change(perturbed, sample)
       attacked = perturbation.align(found.delta, network.reconstruct(given.network, perturbed))
       # Another program made the clean image: what is not perturbed shall not differ by a rounding.
       attacked = jnp.where(_changed(perturbed, aimed, change > 0), attacked, image)
-      relative = jnp.sqrt(change / jnp.sum(abs_squared(_measurement(sample))))
+      relative = _relative(change, sample)
       columns = _scores(image, sample, 'clean') | _scores(attacked, sample, 'adv')
       columns |= {
         'objective_clean': sweep.objective(image, aimed),
@@ -189,7 +189,7 @@ def by_grid(network: Network, sweep: Sweep, chunk: int) -> Callable[[Weights, Sa
       if amounts is not None:
         columns['delta'] = amounts
       elif sweep.declared.unit == 'relative':
-        columns['delta'] = jax.vmap(lambda point: _relative(widest.apply(point, sample), sample))(found)
+        columns['delta'] = jax.vmap(lambda p: _relative(_change(widest.apply(p, sample), sample), sample))(found)
       else:
         columns['delta'] = jax.vmap(_largest)(found)
       columns['budget_used'] = jnp.stack(
@@ -254,10 +254,14 @@ def _changed(perturbed, sample, change):
   return change
 
 
-def _relative(perturbed, sample):
-  """Size of a change of the measurement, as a share of it."""
-  whole = _measurement(sample)
-  return jnp.linalg.norm(_measurement(perturbed) - whole) / jnp.linalg.norm(whole)
+def _change(perturbed, sample):
+  """Energy of the change of the measurement."""
+  return jnp.sum(abs_squared(_measurement(perturbed) - _measurement(sample)))
+
+
+def _relative(change, sample):
+  """Size of a change of this energy, as a share of the measurement."""
+  return jnp.sqrt(change / jnp.sum(abs_squared(_measurement(sample))))
 
 
 def _control(perturbation, delta, perturbed, sample):

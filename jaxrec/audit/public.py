@@ -10,7 +10,7 @@ from jaxrec.audit.engine import Engine, Labels
 from jaxrec.audit.plan import AIMS, Case, Settings, Sweep
 from jaxrec.networks import Network, network
 from jaxrec.training import data_parallel
-from jaxrec.types import Sample, Scan, Slice
+from jaxrec.types import Sample
 
 
 @runtime_checkable
@@ -93,7 +93,7 @@ def audit(
   """
   if not isinstance(networks, Mapping):
     networks = {(only := network(networks)).name: only}
-  if isinstance(samples, Scan | Slice):
+  if isinstance(samples, Sample):
     samples = [samples]
   if isinstance(attacks, Sweep):
     attacks = {attacks.family.__name__ if hasattr(attacks.family, '__name__') else 'attack': attacks}

@@ -34,10 +34,11 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
   examples, skipped = datasets.examples(experiment.data, attack, data)
   cases = _cases(experiment, examples, data)
   readable = {v.name for split in attack.splits for v in getattr(data, split).volumes}
-  _check_boxes(run_folder, cases, set() if attack.max_examples else readable)
+  done = run_folder.rows()
+  _check_boxes(run_folder, done, cases, set() if attack.max_examples else readable)
   network, undefended, weights = _network(experiment, attack, run_folder.folder, context)
   weights += [identity.digest(sweep.start.variables) for sweep in sweeps.values() if sweep.start]
-  run_folder.check_weights('rows', '-'.join(weights), started=bool(run_folder.rows()))
+  run_folder.check_weights('rows', '-'.join(weights), started=bool(done))
   batch_size, chunk = _at_once(attack, parallel, network, sweeps, cases)
   settings = Settings(
     attack.attacked, experiment.seed, batch_size, chunk, attack.pictures, attack.lipschitz_iterations, attack.strict
@@ -65,7 +66,7 @@ def run(experiment: Experiment, run_folder: results.Run, context: Context) -> No
     _conclude(run_folder.rows(), bad)
 
 
-def _check_boxes(run_folder: results.Run, cases: list[Case], whole: set[str]) -> None:
+def _check_boxes(run_folder: results.Run, rows: list[dict], cases: list[Case], whole: set[str]) -> None:
   """Rows go by the lines of their boxes in the annotation file: those there must be of the boxes that are there now.
 
   Of the volumes in `whole` every box is attacked, so that none may be gone.
@@ -73,7 +74,7 @@ def _check_boxes(run_folder: results.Run, cases: list[Case], whole: set[str]) ->
   path = run_folder.folder / 'boxes.json'
   stored = results.read_json(path)
   now = {f'{case.file}-{case.slice:03d}': [list(box) for box in case.boxes] for case in cases}
-  for row in run_folder.rows():
+  for row in rows:
     name = f'{row["file"]}-{row["slice"]:03d}'
     if (name in now or row['file'] in whole) and stored.get(name, now.get(name)) != now.get(name):
       raise results.RunError(
