@@ -114,7 +114,7 @@ def answers(*processes):
 @pytest.mark.parametrize(
   'network, tolerance',
   [
-    ('unet', 1e-4),
+    pytest.param('unet', 1e-4, marks=pytest.mark.slow),
     ('noisy', 1e-4),
     pytest.param('varnet', 1e-9, marks=pytest.mark.slow),
     pytest.param('smooth varnet', 1e-5, marks=pytest.mark.slow),

@@ -482,15 +482,16 @@ def test_eight_devices_equal_one():
       if name == 'conditional VAE':
         # Its network draws for the examples that it sees.
         continue
-      results = []
+      results, data = [], batch(name, 8)
+      start = jax.device_get(TABLE[name](training.data_parallel(1)).init(jax.random.key(0), data))
       for devices in (1, 8):
         parallel = training.data_parallel(devices)
         task = TABLE[name](parallel)
-        state = parallel.replicate(jax.device_get(task.init(jax.random.key(0), batch(name, 8))))
+        state, shares = parallel.replicate(start), parallel.shard(data)
         keys = jax.random.split(jax.random.key(1), 1)[np.zeros(devices, int)]
         step = parallel.compile(task.step)
         for _ in range(2):
-          state, metrics = step(state, parallel.shard(batch(name, 8)), keys)
+          state, metrics = step(state, shares, keys)
         results.append((parallel.first(state), parallel.first(metrics)['loss']))
       variables = [task.variables(state) for state, _ in results]
       jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *variables)

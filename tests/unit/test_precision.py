@@ -19,10 +19,10 @@ from tests.property import test_perturbations, test_searches, test_tasks
 from tests.unit import test_ct
 
 NETWORKS = {
-  'varnet': dict(name='varnet', num_cascades=2, chans=4, pools=2, sens_chans=2, sens_pools=2, remat=True),
-  'U-Net': dict(name='unet_recon', chans=4, pools=2),
+  'varnet': dict(name='varnet', num_cascades=2, chans=4, pools=1, sens_chans=2, sens_pools=1, remat=True),
+  'U-Net': dict(name='unet_recon', chans=4, pools=1),
   'batch norm and PReLU': dict(
-    name='unet_recon', chans=4, pools=2, norm='batch', activation='prelu', upsample='bilinear', activation_first=True
+    name='unet_recon', chans=4, pools=1, norm='batch', activation='prelu', upsample='bilinear', activation_first=True
   ),
 }
 
@@ -100,19 +100,18 @@ def test_float32_is_what_it_was_and_bfloat16_comes_near(name, batch):
   exact, few = (built(name, dtype) for dtype in ('float32', 'bfloat16'))
   variables = models.start(exact, jax.random.key(0), batch)
   jax.tree.map(np.testing.assert_array_equal, variables, models.start(few, jax.random.key(0), batch))
-  images = [np.asarray(jax.jit(models.bind(net))(variables, batch)) for net in (exact, few)]
-  assert images[1].dtype == np.float32
-  apart = np.linalg.norm(images[1] - images[0]) / np.linalg.norm(images[0])
-  assert 1e-6 < apart < 2e-2
 
-  def cost(net):
-    def of(params):
+  def image_and_gradient(net):
+    def loss(params):
       image = models.bind_training(net)({**variables, 'params': params}, batch)[0]
-      return jnp.mean((image - batch.target) ** 2) / jnp.mean(batch.target**2)
+      return jnp.mean((image - batch.target) ** 2) / jnp.mean(batch.target**2), image
 
-    return jax.tree.leaves(jax.jit(jax.grad(of))(variables['params']))
+    (_, image), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+    assert image.dtype == np.float32
+    return np.asarray(image), np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)])
 
-  a, b = (np.concatenate([np.ravel(x) for x in cost(net)]) for net in (exact, few))
+  (image, a), (other, b) = image_and_gradient(exact), image_and_gradient(few)
+  assert 1e-6 < np.linalg.norm(other - image) / np.linalg.norm(image) < 2e-2
   assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.9
 
 
