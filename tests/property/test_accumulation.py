@@ -1,5 +1,6 @@
 """The global batch defines a run: not the micro-batch, nor the number of devices or of processes."""
 
+import functools
 import json
 import os
 import socket
@@ -28,10 +29,14 @@ NETWORKS = {
 NETWORKS['smooth varnet'] = NETWORKS['varnet']
 
 
+@functools.cache
+def example(seed):
+  return synthetic.scan(seed, rows=32, cols=32, coils=2, acceleration=2)
+
+
 def batch_number(i):
   """Other scans in every step; network and scans are small, what is shared out is the same."""
-  pool = [synthetic.scan(s, rows=32, cols=32, coils=2, acceleration=2) for s in range(12)]
-  return loader.stack([pool[(i + s) % 12] for s in range(BATCH)])
+  return loader.stack([example((i + s) % 12) for s in range(BATCH)])
 
 
 def in_double(tree):
