@@ -19,4 +19,5 @@ if [ -z "${XLA_FLAGS:-}" ]; then
   export XLA_FLAGS='--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
   .venv-test/bin/python -c 'import jax; jax.devices()' 2> /dev/null || export XLA_FLAGS='--xla_backend_optimization_level=0'
 fi
-exec .venv-test/bin/python -m pytest -n "${JAXREC_TEST_PROCESSES:-2}" --dist loadfile "$@"
+# In their own order, in which long files come first: else one process waits long for the other at the end.
+exec .venv-test/bin/python -m pytest -n "${JAXREC_TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
