@@ -119,7 +119,7 @@ def answers(*processes):
 @pytest.mark.parametrize(
   'network, tolerance',
   [
-    pytest.param('unet', 1e-4, marks=pytest.mark.slow),
+    ('unet', 1e-4),
     ('noisy', 1e-4),
     pytest.param('varnet', 1e-9, marks=pytest.mark.slow),
     pytest.param('smooth varnet', 1e-5, marks=pytest.mark.slow),

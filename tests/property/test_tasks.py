@@ -483,11 +483,10 @@ def test_eight_devices_equal_one():
         # Its network draws for the examples that it sees.
         continue
       results, data = [], batch(name, 8)
-      start = jax.device_get(TABLE[name](training.data_parallel(1)).init(jax.random.key(0), data))
       for devices in (1, 8):
         parallel = training.data_parallel(devices)
         task = TABLE[name](parallel)
-        state, shares = parallel.replicate(start), parallel.shard(data)
+        state, shares = parallel.replicate(jax.device_get(task.init(jax.random.key(0), data))), parallel.shard(data)
         keys = jax.random.split(jax.random.key(1), 1)[np.zeros(devices, int)]
         step = parallel.compile(task.step)
         for _ in range(2):
