@@ -127,13 +127,20 @@ def auto_pgd(loss, slope, x, steps):
   return [*values, loss(x)]
 
 
-@pytest.mark.parametrize('steps', [12, 20, 40])
-@pytest.mark.parametrize('start', [-0.5, 0.9])
-def test_apgd_takes_the_steps_of_its_paper(start, steps):
+@pytest.mark.parametrize(
+  'start, steps, height, waves',
+  [(start, steps, 0, 1) for start in (-0.5, 0.9) for steps in (12, 20, 40)]
+  # Between two checks just three of four steps rise: enough, by the paper.
+  + [(-0.5, 20, 0.3, 5), (0.4, 20, 0.3, 9), (0.1, 20, 0.3, 17), (-0.9, 30, 0.3, 17)],
+)
+def test_apgd_takes_the_steps_of_its_paper(start, steps, height, waves):
+  def loss(x, cos=jnp.cos):
+    return -((x - 0.3) ** 2) + height * cos(waves * x)
+
   found = jaxrec.apgd(num_steps=steps)(
-    jax.random.key(0), lambda x: -((x - 0.3) ** 2), lambda key: jnp.float32(start), lambda x: jnp.clip(x, -1, 1)
+    jax.random.key(0), loss, lambda key: jnp.float32(start), lambda x: jnp.clip(x, -1, 1)
   )
-  wanted = auto_pgd(lambda x: -((x - 0.3) ** 2), lambda x: 0.6 - 2 * x, start, steps)
+  wanted = auto_pgd(lambda x: loss(x, np.cos), lambda x: 0.6 - 2 * x - height * waves * np.sin(waves * x), start, steps)
   np.testing.assert_allclose(found.trace, wanted, atol=1e-5)
 
 

@@ -487,6 +487,17 @@ def test_a_grid_may_have_points_of_several_parts(boxed, net):
   assert [r['delta'] for r in rows] == [0.0, 1.0, 2.0] and rows[2]['objective_adv'] > rows[0]['objective_adv']
 
 
+def test_a_grid_without_zero_is_compared_with_the_clean_image(rows, boxed, net):
+  """No point of it stands for the measurement as it is."""
+  sweep = dataclasses.replace(TURN, search=jaxrec.grid(np.float32([-2, -1, 1, 2])))
+  found = jaxrec.audit({'a': net}, {'boxed': boxed}, {'turn': sweep})
+  wanted = [row for row in rows if row['perturbation'] == 'turn' and row['file'] == 'boxed']
+  assert len(found) == len(wanted)
+  for row, other in zip(found, wanted):
+    for name in ('objective_clean', 'ssim_region_clean', 'psnr_image_clean', 'objective_adv'):
+      assert row[name] == pytest.approx(other[name], rel=1e-5), name
+
+
 @pytest.mark.parametrize('family, told', [(jaxrec.coil_noise, True), (jaxrec.rotation, False)])
 def test_the_amplification_is_that_of_shares(family, told, boxed, net):
   sweep = jaxrec.Sweep(family, (0.1,), jaxrec.pgd(num_steps=1))

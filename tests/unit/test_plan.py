@@ -22,6 +22,7 @@ import jaxrec
 from configs import adversarial_unet, unet_8x
 from jaxrec import models, training
 from jaxrec.data import loader, synthetic
+from jaxrec.data.errors import DataError
 from jaxrec.experiments import build
 from jaxrec.training import cost, memory, parallel
 from jaxrec.workflows import attack, plan, targets
@@ -67,6 +68,24 @@ def test_an_attack_takes_at_once_what_fits(room, batch, chunk, slices, devices, 
     return
   most = max(fitting)
   assert found() == (most, chunk or max(n for n in attack.AT_ONCE if most * n <= room))
+
+
+def test_what_fits_is_asked_of_the_largest_slice(monkeypatch):
+  """Wherever it stands, and of the next one if it cannot be read; a slice whose shape is not known counts as small."""
+
+  def unreadable():
+    raise DataError('broken.h5: is damaged')
+
+  asked, shapes = dataclasses.replace(smoke().attack, batch_size=0, chunk=0), []
+  several = types.SimpleNamespace(memory=1, devices=1, map_batch=lambda run: run)
+  monkeypatch.setattr(attack.program, 'by_search', lambda *_: types.SimpleNamespace(compile=lambda *_: lambda: 1))
+  monkeypatch.setattr(attack.program, 'shapes', lambda network, sweep, sample, count: shapes.append(sample.shape) or ())
+  monkeypatch.setattr(memory, 'bytes_of', lambda compiled: compiled()())
+  known = [(8, 8), (9, 20), (30, 30), (20, 9, 2), None]
+  cases = [types.SimpleNamespace(shape=s, read=lambda s=s: np.zeros(s or ())) for s in known]
+  cases[2].read = unreadable
+  assert attack._at_once(asked, several, None, {'noise': types.SimpleNamespace(is_grid=False)}, cases) == (4, 16)
+  assert set(shapes) == {(20, 9, 2)}
 
 
 def needs(target):
