@@ -258,6 +258,8 @@ def test_aiming_at_the_box_hurts_it_more(scan, zero_filled):
     (lambda: jaxrec.random_search(num_samples=0), 'num_samples'),
     (lambda: jaxrec.restarts(jaxrec.pgd(), num_restarts=0), 'num_restarts'),
     (lambda: jaxrec.grid(np.zeros(0)), 'points'),
+    (lambda: jaxrec.grid(3.0), 'points'),
+    (lambda: jaxrec.grid((np.zeros(2), np.zeros(3))), 'points'),
     (lambda: jaxrec.attacks.chunked(abs, (np.ones(2),), chunk=0), 'chunk'),
     (lambda: jaxrec.region_mse_ssim(ssim_weight=2.0), 'ssim_weight'),
   ],
