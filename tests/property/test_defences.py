@@ -101,6 +101,39 @@ def test_the_cycle_measures_again_with_shifted_lines(scan):
   assert masks == {x.tobytes() for x in (mask, *shifted)} and len(masks) == 3
 
 
+@pytest.mark.parametrize('unit', [1.0, 1e-4])
+def test_a_cycle_is_judged_by_the_share_of_the_measurement_that_it_misses(unit, scan, monkeypatch):
+  """The mean over the masks, in any unit."""
+  losses = []
+
+  def told(num_steps):
+    def search(key, loss, init, project):
+      losses.append(float(loss(init(key))))
+      return attacks.SearchResult(delta=init(key), loss=loss(init(key)), trace=jnp.zeros(1))
+
+    return search
+
+  def complete(variables, seen):
+    return jnp.where(seen.mask, seen.kspace, 0.5 * jnp.roll(seen.kspace, 1, -1)) * 0.9
+
+  monkeypatch.setattr(attacks.defences, 'pgd', told)
+  shifts = (1, 2, 5)
+  data = scan.replace(kspace=unit * scan.kspace)
+  attacks.cyclic(lambda v, s: s.kspace, complete, relative_radius=0.05, shifts=shifts)(None, data)
+  mask, acs, acquired = (np.asarray(x) for x in (scan.mask, scan.acs, scan.acquired))
+  measured = np.where(mask, unit * np.asarray(scan.kspace, np.complex128), 0)
+
+  def completed(kspace, mask):
+    return np.where(mask, kspace, 0.5 * np.roll(kspace, 1, -1)) * 0.9
+
+  missed = [
+    np.where(mask, completed(completed(measured, mask), acs | (np.roll(mask, d, -1) & acquired)) - measured, 0)
+    for d in shifts
+  ]
+  shares = [np.linalg.norm(x) ** 2 / np.linalg.norm(measured) ** 2 for x in missed]
+  assert -losses[0] == pytest.approx(np.mean(shares), rel=1e-4) and np.ptp(shares) > 0
+
+
 def test_the_cycle_sees_what_was_measured_only(scan):
   def complete(variables, seen):
     return jnp.where(seen.mask, seen.kspace, 0.5 * jnp.roll(seen.kspace, 1, -1))
