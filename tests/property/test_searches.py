@@ -144,6 +144,16 @@ def test_apgd_takes_the_steps_of_its_paper(start, steps, height, waves):
   np.testing.assert_allclose(found.trace, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize('unit', [1e-30, 1e30])
+def test_the_farthest_point_does_not_depend_on_the_size_of_the_gradient(unit, scan):
+  """Squares of gradients of raw k-space leave the range of float32."""
+  noise = jaxrec.coil_noise(0.05)
+  direction = jax.random.normal(jax.random.key(0), scan.kspace.shape, scan.kspace.dtype)
+  near, far = (attacks.farthest(x, lambda d: noise.project(d, scan)) for x in (direction, unit * direction))
+  np.testing.assert_allclose(far, near, atol=1e-4 * np.abs(near).max())
+  np.testing.assert_allclose(noise.budget(far, scan), 1, rtol=1e-4)
+
+
 @pytest.mark.parametrize('step', [optax.sgd(0.1), optax.adam(0.1), optax.scale(-1.0)])
 def test_steps_that_descend_are_refused(step):
   with pytest.raises(ValueError, match='its step goes against the direction'):
