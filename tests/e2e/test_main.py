@@ -79,6 +79,7 @@ def test_rows_are_complete_and_consistent(finished):
     values = {k: float(v) for k, v in row.items() if '_clean' in k or '_adv' in k}
     assert np.isfinite(list(values.values())).all()
     assert 0 <= float(row['budget_used']) <= 1
+    assert row['acceleration'] == '8'
     if float(row['strength']) == 0:
       for name in ('ssim_region', 'psnr_image', 'objective'):
         assert row[f'{name}_clean'] == row[f'{name}_adv']
