@@ -62,6 +62,16 @@ def test_amplification_of_a_unitary_transform_is_one(scan):
     attacks.local_lipschitz(first_coil, noise, num_iterations=0)
 
 
+def completed(kspace, mask):
+  """A network that fills every line that is missing with half of its neighbour, and loses a tenth."""
+  return jnp.where(mask, kspace, 0.5 * jnp.roll(kspace, 1, -1)) * 0.9
+
+
+def shifted_masks(scan, shifts):
+  mask, acs, acquired = (np.asarray(x) for x in (scan.mask, scan.acs, scan.acquired))
+  return [acs | (np.roll(mask, shift, -1) & acquired) for shift in shifts]
+
+
 def test_cyclic_consistency_leaves_a_perfect_network_alone(scan):
   """A network that returns the true k-space closes every cycle: nothing is corrected."""
 
@@ -96,39 +106,32 @@ def test_the_cycle_measures_again_with_shifted_lines(scan):
   defended = attacks.cyclic(lambda v, s: s.kspace, complete, relative_radius=0.05, num_steps=1, shifts=(1, 3))
   jax.block_until_ready(defended(None, scan))
   jax.effects_barrier()
-  mask, acs, acquired = (np.asarray(x) for x in (scan.mask, scan.acs, scan.acquired))
-  shifted = [acs | (np.roll(mask, shift, -1) & acquired) for shift in (1, 3)]
-  assert masks == {x.tobytes() for x in (mask, *shifted)} and len(masks) == 3
+  assert masks == {np.asarray(x).tobytes() for x in (scan.mask, *shifted_masks(scan, (1, 3)))} and len(masks) == 3
 
 
 @pytest.mark.parametrize('unit', [1.0, 1e-4])
 def test_a_cycle_is_judged_by_the_share_of_the_measurement_that_it_misses(unit, scan, monkeypatch):
   """The mean over the masks, in any unit."""
-  losses = []
+  losses, shifts = [], (1, 2, 5)
 
   def told(num_steps):
     def search(key, loss, init, project):
-      losses.append(float(loss(init(key))))
-      return attacks.SearchResult(delta=init(key), loss=loss(init(key)), trace=jnp.zeros(1))
+      delta = init(key)
+      value = loss(delta)
+      losses.append(float(value))
+      return attacks.SearchResult(delta=delta, loss=value, trace=value[None])
 
     return search
 
-  def complete(variables, seen):
-    return jnp.where(seen.mask, seen.kspace, 0.5 * jnp.roll(seen.kspace, 1, -1)) * 0.9
-
   monkeypatch.setattr(attacks.defences, 'pgd', told)
-  shifts = (1, 2, 5)
   data = scan.replace(kspace=unit * scan.kspace)
-  attacks.cyclic(lambda v, s: s.kspace, complete, relative_radius=0.05, shifts=shifts)(None, data)
-  mask, acs, acquired = (np.asarray(x) for x in (scan.mask, scan.acs, scan.acquired))
-  measured = np.where(mask, unit * np.asarray(scan.kspace, np.complex128), 0)
-
-  def completed(kspace, mask):
-    return np.where(mask, kspace, 0.5 * np.roll(kspace, 1, -1)) * 0.9
-
+  attacks.cyclic(lambda v, s: s.kspace, lambda v, s: completed(s.kspace, s.mask), relative_radius=0.05, shifts=shifts)(
+    None, data
+  )
+  mask = np.asarray(scan.mask)
+  measured = np.where(mask, data.kspace, 0)
   missed = [
-    np.where(mask, completed(completed(measured, mask), acs | (np.roll(mask, d, -1) & acquired)) - measured, 0)
-    for d in shifts
+    np.where(mask, completed(completed(measured, mask), other) - measured, 0) for other in shifted_masks(scan, shifts)
   ]
   shares = [np.linalg.norm(x) ** 2 / np.linalg.norm(measured) ** 2 for x in missed]
   assert -losses[0] == pytest.approx(np.mean(shares), rel=1e-4) and np.ptp(shares) > 0
@@ -146,13 +149,12 @@ def test_the_cycle_sees_what_was_measured_only(scan):
 
 
 def test_gradients_pass_through_the_cycle(scan):
-  def complete(variables, seen):
-    return jnp.where(seen.mask, seen.kspace, 0.5 * jnp.roll(seen.kspace, 1, -1)) * 0.9
-
   def reconstruct(variables, seen):
     return fourier.rss(fourier.ifft2c(jnp.where(seen.mask, seen.kspace, 0)))
 
-  defended = attacks.cyclic(reconstruct, complete, relative_radius=0.05, num_steps=2, shifts=(1,))
+  defended = attacks.cyclic(
+    reconstruct, lambda v, s: completed(s.kspace, s.mask), relative_radius=0.05, num_steps=2, shifts=(1,)
+  )
   loss = jax.jit(lambda k: jnp.sum(defended(None, scan.replace(kspace=k)) ** 2) / jnp.sum(scan.target**2))
   gradient = jax.jit(jax.grad(loss))(scan.kspace)
   assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)

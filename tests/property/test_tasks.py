@@ -378,8 +378,8 @@ def test_free_training_climbs_between_replays():
     task = training.free(Tiny(), optax.set_to_zero(), FIXED, replays=replays, loss='mse')
     found = jax.jit(task.step)(task.init(jax.random.key(0), data), data, jax.random.key(1))[1]
     scores.append((float(found['loss']), float(found['gradient_norm'])))
-  (first, _), (second, slope), (third, steeper) = scores
-  assert first < second < third and steeper != slope
+  (first, _), (second, norm), (third, last) = scores
+  assert first < second < third and last != norm
 
 
 def test_every_process_starts_from_the_values_of_the_first(tmp_path):

@@ -41,22 +41,36 @@ def smoke(name='unet_8x', **changes):
   return build.build(config, '', planned=True)
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+  """What is taken at once of programs whose need is slices per device times strengths; with the shapes they are asked for."""
+
+  def run(batch, chunk, cases, room, devices=1):
+    asked = dataclasses.replace(smoke().attack, batch_size=batch, chunk=chunk)
+    several = types.SimpleNamespace(
+      memory=room, devices=devices, map_batch=lambda need: types.SimpleNamespace(compile=lambda count: need * count)
+    )
+    monkeypatch.setattr(memory, 'bytes_of', lambda compiled: compiled() / devices)
+    return attack._at_once(asked, several, None, {'noise': types.SimpleNamespace(is_grid=False)}, cases)
+
+  run.shapes = []
+  monkeypatch.setattr(attack.program, 'by_search', lambda network, sweep, chunk: chunk)
+  monkeypatch.setattr(
+    attack.program, 'shapes', lambda network, sweep, sample, count: run.shapes.append(sample.shape) or (count,)
+  )
+  return run
+
+
+def case_of(shape):
+  return types.SimpleNamespace(shape=shape, read=lambda: np.zeros(shape or ()))
+
+
 @pytest.mark.parametrize('room', [0, 1, 3, 8, 10, 40, 10_000])
 @pytest.mark.parametrize('batch, chunk', [(0, 0), (3, 0), (0, 2), (3, 5)])
 @pytest.mark.parametrize('slices, devices', [(1, 1), (5, 1), (9, 2)])
-def test_an_attack_takes_at_once_what_fits(room, batch, chunk, slices, devices, monkeypatch):
-  """Of programs whose need is slices per device times strengths; what the config says is taken as it is."""
-  asked = dataclasses.replace(smoke().attack, batch_size=batch, chunk=chunk)
-  several = types.SimpleNamespace(
-    memory=room, devices=devices, map_batch=lambda need: types.SimpleNamespace(compile=lambda count: need * count)
-  )
-  monkeypatch.setattr(attack.program, 'by_search', lambda network, sweep, chunk: chunk)
-  monkeypatch.setattr(attack.program, 'shapes', lambda network, sweep, sample, count: (count,))
-  monkeypatch.setattr(memory, 'bytes_of', lambda compiled: compiled() / devices)
-  cases = [types.SimpleNamespace(shape=(8, 8), read=lambda: np.zeros(())) for _ in range(slices)]
-  found = functools.partial(
-    attack._at_once, asked, several, None, {'noise': types.SimpleNamespace(is_grid=False)}, cases
-  )
+def test_an_attack_takes_at_once_what_fits(room, batch, chunk, slices, devices, at_once):
+  """What the config says is taken as it is."""
+  found = functools.partial(at_once, batch, chunk, [case_of((8, 8))] * slices, room, devices)
   if batch and chunk:
     assert found() == (batch, chunk)
     return
@@ -70,22 +84,16 @@ def test_an_attack_takes_at_once_what_fits(room, batch, chunk, slices, devices, 
   assert found() == (most, chunk or max(n for n in attack.AT_ONCE if most * n <= room))
 
 
-def test_what_fits_is_asked_of_the_largest_slice(monkeypatch):
+def test_what_fits_is_asked_of_the_largest_slice(at_once):
   """Wherever it stands, and of the next one if it cannot be read; a slice whose shape is not known counts as small."""
 
   def unreadable():
     raise DataError('broken.h5: is damaged')
 
-  asked, shapes = dataclasses.replace(smoke().attack, batch_size=0, chunk=0), []
-  several = types.SimpleNamespace(memory=1, devices=1, map_batch=lambda run: run)
-  monkeypatch.setattr(attack.program, 'by_search', lambda *_: types.SimpleNamespace(compile=lambda *_: lambda: 1))
-  monkeypatch.setattr(attack.program, 'shapes', lambda network, sweep, sample, count: shapes.append(sample.shape) or ())
-  monkeypatch.setattr(memory, 'bytes_of', lambda compiled: compiled()())
-  known = [(8, 8), (9, 20), (30, 30), (20, 9, 2), None]
-  cases = [types.SimpleNamespace(shape=s, read=lambda s=s: np.zeros(s or ())) for s in known]
+  cases = [case_of(shape) for shape in ((8, 8), (9, 20), (30, 30), (20, 9, 2), None)]
   cases[2].read = unreadable
-  assert attack._at_once(asked, several, None, {'noise': types.SimpleNamespace(is_grid=False)}, cases) == (4, 16)
-  assert set(shapes) == {(20, 9, 2)}
+  assert at_once(0, 0, cases, 10_000) == (4, 16)
+  assert set(at_once.shapes) == {(20, 9, 2)}
 
 
 def needs(target):
