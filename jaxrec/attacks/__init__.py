@@ -2,6 +2,7 @@
 
 from jaxrec.attacks.core import (
   AttackResult,
+  Exploring,
   Perturbation,
   Search,
   SearchResult,
@@ -11,6 +12,7 @@ from jaxrec.attacks.core import (
   evaluate,
   network_calls,
   seek,
+  seek_image,
   starts_at_random,
 )
 from jaxrec.attacks.defences import cyclic, expectation

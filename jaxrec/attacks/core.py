@@ -76,6 +76,36 @@ class Search(Protocol):
   ) -> SearchResult: ...
 
 
+@runtime_checkable
+class Exploring(Search, Protocol):
+  """A search that shows what the loss saw at its best point, so that nothing is evaluated again."""
+
+  def explore(
+    self,
+    key: Key,
+    evaluate: Callable[[Delta, Any], tuple[Scalar, Any]],
+    init: Callable[[Key], Delta],
+    project: Callable[[Delta], Delta],
+    *,
+    clean: bool = False,
+  ) -> tuple[SearchResult, Any, Any]:
+    """Searches.
+
+    Args:
+      key: of the start.
+      evaluate: `(delta, perturbed []) -> (loss [], seen)`; where `perturbed` is false,
+        of the measurement as it is. The gradient of the loss is the direction of
+        steepest ascent, as in a call.
+      init: as in a call.
+      project: as in a call.
+      clean: whether the measurement as it is is evaluated too, behind all points.
+
+    Returns:
+      The result, what was seen at the best point, and what was seen last.
+    """
+    ...
+
+
 @struct.dataclass
 class AttackResult:
   """Outcome of an attack on one example.
@@ -148,19 +178,15 @@ def attack(
     True
   """
 
+  worst = seek_image(reconstruct, perturbation, search, objective, surrogate=surrogate, clean=True)
+
   def run(variables: Variables, key: Key, sample: Sample) -> AttackResult:
-    if isinstance(surrogate, Network):
-      found = seek(surrogate.reconstruct, perturbation, search, objective)(surrogate.variables, key, sample)
-    else:
-      found = seek(surrogate or reconstruct, perturbation, search, objective)(variables, key, sample)
-    perturbed = perturbation.apply(found.delta, sample)
-    both = jax.tree.map(lambda *x: jnp.stack(x), sample, perturbed)
-    clean, attacked = lax.map(lambda s: reconstruct(variables, s), both)
-    images = jnp.stack([clean, perturbation.align(found.delta, attacked)])
+    found, adversarial, clean = worst(variables, key, sample)
+    images = jnp.stack([clean, adversarial])
     clean_loss, adversarial_loss = lax.map(lambda image: objective(image, sample), images)
     return AttackResult(
       delta=found.delta,
-      sample=perturbed,
+      sample=perturbation.apply(found.delta, sample),
       clean=images[0],
       adversarial=images[1],
       clean_loss=clean_loss,
@@ -170,6 +196,67 @@ def attack(
     )
 
   return run
+
+
+def seek_image(
+  reconstruct: Reconstructor,
+  perturbation: Perturbation,
+  search: Search,
+  objective: Objective,
+  *,
+  surrogate: Reconstructor | Network | None = None,
+  clean: bool = False,
+) -> Callable[[Variables, Key, Sample], tuple[SearchResult, Image, Any]]:
+  """The search of an `attack`, and the images.
+
+  All images of a program run through the same compiled code.
+
+  Args:
+    reconstruct: as in `attack`.
+    perturbation: as in `attack`.
+    search: as in `attack`.
+    objective: as in `attack`.
+    surrogate: as in `attack`.
+    clean: whether the image without perturbation is wanted.
+
+  Returns:
+    `(variables, key, sample) -> (result, adversarial image, clean image)`, the last
+    `None` if it is not wanted.
+  """
+
+  def run(variables, key, sample):
+    if surrogate is None and isinstance(search, Exploring):
+
+      def evaluate(delta, perturbed):
+        delta = _upwards(delta)
+        given = perturbation.apply(delta, sample)
+        image = reconstruct(variables, _pick(perturbed, given, sample))
+        image = _pick(perturbed, perturbation.align(delta, image), image)
+        return objective(image, sample), image
+
+      found, adversarial, last = search.explore(key, evaluate, *_bound(perturbation, sample), clean=clean)
+      return found, adversarial, last if clean else None
+    if isinstance(surrogate, Network):
+      found = seek(surrogate.reconstruct, perturbation, search, objective)(surrogate.variables, key, sample)
+    else:
+      found = seek(surrogate or reconstruct, perturbation, search, objective)(variables, key, sample)
+    perturbed = perturbation.apply(found.delta, sample)
+    if not clean:
+      return found, perturbation.align(found.delta, reconstruct(variables, perturbed)), None
+    both = jax.tree.map(lambda *x: jnp.stack(x), sample, perturbed)
+    unchanged, attacked = lax.map(lambda s: reconstruct(variables, s), both)
+    return found, perturbation.align(found.delta, attacked), unchanged
+
+  return run
+
+
+def _bound(perturbation, sample):
+  return lambda key: perturbation.init(key, sample), lambda delta: perturbation.project(delta, sample)
+
+
+def _pick(condition, new, old):
+  """Leaves of `new`, or of `old`; what both share stays as it is."""
+  return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)
 
 
 def seek(
@@ -192,12 +279,7 @@ def seek(
       image = reconstruct(variables, perturbation.apply(delta, sample))
       return objective(perturbation.align(delta, image), sample)
 
-    return search(
-      key,
-      ascending(loss),
-      lambda key: perturbation.init(key, sample),
-      lambda delta: perturbation.project(delta, sample),
-    )
+    return search(key, ascending(loss), *_bound(perturbation, sample))
 
   return run
 
@@ -210,12 +292,17 @@ def _conjugate_gradient(x):
 _conjugate_gradient.defvjp(lambda x: (x, None), lambda _, g: (jnp.conj(g),))
 
 
+def _upwards(delta):
+  """The same delta, whose gradient is the direction of steepest ascent."""
+  return jax.tree.map(_conjugate_gradient, delta)
+
+
 class _Ascending:
   def __init__(self, loss):
     self._loss = loss
 
   def __call__(self, delta):
-    return self._loss(jax.tree.map(_conjugate_gradient, delta))
+    return self._loss(_upwards(delta))
 
 
 def ascending(loss: Callable[[Delta], Scalar]) -> Callable[[Delta], Scalar]:
@@ -251,9 +338,15 @@ def starts_at_random(init: Callable[..., Delta], *arguments: Any) -> bool:
   return program.invars[0] in used
 
 
-def network_calls(search: Search) -> dict[str, int]:
-  """Forward and backward network calls of `attack` with this search, per example."""
-  return {'forward': search.forward_calls + search.backward_calls + 2, 'backward': search.backward_calls}
+def network_calls(search: Search, *, clean: bool = True) -> dict[str, int]:
+  """Forward and backward network calls of `attack` with this search, per example.
+
+  Args:
+    search: of the attack, without a surrogate.
+    clean: whether the image without perturbation is made too.
+  """
+  images = clean + (not isinstance(search, Exploring))
+  return {'forward': search.forward_calls + search.backward_calls + images, 'backward': search.backward_calls}
 
 
 def chunked(function: Callable[..., Any], arguments: tuple, *, chunk: int) -> Any:

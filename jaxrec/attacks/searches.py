@@ -7,6 +7,7 @@ that receive the ascent direction, which `ascending` makes of JAX's gradient.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax import lax
 
 from jaxrec.attacks.core import Search, SearchResult, ascending, chunked, starts_at_random
 from jaxrec.fourier import abs_squared, safe_sqrt
-from jaxrec.types import Delta
+from jaxrec.types import Array, Delta
 
 # Far outside any feasible set, yet squares and sums of it stay finite in float32.
 _FAR = 1e15
@@ -31,6 +32,75 @@ class _Search:
 
   def __call__(self, key, loss, init, project) -> SearchResult:
     return self.run(key, loss, init, project)
+
+
+class _Here(NamedTuple):
+  """Where a climb stands, and what its step may look at."""
+
+  delta: Delta
+  value: Array
+  direction: Delta
+  best: Array
+  best_delta: Delta
+  memory: Any
+
+
+@dataclass(eq=False)
+class _Climb:
+  """A search of gradient steps, one evaluation after the other in one loop.
+
+  Whatever is evaluated without a gradient, such as the last point, passes through the
+  same code of the network, without its backward half: a program compiles it once.
+
+  Attributes:
+    backward_calls: gradient steps.
+    begin: `(start, lowest loss []) -> memory`.
+    advance: `(number of the step, _Here, project) -> (delta, memory)`.
+    forward_calls: the last point has no step behind it.
+  """
+
+  backward_calls: int
+  begin: Callable
+  advance: Callable
+  forward_calls: int = 1
+
+  def __call__(self, key, loss, init, project) -> SearchResult:
+    loss = ascending(loss)
+    return self.explore(key, lambda delta, _: (loss(delta), ()), init, project)[0]
+
+  def explore(self, key, evaluate, init, project, *, clean=False):
+    """See `attacks.core.Exploring`."""
+    start = project(init(key))
+    # Traced once, although its shapes are asked for first.
+    evaluate = jax.jit(evaluate)
+    value, shown = jax.eval_shape(evaluate, start, True)
+
+    def step(carry, number):
+      delta, best, best_delta, best_shown, _, memory = carry
+      perturbed = number <= self.backward_calls
+      value, pull, shown = jax.vjp(lambda x: evaluate(x, perturbed), delta, has_aux=True)
+      better = perturbed & (value > best)
+      best_shown = _chosen(better | (number == 0), shown, best_shown)
+      best, best_delta = _chosen(better, (value, delta), (best, best_delta))
+
+      def climb():
+        (direction,) = pull(jnp.ones_like(value))
+        return self.advance(number, _Here(delta, value, direction, best, best_delta, memory), project)
+
+      delta, memory = lax.cond(number < self.backward_calls, climb, lambda: (delta, memory))
+      return (delta, best, best_delta, best_shown, shown, memory), value
+
+    low = jnp.array(-jnp.inf, value.dtype)
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shown)
+    carry = (start, low, start, blank, blank, self.begin(start, low))
+    (_, best, best_delta, best_shown, last_shown, _), trace = lax.scan(
+      step, carry, jnp.arange(self.backward_calls + 1 + clean)
+    )
+    return SearchResult(best_delta, best, trace[: self.backward_calls + 1]), best_shown, last_shown
+
+
+def _chosen(condition, new, old):
+  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _positive(name, value):
@@ -149,26 +219,11 @@ def pgd(*, num_steps: int = 10, step: optax.GradientTransformation | None = None
     )
   step = optax.with_extra_args_support(step or steepest_step())
 
-  def run(key, loss, init, project):
-    ascent = jax.value_and_grad(ascending(loss))
-    start = project(init(key))
+  def advance(number, here, project):
+    updates, state = step.update(here.direction, here.memory, here.delta, project=project)
+    return project(jax.tree.map(jnp.add, here.delta, updates)), state
 
-    def body(carry, _):
-      delta, best, best_delta, state = carry
-      value, direction = ascent(delta)
-      best, best_delta = _better(value, delta, best, best_delta)
-      updates, state = step.update(direction, state, delta, project=project)
-      delta = project(jax.tree.map(jnp.add, delta, updates))
-      return (delta, best, best_delta, state), value
-
-    value_type = jax.eval_shape(loss, start).dtype
-    carry = (start, jnp.array(-jnp.inf, value_type), start, step.init(start))
-    (delta, best, best_delta, _), trace = lax.scan(body, carry, None, length=num_steps)
-    last = loss(delta)
-    best, best_delta = _better(last, delta, best, best_delta)
-    return SearchResult(delta=best_delta, loss=best, trace=jnp.append(trace, last))
-
-  return _Search(run, forward_calls=1, backward_calls=num_steps)
+  return _Climb(num_steps, lambda start, _: step.init(start), advance)
 
 
 def _descends(step):
@@ -208,42 +263,32 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
     raise ValueError(f'momentum: {momentum} is not in (0, 1]')
   checkpoints = _apgd_checkpoints(num_steps)
 
-  def run(key, loss, init, project):
-    ascent = jax.value_and_grad(ascending(loss))
+  def add(a, b, scale):
+    return jax.tree.map(lambda x, y: x + scale * y, a, b)
 
-    def add(a, b, scale):
-      return jax.tree.map(lambda x, y: x + scale * y, a, b)
-
-    def body(carry, check):
-      delta, previous, best, best_delta, size, last_value, rises, old = carry
-      at_check, length = check
-      value, direction = ascent(delta)
-      best, best_delta = _better(value, delta, best, best_delta)
-      rises = rises + (value > last_value)
-      stalled = (rises < 0.75 * length) | ((size == old[0]) & (best == old[1]))
-      halve = at_check & stalled
-      old = jax.tree.map(lambda new, kept: jnp.where(at_check, new, kept), (size, best), old)
-      size = jnp.where(halve, size / 2, size)
-      rises = jnp.where(at_check, 0, rises)
-      restart = jax.tree.map(lambda a, b: jnp.where(halve, a, b), best_delta, delta)
-      previous = jax.tree.map(lambda a, b: jnp.where(halve, a, b), best_delta, previous)
-      # After a restart the gradient belongs to the abandoned point; wait one step.
-      move = jnp.where(halve, 0, size)
-      target = project(add(restart, farthest(direction, project), move))
-      step = jax.tree.map(lambda x, t, p: x + momentum * (t - x) + (1 - momentum) * (x - p), restart, target, previous)
-      return (project(step), restart, best, best_delta, size, value, rises, old), value
-
-    start = project(init(key))
-    low = jnp.array(-jnp.inf, jax.eval_shape(loss, start).dtype)
+  def begin(start, low):
     size = jnp.array(2.0, low.dtype)
     # The value of the start is no rise.
-    carry = (start, start, low, start, size, -low, jnp.int32(0), (size, low))
-    carry, trace = lax.scan(body, carry, checkpoints)
-    last = loss(carry[0])
-    best, best_delta = _better(last, carry[0], carry[2], carry[3])
-    return SearchResult(delta=best_delta, loss=best, trace=jnp.append(trace, last))
+    return start, size, -low, jnp.int32(0), (size, low)
 
-  return _Search(run, forward_calls=1, backward_calls=num_steps)
+  def advance(number, here, project):
+    previous, size, last_value, rises, old = here.memory
+    at_check, length = (jnp.asarray(x)[number] for x in checkpoints)
+    rises = rises + (here.value > last_value)
+    stalled = (rises < 0.75 * length) | ((size == old[0]) & (here.best == old[1]))
+    halve = at_check & stalled
+    old = jax.tree.map(lambda new, kept: jnp.where(at_check, new, kept), (size, here.best), old)
+    size = jnp.where(halve, size / 2, size)
+    rises = jnp.where(at_check, 0, rises)
+    restart = jax.tree.map(lambda a, b: jnp.where(halve, a, b), here.best_delta, here.delta)
+    previous = jax.tree.map(lambda a, b: jnp.where(halve, a, b), here.best_delta, previous)
+    # After a restart the gradient belongs to the abandoned point; wait one step.
+    move = jnp.where(halve, 0, size)
+    target = project(add(restart, farthest(here.direction, project), move))
+    step = jax.tree.map(lambda x, t, p: x + momentum * (t - x) + (1 - momentum) * (x - p), restart, target, previous)
+    return project(step), (restart, size, here.value, rises, old)
+
+  return _Climb(num_steps, begin, advance)
 
 
 def _apgd_checkpoints(num_steps):

@@ -94,8 +94,8 @@ class Sweep:
     """Forward and backward network calls: of a grid per slice, of other searches per box and aim."""
     if self.is_grid:
       return self.search.forward_calls, 0
-    forward = self.search.forward_calls + self.search.backward_calls + 1
-    return forward * len(self.strengths), self.search.backward_calls * len(self.strengths)
+    calls = attacks.network_calls(self.search, clean=False)
+    return calls['forward'] * len(self.strengths), calls['backward'] * len(self.strengths)
 
   def at(self, strength: Any) -> attacks.Perturbation:
     """The perturbation of a strength, which may be traced."""

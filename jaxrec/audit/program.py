@@ -1,5 +1,6 @@
 """The XLA programs of an audit: one per network and sweep, and what a slice needs once."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,7 +105,9 @@ def by_search(
     `(weights, keys, samples, regions, boxes, clean images) -> Outcome`, with a
     leading axis of places.
   """
-  seen = network.surrogate or network
+
+  def seen(given):
+    return network.surrogate and dataclasses.replace(network.surrogate, variables=given.surrogate)
 
   def one(given, key, sample, region, box, image):
     sample = metrics.own_reference(image, sample).replace(region=box)
@@ -112,11 +115,11 @@ def by_search(
 
     def at(strength):
       perturbation = _started(sweep, strength, given.start)
-      own = given.surrogate if network.surrogate else given.network
-      found = attacks.seek(seen.reconstruct, perturbation, sweep.search, sweep.objective)(own, key, aimed)
+      found, attacked, _ = attacks.seek_image(
+        network.reconstruct, perturbation, sweep.search, sweep.objective, surrogate=seen(given)
+      )(given.network, key, aimed)
       perturbed = perturbation.apply(found.delta, aimed)
       change = _change(perturbed, sample)
-      attacked = perturbation.align(found.delta, network.reconstruct(given.network, perturbed))
       # Another program made the clean image: what is not perturbed shall not differ by a rounding.
       attacked = jnp.where(_changed(perturbed, aimed, change > 0), attacked, image)
       relative = _relative(change, sample)

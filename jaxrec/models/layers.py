@@ -103,10 +103,14 @@ def _folded_conv2d(x, kernel, *, fold):
   """Neighbouring pixels become channels: with few channels XLA:CPU is twice as fast so."""
   batch, rows, cols, n_in = x.shape
   height, width, _, n_out = kernel.shape
-  zeros = width * (fold - 1)
-  # Place v of a block has its first tap v inputs further on than place 0.
-  front = [width // 2 * (fold - 1) + v for v in range(fold)]
-  blocks = jnp.stack([jnp.pad(kernel, ((0, 0), (n, zeros - n), (0, 0), (0, 0))) for n in front], 3)
+  # Place v of a block has its first tap v inputs further on than place 0: copies of a padded
+  # row that are read as if they were shorter by one.
+  taps = width * fold
+  front = width // 2 * (fold - 1)
+  padded = jnp.pad(kernel, ((0, 0), (front, taps + 1 - width - front), (0, 0), (0, 0)))
+  copies = jnp.broadcast_to(padded[:, None], (height, fold, taps + 1, n_in, n_out))
+  copies = copies.reshape(height, fold * (taps + 1), n_in, n_out)[:, : fold * taps]
+  blocks = copies.reshape(height, fold, width, fold, n_in, n_out).transpose(0, 2, 3, 4, 1, 5)
   blocks = blocks.reshape(height, width, fold * n_in, fold * n_out)
   return _plain_conv2d(x.reshape(batch, rows, cols // fold, fold * n_in), blocks).reshape(batch, rows, cols, n_out)
 
@@ -185,6 +189,92 @@ def spatial_mean(x: Array) -> Array:
   return jnp.mean(rows, 2, keepdims=True)
 
 
+@jax.custom_jvp
+def spatial_means(a: Array, b: Array) -> list[Array]:
+  """`spatial_mean` of two arrays, by XLA:CPU in one pass over both.
+
+  Args:
+    a: `[batch, row, col, c]`.
+    b: as `a`.
+
+  Returns:
+    Two `[batch, 1, 1, c]`.
+  """
+  return lax.platform_dependent(a, b, cpu=_means_in_one_pass, default=_means_one_by_one)
+
+
+def _means_one_by_one(*both):
+  return [spatial_mean(x) for x in both]
+
+
+def _means_in_one_pass(*both):
+  count = both[0].shape[1] * both[0].shape[2]
+  for _ in range(2):
+    both = _reduce(both, lambda a, b: tuple(x + y for x, y in zip(a, b)))
+  return [x[:, None, None] / count for x in both]
+
+
+def _reduce(arrays, combine):
+  """Over axis 1, from zeros."""
+  return lax.reduce(arrays, tuple(jnp.zeros((), x.dtype) for x in arrays), combine, (1,))
+
+
+# Linear, and as sums of their own they have derivatives of any order.
+spatial_means.defjvp(lambda both, tangents: (spatial_means(*both), _means_one_by_one(*tangents)))
+
+
+@jax.custom_jvp
+def spatial_moments(x: Array) -> list[Array]:
+  """Mean and biased variance over rows and columns, by XLA:CPU in one pass.
+
+  Args:
+    x: `[batch, row, col, c]` of float32 or more.
+
+  Returns:
+    Two `[batch, 1, 1, c]`.
+
+  Reference:
+    Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance,
+    https://doi.org/10.1080/00031305.1983.10483115: shifted sums, pairwise update.
+  """
+  return lax.platform_dependent(x, cpu=_moments_in_one_pass, default=_moments_in_two_passes)
+
+
+def _moments_in_two_passes(x):
+  mean = spatial_mean(x)
+  centred = x - mean
+  return [mean, spatial_mean(centred * centred)]
+
+
+def _moments_in_one_pass(x):
+  rows, cols = x.shape[1:3]
+  # Distances to a pixel of the same column, and of that to one of the same image: few digits cancel.
+  middle = x[:, rows // 2]
+  centre = middle[:, cols // 2, None]
+  shifted = x - middle[:, None]
+  total, square = _reduce((shifted, shifted * shifted), lambda a, b: (a[0] + b[0], a[1] + b[1]))
+  mean = total / rows
+  spread = jnp.maximum(square - total * mean, 0)
+  columns = _anew(jnp.full_like(mean, rows), middle - centre + mean, spread)
+  _, mean, spread = (y[:, None, None] for y in _reduce(columns, _join))
+  return [centre[:, None] + mean, spread / (rows * cols)]
+
+
+def _join(a, b):
+  """Of two sets, each as (size, mean, sum of squared distances to it)."""
+  size = a[0] + b[0]
+  share = b[0] / jnp.maximum(size, 1)
+  apart = b[1] - a[1]
+  return size, a[1] + apart * share, a[2] + b[2] + apart * apart * a[0] * share
+
+
+@spatial_moments.defjvp
+def _spatial_moments_jvp(primals, tangents):
+  (x,), (t,) = primals, tangents
+  mean, variance = spatial_moments(x)
+  return [mean, variance], [spatial_mean(t), 2 * spatial_mean((x - mean) * t)]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def instance_norm_leaky_relu(x: Array, slope: float = 0.2, epsilon: float = 1e-5) -> Array:
   """Instance normalisation (biased variance, no affine) and leaky ReLU.
@@ -209,10 +299,10 @@ def instance_norm_leaky_relu(x: Array, slope: float = 0.2, epsilon: float = 1e-5
 @partial(jax.jit, static_argnums=(1, 2))
 def _norm_forward(x, slope, epsilon):
   exact = x.astype(_at_least_float32(x))
-  centred = exact - spatial_mean(exact)
-  inverse = lax.rsqrt(spatial_mean(centred * centred) + epsilon)
-  y = centred * inverse
-  y = jnp.where(y >= 0, y, slope * y).astype(x.dtype)
+  mean, variance = spatial_moments(exact)
+  inverse = lax.rsqrt(variance + epsilon)
+  y = (exact - mean) * inverse
+  y = _by_sign(y, y, slope * y).astype(x.dtype)
   return y, (y, inverse)
 
 
@@ -221,10 +311,19 @@ def _norm_backward(slope, epsilon, residuals, g):
   del epsilon
   y, inverse = residuals
   kind, y, g = y.dtype, y.astype(inverse.dtype), g.astype(inverse.dtype)
-  positive = y >= 0
-  normal = jnp.where(positive, y, y / slope)
-  g = jnp.where(positive, g, slope * g)
-  return (((g - spatial_mean(g) - normal * spatial_mean(g * normal)) * inverse).astype(kind),)
+  # The slopes cancel in the product with the normalised input.
+  mean, product = spatial_means(_by_sign(y, g, slope * g), g * y)
+  y, g = _anew(y, g)
+  return (((_by_sign(y, g, slope * g) - mean - _by_sign(y, y, y / slope) * product) * inverse).astype(kind),)
+
+
+def _anew(*arrays):
+  """The same arrays; what XLA:CPU made of them before, it makes again in the next loop and does not keep."""
+  return lax.platform_dependent(*arrays, cpu=lambda *x: lax.optimization_barrier(x), default=lambda *x: x)
+
+
+def _by_sign(y, positive, negative):
+  return jnp.where(y >= 0, positive, negative)
 
 
 instance_norm_leaky_relu.defvjp(_norm_forward, _norm_backward)

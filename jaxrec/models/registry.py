@@ -168,4 +168,12 @@ def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
   Returns:
     The variables.
   """
-  return jax.jit(lambda key, *given: module.init(quick_key(key), *given))(key, *inputs(sample))
+
+  def made(key, *given):
+    return module.init(quick_key(key), *given)
+
+  given = (key, *inputs(sample))
+  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(given)):
+    return made(*given)
+  # It runs once: optimising takes XLA longer than it could save.
+  return jax.jit(made).lower(*given).compile({'xla_backend_optimization_level': '0'})(*given)

@@ -14,7 +14,8 @@ def flops(function: Callable, *arguments: Any) -> float:
   Counted on the traced program, so that loops count as often as they run and
   rematerialisation as often as it recomputes; XLA's own analysis counts the body
   of a loop once, and that for CUDA is empty. Additions and normalisations are
-  not counted: memory bounds them. Loops without a fixed number of turns count once.
+  not counted: memory bounds them. Loops without a fixed number of turns count once,
+  and of branches the largest: of a search's last evaluation a gradient that is not taken.
 
   Args:
     function: any traceable function.

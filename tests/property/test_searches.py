@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import chex
 import jax
@@ -71,6 +72,56 @@ def test_length_of_the_trace_is_the_stated_cost(name, scan, zero_filled):
   search = TABLE[name]
   runs = 2 if name == 'restarts' else 1
   assert run(search, scan, zero_filled).trace.shape == ((search.forward_calls + search.backward_calls) // runs,)
+
+
+class Alone:
+  """A search as a caller may write it: without what it saw."""
+
+  def __init__(self, search):
+    self.search = search
+    self.forward_calls, self.backward_calls = search.forward_calls, search.backward_calls
+
+  def __call__(self, *arguments):
+    return self.search(*arguments)
+
+
+EXPLORING = [name for name, search in TABLE.items() if isinstance(search, attacks.Exploring)]
+
+
+@pytest.mark.parametrize('name', EXPLORING)
+def test_what_a_search_saw_is_what_an_evaluation_of_its_own_shows(name, scan, zero_filled):
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    *(run(search, scan, zero_filled) for search in (TABLE[name], Alone(TABLE[name]))),
+  )
+
+
+def test_searches_of_gradient_steps_explore():
+  assert {'pgd', 'pgd momentum', 'apgd'} <= set(EXPLORING) and 'random' not in EXPLORING
+
+
+@pytest.mark.parametrize(
+  'search', [jaxrec.pgd(num_steps=3), Alone(jaxrec.pgd(num_steps=3))], ids=['exploring', 'alone']
+)
+def test_a_network_of_nan_is_told_not_hidden(search, scan, zero_filled):
+  """Its image at the start stands for the worst case: there is none that is better."""
+  result = run(search, scan, lambda variables, scan: zero_filled(variables, scan) * jnp.nan)
+  assert np.isnan(result.loss) and np.isnan(result.adversarial).all() and np.isnan(result.trace).all()
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_network_calls_are_those_that_are_made(name, scan, zero_filled):
+  """Counted while the program runs."""
+  calls = []
+
+  def counting(variables, scan):
+    image = zero_filled(variables, scan)
+    jax.debug.callback(lambda _: calls.append(1), image[0, 0])
+    return image
+
+  run(TABLE[name], scan, counting)
+  jax.effects_barrier()
+  assert len(calls) == attacks.network_calls(TABLE[name])['forward']
 
 
 def test_steps_are_a_loop_in_the_program_not_in_python(scan, zero_filled):
