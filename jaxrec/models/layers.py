@@ -210,69 +210,13 @@ def _means_one_by_one(*both):
 def _means_in_one_pass(*both):
   count = both[0].shape[1] * both[0].shape[2]
   for _ in range(2):
-    both = _reduce(both, lambda a, b: tuple(x + y for x, y in zip(a, b)))
+    zeros = tuple(jnp.zeros((), x.dtype) for x in both)
+    both = lax.reduce(both, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (1,))
   return [x[:, None, None] / count for x in both]
-
-
-def _reduce(arrays, combine):
-  """Over axis 1, from zeros."""
-  return lax.reduce(arrays, tuple(jnp.zeros((), x.dtype) for x in arrays), combine, (1,))
 
 
 # Linear, and as sums of their own they have derivatives of any order.
 spatial_means.defjvp(lambda both, tangents: (spatial_means(*both), _means_one_by_one(*tangents)))
-
-
-@jax.custom_jvp
-def spatial_moments(x: Array) -> list[Array]:
-  """Mean and biased variance over rows and columns, by XLA:CPU in one pass.
-
-  Args:
-    x: `[batch, row, col, c]` of float32 or more.
-
-  Returns:
-    Two `[batch, 1, 1, c]`.
-
-  Reference:
-    Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance,
-    https://doi.org/10.1080/00031305.1983.10483115: shifted sums, pairwise update.
-  """
-  return lax.platform_dependent(x, cpu=_moments_in_one_pass, default=_moments_in_two_passes)
-
-
-def _moments_in_two_passes(x):
-  mean = spatial_mean(x)
-  centred = x - mean
-  return [mean, spatial_mean(centred * centred)]
-
-
-def _moments_in_one_pass(x):
-  rows, cols = x.shape[1:3]
-  # Distances to a pixel of the same column, and of that to one of the same image: few digits cancel.
-  middle = x[:, rows // 2]
-  centre = middle[:, cols // 2, None]
-  shifted = x - middle[:, None]
-  total, square = _reduce((shifted, shifted * shifted), lambda a, b: (a[0] + b[0], a[1] + b[1]))
-  mean = total / rows
-  spread = jnp.maximum(square - total * mean, 0)
-  columns = _anew(jnp.full_like(mean, rows), middle - centre + mean, spread)
-  _, mean, spread = (y[:, None, None] for y in _reduce(columns, _join))
-  return [centre[:, None] + mean, spread / (rows * cols)]
-
-
-def _join(a, b):
-  """Of two sets, each as (size, mean, sum of squared distances to it)."""
-  size = a[0] + b[0]
-  share = b[0] / jnp.maximum(size, 1)
-  apart = b[1] - a[1]
-  return size, a[1] + apart * share, a[2] + b[2] + apart * apart * a[0] * share
-
-
-@spatial_moments.defjvp
-def _spatial_moments_jvp(primals, tangents):
-  (x,), (t,) = primals, tangents
-  mean, variance = spatial_moments(x)
-  return [mean, variance], [spatial_mean(t), 2 * spatial_mean((x - mean) * t)]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -299,9 +243,9 @@ def instance_norm_leaky_relu(x: Array, slope: float = 0.2, epsilon: float = 1e-5
 @partial(jax.jit, static_argnums=(1, 2))
 def _norm_forward(x, slope, epsilon):
   exact = x.astype(_at_least_float32(x))
-  mean, variance = spatial_moments(exact)
-  inverse = lax.rsqrt(variance + epsilon)
-  y = (exact - mean) * inverse
+  centred = exact - spatial_mean(exact)
+  inverse = lax.rsqrt(spatial_mean(centred * centred) + epsilon)
+  y = centred * inverse
   y = _by_sign(y, y, slope * y).astype(x.dtype)
   return y, (y, inverse)
 
@@ -313,13 +257,9 @@ def _norm_backward(slope, epsilon, residuals, g):
   kind, y, g = y.dtype, y.astype(inverse.dtype), g.astype(inverse.dtype)
   # The slopes cancel in the product with the normalised input.
   mean, product = spatial_means(_by_sign(y, g, slope * g), g * y)
-  y, g = _anew(y, g)
+  # XLA:CPU computes the branches again in the next loop, and does not keep them.
+  y, g = lax.platform_dependent(y, g, cpu=lambda *x: lax.optimization_barrier(x), default=lambda *x: x)
   return (((_by_sign(y, g, slope * g) - mean - _by_sign(y, y, y / slope) * product) * inverse).astype(kind),)
-
-
-def _anew(*arrays):
-  """The same arrays; what XLA:CPU made of them before, it makes again in the next loop and does not keep."""
-  return lax.platform_dependent(*arrays, cpu=lambda *x: lax.optimization_barrier(x), default=lambda *x: x)
 
 
 def _by_sign(y, positive, negative):

@@ -105,17 +105,25 @@ def moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
   """Mean and unbiased standard deviation (0, with gradient 0, for constant input).
 
   Args:
-    x: real array, `[..., row, col]` or `[..., row, col, c]`.
-    axes: of row and column, `(-2, -1)` or `(-3, -2)`, kept with size 1.
+    x: real array.
+    axes: axes to reduce, kept with size 1.
 
   Returns:
     Mean and standard deviation.
   """
-  images = x if axes == (-3, -2) else x[..., None]
-  rows, cols, channels = images.shape[-3:]
-  shape = (*images.shape[:-3], 1, 1, channels)[: x.ndim]
-  mean, variance = (m.reshape(shape) for m in layers.spatial_moments(images.reshape(-1, rows, cols, channels)))
-  return mean, safe_sqrt(variance * (rows * cols / (rows * cols - 1)))
+  mean = _stepwise(jnp.mean, x, axes)
+  count = 1
+  for axis in axes:
+    count *= x.shape[axis]
+  variance = _stepwise(jnp.mean, (x - mean) ** 2, axes) * (count / (count - 1))
+  return mean, safe_sqrt(variance)
+
+
+def _stepwise(reduce, x, axes):
+  # One axis at a time: long float32 sums lose digits on the CPU.
+  for axis in axes:
+    x = reduce(x, axis, keepdims=True)
+  return x
 
 
 class NormUNet(nn.Module):
