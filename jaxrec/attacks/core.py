@@ -230,8 +230,8 @@ def seek_image(
       def evaluate(delta, perturbed):
         delta = _upwards(delta)
         given = perturbation.apply(delta, sample)
-        image = reconstruct(variables, _pick(perturbed, given, sample))
-        image = _pick(perturbed, perturbation.align(delta, image), image)
+        image = reconstruct(variables, pick(perturbed, given, sample))
+        image = pick(perturbed, perturbation.align(delta, image), image)
         return objective(image, sample), image
 
       found, adversarial, last = search.explore(key, evaluate, *_bound(perturbation, sample), clean=clean)
@@ -254,8 +254,8 @@ def _bound(perturbation, sample):
   return lambda key: perturbation.init(key, sample), lambda delta: perturbation.project(delta, sample)
 
 
-def _pick(condition, new, old):
-  """Leaves of `new`, or of `old`; what both share stays as it is."""
+def pick(condition: AnyArray, new: Any, old: Any) -> Any:
+  """Leaves of `new` where the condition holds, else of `old`; what both share stays as it is."""
   return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jaxrec.attacks.core import Search, SearchResult, ascending, chunked, starts_at_random
+from jaxrec.attacks.core import Search, SearchResult, ascending, chunked, pick, starts_at_random
 from jaxrec.fourier import abs_squared, safe_sqrt
 from jaxrec.types import Array, Delta
 
@@ -80,8 +80,8 @@ class _Climb:
       perturbed = number <= self.backward_calls
       value, pull, shown = jax.vjp(lambda x: evaluate(x, perturbed), delta, has_aux=True)
       better = perturbed & (value > best)
-      best_shown = _chosen(better | (number == 0), shown, best_shown)
-      best, best_delta = _chosen(better, (value, delta), (best, best_delta))
+      best_shown = pick(better | (number == 0), shown, best_shown)
+      best, best_delta = pick(better, (value, delta), (best, best_delta))
 
       def climb():
         (direction,) = pull(jnp.ones_like(value))
@@ -97,10 +97,6 @@ class _Climb:
       step, carry, jnp.arange(self.backward_calls + 1 + clean)
     )
     return SearchResult(best_delta, best, trace[: self.backward_calls + 1]), best_shown, last_shown
-
-
-def _chosen(condition, new, old):
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _positive(name, value):
@@ -236,11 +232,6 @@ def _descends(step):
     return False
 
 
-def _better(value, delta, best, best_delta):
-  better = value > best
-  return jnp.where(better, value, best), jax.tree.map(lambda a, b: jnp.where(better, a, b), delta, best_delta)
-
-
 def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
   """Auto-PGD: momentum, and steps that halve when progress stalls.
 
@@ -277,11 +268,10 @@ def apgd(*, num_steps: int = 20, momentum: float = 0.75) -> Search:
     rises = rises + (here.value > last_value)
     stalled = (rises < 0.75 * length) | ((size == old[0]) & (here.best == old[1]))
     halve = at_check & stalled
-    old = jax.tree.map(lambda new, kept: jnp.where(at_check, new, kept), (size, here.best), old)
+    old = pick(at_check, (size, here.best), old)
     size = jnp.where(halve, size / 2, size)
     rises = jnp.where(at_check, 0, rises)
-    restart = jax.tree.map(lambda a, b: jnp.where(halve, a, b), here.best_delta, here.delta)
-    previous = jax.tree.map(lambda a, b: jnp.where(halve, a, b), here.best_delta, previous)
+    restart, previous = pick(halve, (here.best_delta, here.best_delta), (here.delta, previous))
     # After a restart the gradient belongs to the abandoned point; wait one step.
     move = jnp.where(halve, 0, size)
     target = project(add(restart, farthest(here.direction, project), move))
