@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxrec.attacks import Perturbation, Search, farthest, local_lipschitz
+from jaxrec.attacks import Perturbation, Search, farthest, local_lipschitz, seek
 from jaxrec.geometry import center_crop
 from jaxrec.models import bind, bind_training
 from jaxrec.training.draws import Place, alone, of_examples
@@ -86,14 +86,8 @@ def _calls(search):
 
 def _worst(reconstruct, variables, perturbation, search, objective, keys, batch):
   variables, batch = lax.stop_gradient((variables, batch))
-
-  def one(key, sample):
-    def harm(delta):
-      return objective(perturbation.align(delta, reconstruct(variables, perturbation.apply(delta, sample))), sample)
-
-    return search(key, harm, lambda k: perturbation.init(k, sample), lambda d: perturbation.project(d, sample)).delta
-
-  return jax.vmap(one)(keys, batch)
+  found = jax.vmap(seek(reconstruct, perturbation, search, objective), (None, 0, 0))(variables, keys, batch)
+  return found.delta
 
 
 def consistency(

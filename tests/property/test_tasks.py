@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import jaxrec
-from jaxrec import training
+from jaxrec import attacks, training
 from jaxrec.data import loader, singlecoil, synthetic
 from jaxrec.fourier import ifft2c, rss
 from jaxrec.models import build, layers
@@ -333,6 +333,27 @@ def test_passes_are_those_that_xla_computes(name):
   once = flops(lambda variables: module.apply(variables, data.kspace, data.mask), task.variables(state))
   passes = flops(task.step, state, data, jax.random.key(1)) / once
   assert passes == pytest.approx(sum(task.calls) + trained, abs=0.15)
+
+
+class OneStep:
+  """A search of a caller's own, which knows nothing of conjugation."""
+
+  forward_calls, backward_calls = 1, 1
+
+  def __call__(self, key, loss, init, project):
+    end = attacks.farthest(jax.grad(loss)(init(key)), project)
+    return jaxrec.SearchResult(delta=end, loss=loss(end), trace=loss(end)[None])
+
+
+def test_searches_of_callers_climb_in_training_too():
+  data = batch('worst case')
+
+  def perturbed(search):
+    task = training.worst_case(Tiny(), optax.set_to_zero(), FIXED, search, jaxrec.region_mse(), loss='mse')
+    return float(jax.jit(task.step)(task.init(jax.random.key(0), data), data, jax.random.key(1))[1]['loss_perturbed'])
+
+  ours = perturbed(jaxrec.pgd(num_steps=1, step=attacks.steepest_step(1.0)))
+  np.testing.assert_allclose(perturbed(OneStep()), ours, rtol=1e-5)
 
 
 def test_free_training_steps_along_the_steepest_ascent():
