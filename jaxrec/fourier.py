@@ -4,8 +4,10 @@ Conventions: k-space and images have DC and the image centre at index `n // 2`
 of each axis; all transforms are unitary.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Complex, Float, Inexact, Num
+from jax import lax
+from jaxtyping import Complex, Float, Inexact, Num, Shaped
 
 from jaxrec.types import Array
 
@@ -30,8 +32,7 @@ def fft2c(image: Num[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_AXE
     >>> float(k[2, 2].real)
     4.0
   """
-  shifted = jnp.fft.ifftshift(image, axes)
-  return jnp.fft.fftshift(jnp.fft.fftn(shifted, axes=axes, norm='ortho'), axes)
+  return fftshift(jnp.fft.fftn(ifftshift(image, axes), axes=axes, norm='ortho'), axes)
 
 
 def ifft2c(kspace: Num[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_AXES) -> Complex[Array, '*lead row col']:
@@ -44,14 +45,62 @@ def ifft2c(kspace: Num[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_A
   Returns:
     `[..., row, col]` complex, same shape as `kspace`.
   """
-  shifted = jnp.fft.ifftshift(kspace, axes)
-  return jnp.fft.fftshift(jnp.fft.ifftn(shifted, axes=axes, norm='ortho'), axes)
+  return fftshift(jnp.fft.ifftn(ifftshift(kspace, axes), axes=axes, norm='ortho'), axes)
 
 
+def fftshift(x: Shaped[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_AXES) -> Shaped[Array, '*lead row col']:
+  """Moves index 0 of each axis to the centre, as `numpy.fft.fftshift`.
+
+  Axes of even size swap their halves in one pass over all of them, which is its
+  own inverse and its own adjoint; others are rolled one by one.
+
+  Args:
+    x: `[..., row, col]` of any type.
+    axes: axes to shift, counted from the end.
+
+  Returns:
+    Array of the same shape and type.
+  """
+  return _swap_halves(x, axes) if _even(x, axes) else jnp.fft.fftshift(x, axes)
+
+
+def ifftshift(x: Shaped[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_AXES) -> Shaped[Array, '*lead row col']:
+  """The inverse of `fftshift`, as `numpy.fft.ifftshift`.
+
+  Args:
+    x: `[..., row, col]` of any type.
+    axes: axes to shift, counted from the end.
+
+  Returns:
+    Array of the same shape and type.
+  """
+  return _swap_halves(x, axes) if _even(x, axes) else jnp.fft.ifftshift(x, axes)
+
+
+def _even(x, axes):
+  return not any(x.shape[axis] % 2 for axis in axes)
+
+
+def _swap_halves(x, axes):
+  shape, halves = [], []
+  for axis, size in enumerate(x.shape, -x.ndim):
+    if axis in axes:
+      halves.append(len(shape))
+    shape += (2, size // 2) if axis in axes else (size,)
+  return lax.rev(x.reshape(shape), halves).reshape(x.shape)
+
+
+@jax.custom_jvp
 def safe_sqrt(square: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """Square root whose gradient is 0, not infinite, where `square` is 0."""
-  positive = square > 0
-  return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+  return jnp.sqrt(jnp.maximum(square, 0))
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals, tangents):
+  root = safe_sqrt(*primals)
+  positive = root > 0
+  return root, jnp.where(positive, 0.5 / jnp.where(positive, root, 1), 0) * tangents[0]
 
 
 def abs_squared(x: Inexact[Array, '*shape']) -> Float[Array, '*shape']:

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Complex, Float, Inexact, Real, Shaped
 
+from jaxrec.fourier import fftshift, ifftshift
 from jaxrec.types import Array, Scalar
 
 
@@ -82,9 +83,9 @@ def rotate(image: Inexact[Array, '*lead row col'], degrees: Scalar | float) -> I
     >>> bool(jnp.allclose(x, y, atol=1e-5))
     True
   """
-  spectrum = jnp.fft.fft(_uncentre(image))
+  spectrum = jnp.fft.fft(ifftshift(image))
   rotated = jnp.fft.ifft(_shear_three(spectrum, image.shape[-2:], degrees))
-  return _finish(image, _centre(rotated), degrees)
+  return _finish(image, fftshift(rotated), degrees)
 
 
 def rotate_kspace(kspace: Complex[Array, '*lead row col'], degrees: Scalar | float) -> Complex[Array, '*lead row col']:
@@ -97,9 +98,9 @@ def rotate_kspace(kspace: Complex[Array, '*lead row col'], degrees: Scalar | flo
   Returns:
     `[..., row, col]` complex; bitwise `kspace` at 0 degrees.
   """
-  spectrum = jnp.fft.ifft(_uncentre(kspace), axis=-2)
+  spectrum = jnp.fft.ifft(ifftshift(kspace), axis=-2)
   rotated = jnp.fft.fft(_shear_three(spectrum, kspace.shape[-2:], degrees), axis=-2)
-  return _finish(kspace, _centre(rotated), degrees)
+  return _finish(kspace, fftshift(rotated), degrees)
 
 
 def shift(image: Inexact[Array, '*lead row col'], pixels: Real[Array, '2']) -> Inexact[Array, '*lead row col']:
@@ -112,8 +113,8 @@ def shift(image: Inexact[Array, '*lead row col'], pixels: Real[Array, '2']) -> I
   Returns:
     `[..., row, col]`, the dtype of `image`; bitwise `image` for no shift.
   """
-  spectrum = _centre(jnp.fft.fft2(_uncentre(image)))
-  moved = _centre(jnp.fft.ifft2(_uncentre(spectrum * _ramp(image.shape[-2:], pixels))))
+  spectrum = fftshift(jnp.fft.fft2(ifftshift(image)))
+  moved = fftshift(jnp.fft.ifft2(ifftshift(spectrum * _ramp(image.shape[-2:], pixels))))
   return _finish(image, moved, jnp.any(pixels != 0))
 
 
@@ -162,14 +163,6 @@ def rotate_resampled(image: Inexact[Array, 'row col'], degrees: Scalar | float) 
 
 def _coordinates(n: int) -> np.ndarray:
   return np.fft.ifftshift(np.arange(n) - n // 2).astype(np.float32)
-
-
-def _uncentre(x):
-  return jnp.fft.ifftshift(x, (-2, -1))
-
-
-def _centre(x):
-  return jnp.fft.fftshift(x, (-2, -1))
 
 
 def _shear_three(spectrum, shape, degrees):

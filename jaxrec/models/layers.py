@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxrec.types import Array
 
@@ -189,7 +190,6 @@ def spatial_mean(x: Array) -> Array:
   return jnp.mean(rows, 2, keepdims=True)
 
 
-@jax.custom_jvp
 def spatial_means(a: Array, b: Array) -> list[Array]:
   """`spatial_mean` of two arrays, by XLA:CPU in one pass over both.
 
@@ -207,6 +207,7 @@ def _means_one_by_one(*both):
   return [spatial_mean(x) for x in both]
 
 
+@jax.custom_jvp
 def _means_in_one_pass(*both):
   count = both[0].shape[1] * both[0].shape[2]
   for _ in range(2):
@@ -216,7 +217,7 @@ def _means_in_one_pass(*both):
 
 
 # Linear, and as sums of their own they have derivatives of any order.
-spatial_means.defjvp(lambda both, tangents: (spatial_means(*both), _means_one_by_one(*tangents)))
+_means_in_one_pass.defjvp(lambda both, tangents: (_means_in_one_pass(*both), _means_one_by_one(*tangents)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -240,8 +241,28 @@ def instance_norm_leaky_relu(x: Array, slope: float = 0.2, epsilon: float = 1e-5
   return _norm_forward(x, slope, epsilon)[0]
 
 
+def _compiled_once(function: Callable) -> Callable:
+  """`function` behind a call that XLA:CPU leaves a call.
+
+  Nothing from outside is fused into it, so that all layers of one shape consist of the same
+  kernels, of which XLA compiles each once.
+  """
+  call = jax.jit(function)
+
+  def called(*arrays):
+    with set_xla_metadata(inlineable='false'):
+      return call(*arrays)
+
+  return called
+
+
 @partial(jax.jit, static_argnums=(1, 2))
 def _norm_forward(x, slope, epsilon):
+  normalise = partial(_normalise, slope=slope, epsilon=epsilon)
+  return lax.platform_dependent(x, cpu=_compiled_once(normalise), default=normalise)
+
+
+def _normalise(x, *, slope, epsilon):
   exact = x.astype(_at_least_float32(x))
   centred = exact - spatial_mean(exact)
   inverse = lax.rsqrt(spatial_mean(centred * centred) + epsilon)
@@ -253,17 +274,22 @@ def _norm_forward(x, slope, epsilon):
 @partial(jax.jit, static_argnums=(0, 1))
 def _norm_backward(slope, epsilon, residuals, g):
   del epsilon
-  y, inverse = residuals
+  derive = partial(_normalise_backward, slope=slope)
+  # XLA:CPU computes the branches again after the sums, and does not keep them.
+  for_cpu = partial(derive, means=_means_in_one_pass, again=lax.optimization_barrier)
+  return (lax.platform_dependent(*residuals, g, cpu=_compiled_once(for_cpu), default=derive),)
+
+
+def _normalise_backward(y, inverse, g, *, slope, means=_means_one_by_one, again=lambda both: both):
   kind, y, g = y.dtype, y.astype(inverse.dtype), g.astype(inverse.dtype)
   # The slopes cancel in the product with the normalised input.
-  mean, product = spatial_means(_by_sign(y, g, slope * g), g * y)
-  # XLA:CPU computes the branches again in the next loop, and does not keep them.
-  y, g = lax.platform_dependent(y, g, cpu=lambda *x: lax.optimization_barrier(x), default=lambda *x: x)
-  return (((_by_sign(y, g, slope * g) - mean - _by_sign(y, y, y / slope) * product) * inverse).astype(kind),)
+  mean, product = means(_by_sign(y, g, slope * g), g * y)
+  y, g = again((y, g))
+  return ((_by_sign(y, g, slope * g) - mean - _by_sign(y, y, y / slope) * product) * inverse).astype(kind)
 
 
 def _by_sign(y, positive, negative):
-  return jnp.where(y >= 0, positive, negative)
+  return lax.select(y >= 0, positive, negative)
 
 
 instance_norm_leaky_relu.defvjp(_norm_forward, _norm_backward)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxrec.fourier import ifft2c, rss, safe_sqrt
 from jaxrec.geometry import center_crop
@@ -126,6 +127,42 @@ def _stepwise(reduce, x, axes):
   return x
 
 
+@jax.custom_vjp
+def standardise(x: Array) -> tuple[Array, Array, Array]:
+  """An image with its mean taken off, in units of its unbiased standard deviation, and both; see `moments`.
+
+  Keeps only its first and last result for the backward pass.
+
+  Args:
+    x: `[batch, row, col, channel]`.
+
+  Returns:
+    Array of the same shape, mean and standard deviation `[batch, 1, 1, channel]`.
+  """
+  mean, std = moments(x, (1, 2))
+  return (x - mean) / _unit(std), mean, std
+
+
+def _standardise_forward(x):
+  y, mean, std = standardise(x)
+  return (y, mean, std), (y, std)
+
+
+def _standardise_backward(residuals, cotangents):
+  (y, std), (g, g_mean, g_std) = residuals, cotangents
+  count = y.shape[1] * y.shape[2]
+  mean, product = layers.spatial_means(g, g * y)
+  through_std = (g_std - product * (count / _unit(std))) / (count - 1)
+  return ((g - mean) / _unit(std) + g_mean / count + y * through_std,)
+
+
+def _unit(std):
+  return jnp.where(std > 0, std, 1)
+
+
+standardise.defvjp(_standardise_forward, _standardise_backward)
+
+
 class NormUNet(nn.Module):
   """U-Net on a complex image, normalised per real and imaginary part.
 
@@ -149,14 +186,12 @@ class NormUNet(nn.Module):
   def __call__(self, image: Array) -> Array:
     """`[..., row, col]` complex to the same."""
     x = jnp.stack([image.real, image.imag], -1)
-    mean, std = moments(x, (-3, -2))
-    x = (x - mean) / jnp.where(std > 0, std, 1)
+    x, mean, std = standardise(x.reshape(-1, *x.shape[-3:]))
     pads = [((-n % 16) // 2, (-n % 16 + 1) // 2) for n in image.shape[-2:]]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + pads + [(0, 0)])
+    x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
     x = UNet(self.chans, self.pools, out_chans=2, dtype=self.dtype, name='unet')(x)
-    x = center_crop(jnp.moveaxis(x, -1, 0), image.shape[-2:])
-    x = x * jnp.moveaxis(std, -1, 0) + jnp.moveaxis(mean, -1, 0)
-    return x[0] + 1j * x[1]
+    x = x[:, pads[0][0] : x.shape[1] - pads[0][1], pads[1][0] : x.shape[2] - pads[1][1]] * std + mean
+    return lax.complex(x[..., 0], x[..., 1]).reshape(image.shape)
 
 
 class ImageUNet(nn.Module):

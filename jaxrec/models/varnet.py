@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrec.fourier import abs_squared, fft2c, ifft2c, rss, safe_sqrt, sens_expand, sens_reduce
+from jaxrec.fourier import abs_squared, fft2c, fftshift, ifft2c, ifftshift, rss, safe_sqrt, sens_expand, sens_reduce
 from jaxrec.models.unet import NormUNet
 from jaxrec.types import Array, Key, Variables
 
@@ -27,7 +27,7 @@ class Sensitivities(nn.Module):
     images, network = ifft2c(centre), NormUNet(self.chans, self.pools, self.dtype, name='norm_unet')
     maps = _by_coil(network, images) if self.remat else network(images)
     norm = safe_sqrt(jnp.sum(abs_squared(maps), -3, keepdims=True))
-    return maps / jnp.where(norm > 0, norm, 1)
+    return maps * (1 / jnp.where(norm > 0, norm, 1))
 
 
 def _by_coil(network, images):
@@ -69,9 +69,9 @@ class Cascade(nn.Module):
     reference, mask, maps = constants
     weight = self.param('dc_weight', nn.initializers.ones, (), kspace.real.dtype)
     images = jnp.fft.ifftn(kspace, axes=self.axes, norm='ortho')
-    combined = jnp.fft.fftshift(sens_reduce(images, maps), self.axes)
+    combined = fftshift(sens_reduce(images, maps), self.axes)
     update = self._regularise(combined, key)
-    update = sens_expand(jnp.fft.ifftshift(update, self.axes), maps)
+    update = sens_expand(ifftshift(update, self.axes), maps)
     correction = jnp.where(mask, kspace - reference, 0) * weight
     return kspace - correction - jnp.fft.fftn(update, axes=self.axes, norm='ortho'), None
 
@@ -148,7 +148,7 @@ class VarNet(nn.Module):
     axes = (-1,) if mask.shape[-2] == 1 else (-2, -1)
     if axes == (-1,):
       kspace = ifft2c(kspace, (-2,))
-    kspace, mask, maps = (jnp.fft.ifftshift(x, axes) for x in (kspace, mask, maps))
+    kspace, mask, maps = (ifftshift(x, axes) for x in (kspace, mask, maps))
     cascade = nn.remat(Cascade, prevent_cse=False) if self.remat else Cascade
     cascades = nn.scan(
       cascade,
@@ -156,13 +156,14 @@ class VarNet(nn.Module):
       split_rngs={'params': True},
       in_axes=(nn.broadcast, 0),
       length=self.num_cascades,
+      check_constancy_invariants=self.is_initializing(),
     )(self.chans, self.pools, axes, self.smoothing_samples, self.smoothing_std, self.dtype, name='cascades')
     key = self.make_rng('smoothing') if self.has_rng('smoothing') else jax.random.key(self.smoothing_seed)
     kspace, _ = cascades(kspace, (kspace, mask, maps), jax.random.split(key, self.num_cascades))
     if complete:
-      kspace = jnp.fft.fftshift(kspace, axes)
+      kspace = fftshift(kspace, axes)
       return fft2c(kspace, (-2,)) if axes == (-1,) else kspace
-    return jnp.fft.fftshift(rss(jnp.fft.ifftn(kspace, axes=axes, norm='ortho')), axes)
+    return fftshift(rss(jnp.fft.ifftn(kspace, axes=axes, norm='ortho')), axes)
 
 
 def coil_maps(module: VarNet, variables: Variables, kspace: Array, mask: Array, acs: Array) -> Array:

@@ -14,7 +14,7 @@ from scipy import stats
 import jaxrec
 from jaxrec.data import synthetic
 from jaxrec.models import draws, layers, weights
-from jaxrec.models.unet import moments, zero_filled
+from jaxrec.models.unet import moments, standardise, zero_filled
 from jaxrec.models.varnet import Sensitivities
 
 
@@ -103,6 +103,36 @@ def test_means_of_two_arrays_and_their_derivatives_are_those_of_plain_ones(order
   for _ in range(order):
     ours, want = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x)))) for f in (ours, want))
   np.testing.assert_allclose(jax.jit(ours)(x), jax.jit(want)(x), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('order', [0, 1, 2])
+def test_standardised_images_and_their_derivatives_are_those_of_plain_ones(order, x64):
+  def plain(x):
+    mean, std = moments(x, (1, 2))
+    return (x - mean) / jnp.where(std > 0, std, 1), mean, std
+
+  def value(of_image):
+    def of(x):
+      y, mean, std = of_image(x)
+      return jnp.sum(jnp.sin(y) * std + y**3 * mean)
+
+    return of
+
+  x = jnp.asarray(normal((2, 5, 4, 3)), float).at[..., 2].set(0.5)
+  ours, want = value(standardise), value(plain)
+  for _ in range(order):
+    ours, want = (jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x)))) for f in (ours, want))
+  np.testing.assert_allclose(jax.jit(ours)(x), jax.jit(want)(x), rtol=1e-9, atol=1e-12)
+
+
+def test_norms_stay_calls_on_the_cpu_so_that_those_of_one_shape_are_compiled_once():
+  def value(x):
+    for _ in range(3):
+      x = layers.instance_norm_leaky_relu(jnp.sin(x))
+    return jnp.sum(x**2)
+
+  compiled = jax.jit(jax.grad(value)).lower(jnp.zeros((2, 6, 6, 4))).compile().as_text()
+  assert compiled.count(' call(') == 6, 'three forwards, three backwards'
 
 
 def test_gradients_of_gradients_exist():

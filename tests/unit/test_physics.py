@@ -40,6 +40,32 @@ def test_fourier_is_unitary_and_centred(shape):
   np.testing.assert_allclose(by_axis, k, atol=1e-5)
 
 
+@pytest.mark.parametrize('axes', [(-1,), (-2,), (-2, -1), (-1, -2)])
+@pytest.mark.parametrize('shape', [(4, 6), (3, 5, 8), (2, 6, 9), (7, 5)])
+def test_shifts_are_those_of_numpy_and_so_are_their_adjoints(shape, axes):
+  x = np.random.default_rng(0).normal(size=shape)
+  for ours, theirs, inverse in [
+    (fourier.fftshift, np.fft.fftshift, np.fft.ifftshift),
+    (fourier.ifftshift, np.fft.ifftshift, np.fft.fftshift),
+  ]:
+    shifted, adjoint = jax.vjp(lambda x, shift=ours: shift(x, axes), x)
+    np.testing.assert_array_equal(shifted, theirs(x.astype(np.float32), axes))
+    np.testing.assert_array_equal(adjoint(shifted)[0], inverse(np.asarray(shifted), axes))
+  assert fourier.fftshift(x > 0, axes).dtype == bool
+
+
+@pytest.mark.parametrize('square, slope, curvature', [(4.0, 0.25, -1 / 32), (0.0, 0.0, 0.0), (1e-30, 5e14, None)])
+def test_root_has_no_slope_at_zero(square, slope, curvature):
+  square, first = jnp.float32(square), jax.grad(fourier.safe_sqrt)
+  np.testing.assert_allclose(fourier.safe_sqrt(square), jnp.sqrt(square), rtol=1e-6)
+  np.testing.assert_allclose(first(square), slope, rtol=1e-6)
+  np.testing.assert_allclose(jax.jvp(fourier.safe_sqrt, (square,), (jnp.float32(2),))[1], 2 * slope, rtol=1e-6)
+  if curvature is not None:
+    np.testing.assert_allclose(jax.grad(first)(square), curvature, rtol=1e-6)
+  assert fourier.safe_sqrt(jnp.float32(-1)) == 0
+  assert np.isnan(fourier.safe_sqrt(jnp.float32(jnp.nan)))
+
+
 def test_sensitivities_are_adjoint():
   maps, x, y = draw((3, 6, 5)), draw((6, 5), 1), draw((3, 6, 5), 2)
   assert_adjoint(lambda x: fourier.sens_expand(x, maps), lambda y: fourier.sens_reduce(y, maps), x, y)
