@@ -259,7 +259,8 @@ def _compiled_once(function: Callable) -> Callable:
 @partial(jax.jit, static_argnums=(1, 2))
 def _norm_forward(x, slope, epsilon):
   normalise = partial(_normalise, slope=slope, epsilon=epsilon)
-  return lax.platform_dependent(x, cpu=_compiled_once(normalise), default=normalise)
+  y, inverse = lax.platform_dependent(x, cpu=_compiled_once(normalise), default=normalise)
+  return y, (y, inverse)
 
 
 def _normalise(x, *, slope, epsilon):
@@ -267,8 +268,7 @@ def _normalise(x, *, slope, epsilon):
   centred = exact - spatial_mean(exact)
   inverse = lax.rsqrt(spatial_mean(centred * centred) + epsilon)
   y = centred * inverse
-  y = _by_sign(y, y, slope * y).astype(x.dtype)
-  return y, (y, inverse)
+  return _by_sign(y, y, slope * y).astype(x.dtype), inverse
 
 
 @partial(jax.jit, static_argnums=(0, 1))
