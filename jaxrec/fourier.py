@@ -51,12 +51,12 @@ def ifft2c(kspace: Num[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_A
 def fftshift(x: Shaped[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_AXES) -> Shaped[Array, '*lead row col']:
   """Moves index 0 of each axis to the centre, as `numpy.fft.fftshift`.
 
-  Axes of even size swap their halves in one pass over all of them, which is its
-  own inverse and its own adjoint; others are rolled one by one.
+  If all of them are even their halves are swapped in one pass, which is its own
+  inverse and its own adjoint; otherwise they are rolled one by one.
 
   Args:
     x: `[..., row, col]` of any type.
-    axes: axes to shift, counted from the end.
+    axes: axes to shift.
 
   Returns:
     Array of the same shape and type.
@@ -69,7 +69,7 @@ def ifftshift(x: Shaped[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_
 
   Args:
     x: `[..., row, col]` of any type.
-    axes: axes to shift, counted from the end.
+    axes: axes to shift.
 
   Returns:
     Array of the same shape and type.
@@ -82,8 +82,9 @@ def _even(x, axes):
 
 
 def _swap_halves(x, axes):
+  axes = {axis % x.ndim for axis in axes}
   shape, halves = [], []
-  for axis, size in enumerate(x.shape, -x.ndim):
+  for axis, size in enumerate(x.shape):
     if axis in axes:
       halves.append(len(shape))
     shape += (2, size // 2) if axis in axes else (size,)
@@ -92,7 +93,7 @@ def _swap_halves(x, axes):
 
 @jax.custom_jvp
 def safe_sqrt(square: Float[Array, '*shape']) -> Float[Array, '*shape']:
-  """Square root whose gradient is 0, not infinite, where `square` is 0."""
+  """Square root whose gradient is 0, not infinite, where `square` is 0; 0 below 0, NaN of NaN."""
   return jnp.sqrt(jnp.maximum(square, 0))
 
 

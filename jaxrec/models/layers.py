@@ -274,21 +274,23 @@ def _normalise(x, *, slope, epsilon):
 @partial(jax.jit, static_argnums=(0, 1))
 def _norm_backward(slope, epsilon, residuals, g):
   del epsilon
-  derive = partial(_normalise_backward, slope=slope)
-  # XLA:CPU computes the branches again after the sums, and does not keep them.
-  for_cpu = partial(derive, means=_means_in_one_pass, again=lax.optimization_barrier)
-  return (lax.platform_dependent(*residuals, g, cpu=_compiled_once(for_cpu), default=derive),)
+  cpu, other = (partial(_normalise_backward, slope=slope, cpu=cpu) for cpu in (True, False))
+  return (lax.platform_dependent(*residuals, g, cpu=_compiled_once(cpu), default=other),)
 
 
-def _normalise_backward(y, inverse, g, *, slope, means=_means_one_by_one, again=lambda both: both):
+def _normalise_backward(y, inverse, g, *, slope, cpu):
   kind, y, g = y.dtype, y.astype(inverse.dtype), g.astype(inverse.dtype)
   # The slopes cancel in the product with the normalised input.
+  means = _means_in_one_pass if cpu else _means_one_by_one
   mean, product = means(_by_sign(y, g, slope * g), g * y)
-  y, g = again((y, g))
+  if cpu:
+    # XLA:CPU computes the branches again after the sums, and does not keep them.
+    y, g = lax.optimization_barrier((y, g))
   return ((_by_sign(y, g, slope * g) - mean - _by_sign(y, y, y / slope) * product) * inverse).astype(kind)
 
 
 def _by_sign(y, positive, negative):
+  # `jnp.where` is a jitted function, and would stay a call inside those of `_compiled_once`.
   return lax.select(y >= 0, positive, negative)
 
 

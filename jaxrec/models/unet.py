@@ -131,16 +131,16 @@ def _stepwise(reduce, x, axes):
 def standardise(x: Array) -> tuple[Array, Array, Array]:
   """An image with its mean taken off, in units of its unbiased standard deviation, and both; see `moments`.
 
-  Keeps only its first and last result for the backward pass.
+  A constant channel becomes 0. Keeps only its first and last result for the backward pass.
 
   Args:
-    x: `[batch, row, col, channel]`.
+    x: `[batch, row, col, channel]`, of more than one pixel.
 
   Returns:
     Array of the same shape, mean and standard deviation `[batch, 1, 1, channel]`.
   """
   mean, std = moments(x, (1, 2))
-  return (x - mean) / _unit(std), mean, std
+  return (x - mean) / _or_one(std), mean, std
 
 
 def _standardise_forward(x):
@@ -152,11 +152,11 @@ def _standardise_backward(residuals, cotangents):
   (y, std), (g, g_mean, g_std) = residuals, cotangents
   count = y.shape[1] * y.shape[2]
   mean, product = layers.spatial_means(g, g * y)
-  through_std = (g_std - product * (count / _unit(std))) / (count - 1)
-  return ((g - mean) / _unit(std) + g_mean / count + y * through_std,)
+  through_std = jnp.where(std > 0, (g_std - product * (count / _or_one(std))) / (count - 1), 0)
+  return ((g - mean) / _or_one(std) + g_mean / count + y * through_std,)
 
 
-def _unit(std):
+def _or_one(std):
   return jnp.where(std > 0, std, 1)
 
 

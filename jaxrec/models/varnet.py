@@ -156,6 +156,7 @@ class VarNet(nn.Module):
       split_rngs={'params': True},
       in_axes=(nn.broadcast, 0),
       length=self.num_cascades,
+      # Without the check the cascades are traced once; with it weights are drawn from other keys.
       check_constancy_invariants=self.is_initializing(),
     )(self.chans, self.pools, axes, self.smoothing_samples, self.smoothing_std, self.dtype, name='cascades')
     key = self.make_rng('smoothing') if self.has_rng('smoothing') else jax.random.key(self.smoothing_seed)
