@@ -107,10 +107,10 @@ def main():
   reconstruct, loss = jaxrec.models.bind(module), jaxrec.region_mse()
   scan = jax.tree.map(jnp.asarray, scan)
 
-  def ascent(kspace):
-    return jax.grad(lambda kspace: loss(reconstruct(state.variables, scan.replace(kspace=kspace)), scan))(kspace)
+  def harm(kspace):
+    return loss(reconstruct(state.variables, scan.replace(kspace=kspace)), scan)
 
-  report('gradient of a step of PGD', ascent, scan.kspace, peak=peak)
+  report('gradient of a step of PGD', jax.grad(harm), scan.kspace, peak=peak)
 
 
 if __name__ == '__main__':

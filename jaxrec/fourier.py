@@ -61,7 +61,7 @@ def fftshift(x: Shaped[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_A
   Returns:
     Array of the same shape and type.
   """
-  return _swap_halves(x, axes) if _even(x, axes) else jnp.fft.fftshift(x, axes)
+  return _shift(x, axes, jnp.fft.fftshift)
 
 
 def ifftshift(x: Shaped[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_AXES) -> Shaped[Array, '*lead row col']:
@@ -74,14 +74,12 @@ def ifftshift(x: Shaped[Array, '*lead row col'], axes: tuple[int, ...] = _IMAGE_
   Returns:
     Array of the same shape and type.
   """
-  return _swap_halves(x, axes) if _even(x, axes) else jnp.fft.ifftshift(x, axes)
+  return _shift(x, axes, jnp.fft.ifftshift)
 
 
-def _even(x, axes):
-  return not any(x.shape[axis] % 2 for axis in axes)
-
-
-def _swap_halves(x, axes):
+def _shift(x, axes, roll):
+  if any(x.shape[axis] % 2 for axis in axes):
+    return roll(x, axes)
   axes = {axis % x.ndim for axis in axes}
   shape, halves = [], []
   for axis, size in enumerate(x.shape):

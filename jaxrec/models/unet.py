@@ -190,8 +190,8 @@ class NormUNet(nn.Module):
     pads = [((-n % 16) // 2, (-n % 16 + 1) // 2) for n in image.shape[-2:]]
     x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
     x = UNet(self.chans, self.pools, out_chans=2, dtype=self.dtype, name='unet')(x)
-    x = x[:, pads[0][0] : x.shape[1] - pads[0][1], pads[1][0] : x.shape[2] - pads[1][1]] * std + mean
-    return lax.complex(x[..., 0], x[..., 1]).reshape(image.shape)
+    x = x * std + mean
+    return center_crop(lax.complex(x[..., 0], x[..., 1]), image.shape[-2:]).reshape(image.shape)
 
 
 class ImageUNet(nn.Module):
