@@ -1,11 +1,11 @@
 """Conditional invertible network: what a representation leaves open, as noise."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.models import layers
+from jaxrec.models.draws import uniform
 from jaxrec.types import Array
 
 
@@ -114,9 +114,10 @@ class Embedder(nn.Module):
       x = layers.StridedConv(self.chans * 2**level, 4, 2, 1)(x)
       x, _ = ActNorm()(x)
       x = nn.leaky_relu(x, 0.2)
-    kernel = self.param('kernel', layers.kernel_init, (*x.shape[1:], self.features), x.dtype)
-    bound = np.prod(x.shape[1:]) ** -0.5
-    bias = self.param('bias', lambda key: jax.random.uniform(key, (self.features,), x.dtype, -bound, bound))
+    shape = (*x.shape[1:], self.features)
+    bound = layers.kernel_bound(shape)
+    kernel = uniform(self, 'kernel', shape, x.dtype, bound)
+    bias = uniform(self, 'bias', (self.features,), x.dtype, bound)
     return jnp.tensordot(x, kernel, 3, precision=layers.PRECISION) + bias
 
 

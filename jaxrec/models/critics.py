@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrec.models import layers
+from jaxrec.models.draws import uniform
 from jaxrec.types import Array
 
 
@@ -65,14 +66,15 @@ class SpectralConv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel = self.param('kernel', layers.kernel_init, shape, x.dtype)
+    bound = layers.kernel_bound(shape)
+    kernel = uniform(self, 'kernel', shape, x.dtype, bound)
     if self.spectral:
       kernel = SpectralNorm(name='norm')(kernel)
     if self.stride == 1 and 2 * self.padding + 1 == self.size:
       y = layers.conv2d(x, kernel)
     else:
       y = layers.strided_conv2d(x, kernel, self.stride, self.padding)
-    return y + self.param('bias', layers.bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
+    return y + uniform(self, 'bias', (self.features,), x.dtype, bound) if self.use_bias else y
 
 
 class WGANVGGCritic(nn.Module):

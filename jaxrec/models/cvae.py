@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxrec.models import layers
 from jaxrec.models.cinn import ActNorm
 from jaxrec.models.critics import SpectralConv, SpectralNorm
+from jaxrec.models.draws import uniform
 from jaxrec.types import Array, Key
 
 
@@ -75,9 +76,11 @@ class _SpectralDense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = SpectralNorm(name='norm')(self.param('kernel', layers.kernel_init, (x.shape[-1], self.features), x.dtype))
+    shape = (x.shape[-1], self.features)
+    bound = layers.kernel_bound(shape)
+    kernel = SpectralNorm(name='norm')(uniform(self, 'kernel', shape, x.dtype, bound))
     y = jnp.dot(x, kernel, precision=layers.PRECISION)
-    return y + self.param('bias', layers.bias_init(kernel.shape), (self.features,), x.dtype) if self.use_bias else y
+    return y + uniform(self, 'bias', (self.features,), x.dtype, bound) if self.use_bias else y
 
 
 class _ConditionalNorm(nn.Module):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxrec.fourier import abs_squared, safe_sqrt
 from jaxrec.geometry import center_crop
 from jaxrec.models import layers
+from jaxrec.models.draws import uniform
 from jaxrec.models.unet import UNet
 from jaxrec.types import Array
 
@@ -45,7 +46,8 @@ class DCGAN(nn.Module):
     """`[batch, latent]` to `[batch, row, col]`."""
     start = [-(-n // 2**self.depth) for n in self.size]
     features = self.chans * 2 ** (self.depth - 1)
-    kernel = self.param('kernel', layers.transposed_kernel_init, (latent.shape[-1], *start, features), latent.dtype)
+    shape = (latent.shape[-1], *start, features)
+    kernel = uniform(self, 'kernel', shape, latent.dtype, layers.transposed_kernel_bound(shape))
     x = layers.NormActivation('batch', 'prelu', self.batch_axis)(
       jnp.tensordot(latent, kernel, 1, precision=layers.PRECISION)
     )

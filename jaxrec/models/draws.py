@@ -1,26 +1,105 @@
-"""Random numbers for weights that nobody has trained yet, from generators that compile fast.
+"""Weights that nobody has trained yet, drawn on the host in no time.
 
-Threefry takes XLA:CPU half a minute or more for a network of forty draws, XLA's own
-generator four seconds; the one here, a hash of key and position, a second. Training
-keeps XLA's, so that its runs repeat.
+A program that draws the weights of a network has a kernel for each shape, which XLA:CPU takes seconds
+to compile (threefry half a minute and more). `start` compiles none: it asks the layers how their
+parameters start, and draws them by a hash of key, name and position. Training keeps XLA's own generator, so
+that its runs repeat.
 """
 
+import contextlib
 import math
+import zlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.extend import random as extended
+import numpy as np
 
 from jaxrec.types import Array, Key
 
+_Ranges = dict[tuple[str, ...], tuple[float, float]]
+_ranges: ContextVar[_Ranges | None] = ContextVar('ranges', default=None)
 
-def _pcg3d(a: Array, b: Array, c: Array) -> tuple[Array, Array, Array]:
-  """Three well mixed words of three.
+
+def uniform(module: nn.Module, name: str, shape: tuple[int, ...], dtype: Any, bound: float, centre: float = 0) -> Array:
+  """A parameter of a layer that starts uniform on `centre` +- `bound`, 0 for a constant.
+
+  Args:
+    module: the layer.
+    name: of the parameter.
+    shape: its shape.
+    dtype: float type.
+    bound: half the width of the interval.
+    centre: its middle.
+
+  Returns:
+    The parameter.
+  """
+  ranges = _ranges.get()
+  if ranges is not None:
+    ranges[*module.path, name] = centre, bound
+
+  def init(key, shape, dtype):
+    if ranges is not None or not bound:
+      return jnp.full(shape, centre, dtype)
+    return jax.random.uniform(key, shape, dtype, centre - bound, centre + bound)
+
+  return module.param(name, init, shape, dtype)
+
+
+def noting() -> bool:
+  """Whether a network is traced for `noted`, without a draw."""
+  return _ranges.get() is not None
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[_Ranges]:
+  """Notes `(centre, bound)` of the parameters of layers by their path, and draws none, while a network is traced."""
+  ranges: _Ranges = {}
+  token = _ranges.set(ranges)
+  try:
+    yield ranges
+  finally:
+    _ranges.reset(token)
+
+
+def draw(key: Key, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any, centre: float, bound: float) -> Array:
+  """A parameter by the hash of its path and of its positions.
+
+  Args:
+    key: of the network.
+    path: of the parameter; another has other numbers.
+    shape: its shape.
+    dtype: float type.
+    centre: middle of the interval.
+    bound: half its width.
+
+  Returns:
+    An array on the host, or if the key is traced a traced one of the same numbers but for rounding.
+  """
+  words = jax.random.key_data(key)
+  numbers: Any = jnp if isinstance(words, jax.core.Tracer) else np
+  words = numbers.asarray(words)
+  name = numbers.full(1, zlib.crc32('/'.join(path).encode()), np.uint32)
+  first, second, _ = _pcg3d(name, words[:1], words[-1:])
+  high, low, _ = _pcg3d(numbers.arange(math.prod(shape), dtype=np.uint32), first, second)
+  dtype = np.dtype(dtype)
+  unit = (high >> 8).astype(dtype) * dtype.type(2**-24)
+  if dtype == np.float64:
+    unit = unit + (low >> 3).astype(dtype) * 2**-53
+  return (dtype.type(centre) + dtype.type(bound) * (2 * unit - 1)).reshape(shape)
+
+
+def _pcg3d(a, b, c):
+  """Three well mixed words of three, each `[n]` uint32.
 
   Reference:
     Jarzynski and Olano 2020, Hash functions for GPU rendering, https://jcgt.org/published/0009/03/02/.
   """
-  a, b, c = (jnp.uint32(x) * jnp.uint32(1664525) + jnp.uint32(1013904223) for x in (a, b, c))
+  a, b, c = (x * np.uint32(1664525) + np.uint32(1013904223) for x in (a, b, c))
   a, b, c = _round(a, b, c)
   return _round(*(x ^ (x >> 16) for x in (a, b, c)))
 
@@ -31,39 +110,9 @@ def _round(a, b, c):
   return a, b, c + a * b
 
 
-def _fold_in(key, data):
-  return jnp.stack(_pcg3d(data, key[0], key[1])[:2])
-
-
-def _split(key, shape):
-  numbers = jnp.arange(math.prod(shape), dtype=jnp.uint32)
-  return jax.vmap(lambda n: _fold_in(key, n))(numbers).reshape(*shape, 2)
-
-
-def _bits(key, width, shape):
-  words = _pcg3d(jnp.arange(math.prod(shape), dtype=jnp.uint32), key[0], key[1])
-  if width == 64:
-    return (words[0].astype(jnp.uint64) << 32 | words[1]).reshape(shape)
-  return words[0].astype(f'uint{width}').reshape(shape)
-
-
-_PCG = extended.define_prng_impl(
-  key_shape=(2,), seed=lambda seed: _fold_in(jnp.zeros(2, jnp.uint32), seed), split=_split, random_bits=_bits,
-  fold_in=_fold_in, name='pcg3d', tag='pcg',
-)  # fmt: skip
-
-
 def hardware_key(key: Key) -> Key:
   """The key for XLA's own generator; of another than JAX's own the key itself."""
-  return _as(key, 'rbg', lambda data: jnp.concatenate([data, data]))
-
-
-def quick_key(key: Key) -> Key:
-  """The key for a generator that compiles in no time; of another than JAX's own the key itself."""
-  return _as(key, _PCG, lambda data: data)
-
-
-def _as(key, generator, words):
   if jax.random.key_impl(key) != 'threefry2x32':
     return key
-  return jax.random.wrap_key_data(words(jax.random.key_data(key)), impl=generator)
+  data = jax.random.key_data(key)
+  return jax.random.wrap_key_data(jnp.concatenate([data, data]), impl='rbg')

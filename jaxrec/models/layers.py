@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from jaxrec.models.draws import uniform
 from jaxrec.types import Array
 
 # Float32 products in float32: Ampere and later would take TF32 by default, TPUs bfloat16.
@@ -26,24 +27,14 @@ _FOLD_CHANNELS = 12
 _LANES = 128
 
 
-def _uniform_by(fan_in: Callable) -> Callable:
-  """Initialiser of PyTorch's convolutions, uniform on +-1/sqrt(fan in)."""
-
-  def init(key, shape, dtype=jnp.float32):
-    bound = fan_in(shape) ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
+def kernel_bound(shape: tuple[int, ...]) -> float:
+  """1/sqrt(fan in) of a kernel `[..., in, out]`: where PyTorch's convolutions, and their biases, start."""
+  return float(np.prod(shape[:-1])) ** -0.5
 
 
-kernel_init = _uniform_by(lambda shape: np.prod(shape[:-1]))
-transposed_kernel_init = _uniform_by(lambda shape: np.prod(shape[1:]))
-
-
-def bias_init(kernel_shape: tuple[int, ...]) -> Callable:
-  """Initialiser of the bias that belongs to a kernel, uniform on +-1/sqrt(fan in)."""
-  bound = np.prod(kernel_shape[:-1]) ** -0.5
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+def transposed_kernel_bound(shape: tuple[int, ...]) -> float:
+  """As `kernel_bound`, of the kernel `[in, row, col, out]` of a transposed convolution."""
+  return float(np.prod(shape[1:])) ** -0.5
 
 
 def strided_conv2d(x: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -334,11 +325,6 @@ def match_size(x: Array, like: Array) -> Array:
   return jnp.pad(x, pad, mode='reflect') if x.shape[1:3] != like.shape[1:3] else x
 
 
-def _parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], x: Array) -> Array:
-  """A parameter in the type of `x`, kept in float32 where that has fewer digits."""
-  return module.param(name, init, shape, _at_least_float32(x)).astype(x.dtype)
-
-
 class Conv(nn.Module):
   """`conv2d` with parameters `kernel` and, if asked for, `bias`."""
 
@@ -349,11 +335,12 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    y = conv2d(x, _parameter(self, 'kernel', kernel_init, shape, x))
+    bound, kind = kernel_bound(shape), _at_least_float32(x)
+    y = conv2d(x, uniform(self, 'kernel', shape, kind, bound).astype(x.dtype))
     if not self.use_bias:
       return y
     # Added in the type of the parameter, in which its gradient is summed then.
-    return (y + self.param('bias', bias_init(shape), (self.features,), _at_least_float32(x))).astype(x.dtype)
+    return (y + uniform(self, 'bias', (self.features,), kind, bound)).astype(x.dtype)
 
 
 class NormActivation(nn.Module):
@@ -408,8 +395,9 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (x.shape[-1], self.features)
-    y = jnp.dot(x, self.param('kernel', kernel_init, shape, x.dtype), precision=PRECISION)
-    return y + self.param('bias', bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
+    bound = kernel_bound(shape)
+    y = jnp.dot(x, uniform(self, 'kernel', shape, x.dtype, bound), precision=PRECISION)
+    return y + uniform(self, 'bias', (self.features,), x.dtype, bound) if self.use_bias else y
 
 
 class StridedConv(nn.Module):
@@ -424,8 +412,9 @@ class StridedConv(nn.Module):
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1], self.features)
-    y = strided_conv2d(x, self.param('kernel', kernel_init, shape, x.dtype), self.stride, self.padding)
-    return y + self.param('bias', bias_init(shape), (self.features,), x.dtype) if self.use_bias else y
+    bound = kernel_bound(shape)
+    y = strided_conv2d(x, uniform(self, 'kernel', shape, x.dtype, bound), self.stride, self.padding)
+    return y + uniform(self, 'bias', (self.features,), x.dtype, bound) if self.use_bias else y
 
 
 class ConvBlock(nn.Module):
@@ -455,9 +444,10 @@ class UpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = _parameter(self, 'kernel', transposed_kernel_init, (x.shape[-1], 2, 2, self.features), x)
+    shape = (x.shape[-1], 2, 2, self.features)
+    kernel = uniform(self, 'kernel', shape, _at_least_float32(x), transposed_kernel_bound(shape))
     return NormActivation(self.norm, self.activation, self.batch_axis, self.activation_first)(
-      upsample_conv2x2(x, kernel)
+      upsample_conv2x2(x, kernel.astype(x.dtype))
     )
 
 
@@ -478,7 +468,8 @@ class FractionalConv(nn.Module):
   @nn.compact
   def __call__(self, x):
     batch, rows, cols, n_in = x.shape
-    kernel = self.param('kernel', transposed_kernel_init, (n_in, 4, 4, self.features), x.dtype)
+    shape = (n_in, 4, 4, self.features)
+    kernel = uniform(self, 'kernel', shape, x.dtype, transposed_kernel_bound(shape))
     taps = _FRACTIONAL.astype(kernel.dtype)
     phases = jnp.einsum('irco,yar,xbc->yxiabo', kernel, taps, taps, precision=PRECISION).reshape(
       3, 3, n_in, 4 * self.features

@@ -5,13 +5,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax import traverse_util
 
+from jaxrec.models import draws
 from jaxrec.models.cinn import CINN
 from jaxrec.models.critics import CVAECritic, DUGANDiscriminator, WGANVGGCritic
 from jaxrec.models.cvae import CVAE
 from jaxrec.models.dcgan import DCGAN, KspaceGenerator
 from jaxrec.models.denoisers import CNN10, REDCNN, WGANVGG, Bottleneck
-from jaxrec.models.draws import quick_key
 from jaxrec.models.unet import ImageUNet, UNet, UNetRecon
 from jaxrec.models.varnet import VarNet
 from jaxrec.types import Array, Image, Key, Reconstructor, Sample, Scan, Variables
@@ -166,14 +167,15 @@ def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
     sample: for its shapes.
 
   Returns:
-    The variables.
+    The variables; drawn on the host, without compiling anything, if all of them are parameters of our layers.
   """
-
-  def made(key, *given):
-    return module.init(quick_key(key), *given)
-
-  given = (key, *inputs(sample))
-  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(given)):
-    return made(*given)
-  # It runs once: optimising takes XLA longer than it could save.
-  return jax.jit(made).lower(*given).compile({'xla_backend_optimization_level': '0'})(*given)
+  given = inputs(sample)
+  with draws.noted() as ranges:
+    # A function of this call, so that no earlier trace stands in for it.
+    shapes = traverse_util.flatten_dict(jax.eval_shape(lambda *x: module.init(*x), key, *given))
+  if shapes.keys() != {('params', *path) for path in ranges}:
+    # Something starts from data or from a draw of its own.
+    return jax.jit(module.init)(draws.hardware_key(key), *given)
+  drawn = {path: draws.draw(key, path, x.shape, x.dtype, *ranges[path[1:]]) for path, x in shapes.items()}
+  # Not `jnp.asarray`, which compiles a copy for each shape.
+  return jax.device_put(traverse_util.unflatten_dict(drawn))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrec.fourier import abs_squared, fft2c, fftshift, ifft2c, ifftshift, rss, safe_sqrt, sens_expand, sens_reduce
+from jaxrec.models import draws
 from jaxrec.models.unet import NormUNet
 from jaxrec.types import Array, Key, Variables
 
@@ -67,7 +68,7 @@ class Cascade(nn.Module):
   @nn.compact
   def __call__(self, kspace: Array, constants, key: Key) -> tuple[Array, None]:
     reference, mask, maps = constants
-    weight = self.param('dc_weight', nn.initializers.ones, (), kspace.real.dtype)
+    weight = draws.uniform(self, 'dc_weight', (), kspace.real.dtype, bound=0, centre=1)
     images = jnp.fft.ifftn(kspace, axes=self.axes, norm='ortho')
     combined = fftshift(sens_reduce(images, maps), self.axes)
     update = self._regularise(combined, key)
@@ -157,7 +158,7 @@ class VarNet(nn.Module):
       in_axes=(nn.broadcast, 0),
       length=self.num_cascades,
       # Without the check the cascades are traced once; with it weights are drawn from other keys.
-      check_constancy_invariants=self.is_initializing(),
+      check_constancy_invariants=self.is_initializing() and not draws.noting(),
     )(self.chans, self.pools, axes, self.smoothing_samples, self.smoothing_std, self.dtype, name='cascades')
     key = self.make_rng('smoothing') if self.has_rng('smoothing') else jax.random.key(self.smoothing_seed)
     kspace, _ = cascades(kspace, (kspace, mask, maps), jax.random.split(key, self.num_cascades))

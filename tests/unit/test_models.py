@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -431,10 +432,49 @@ def test_weights_to_start_from_are_uniform_and_unlike_each_other(scan):
   assert np.abs(between).max() < 5 / np.sqrt(least)
 
 
-def test_draws_of_every_width_use_all_bits(x64):
-  key = draws.quick_key(jax.random.key(0))
-  for width in (8, 16, 32, 64):
-    bits = np.asarray(jax.random.bits(key, (5000,), f'uint{width}'))
-    ones = [np.mean(bits >> np.array(n, bits.dtype) & np.array(1, bits.dtype)) for n in range(width)]
-    assert np.abs(np.array(ones) - 0.5).max() < 0.04
-  assert draws.quick_key(jax.random.key(0, impl='rbg')).dtype == jax.random.key(0, impl='rbg').dtype
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_draws_use_all_bits_of_their_type(x64, dtype):
+  digits = np.finfo(dtype).nmant + 1
+  drawn = draws.draw(jax.random.key(0), ('params', 'kernel'), (5000,), dtype, 0.5, 0.5)
+  assert drawn.dtype == dtype and drawn.min() >= 0 and drawn.max() < 1
+  whole = np.ldexp(drawn.astype('float64'), digits).astype('uint64')
+  ones = [np.mean(whole >> np.uint64(n) & np.uint64(1)) for n in range(digits)]
+  assert np.abs(np.array(ones) - 0.5).max() < 0.04
+
+
+@pytest.mark.parametrize(
+  'module',
+  [
+    jaxrec.models.VarNet(**NETWORKS['varnet']),
+    jaxrec.models.VarNet(**NETWORKS['varnet'], remat=True),
+    jaxrec.models.UNetRecon(**NETWORKS['unet_recon']),
+    jaxrec.models.ImageUNet(chans=2, pools=1, norm='batch', activation='prelu'),
+    jaxrec.models.CNN10(),
+  ],
+)
+def test_weights_to_start_from_have_the_shapes_and_ranges_of_init(module, scan):
+  sample = (
+    scan if isinstance(module, jaxrec.models.VarNet | jaxrec.models.UNetRecon) else jaxrec.Slice(*4 * [scan.target])
+  )
+  plain = jax.jit(module.init)(jax.random.key(0), *jaxrec.models.registry.inputs(sample))
+  first, again = (jaxrec.models.start(module, jax.random.key(0), sample) for _ in range(2))
+  traced = jax.jit(lambda key: jaxrec.models.start(module, key, sample))(jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), first, traced)
+  chex.assert_trees_all_equal_shapes_and_dtypes(first, plain)
+  for (path, x), y in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(plain), strict=True):
+    assert isinstance(x, jax.Array)
+    if y.size > 50:
+      np.testing.assert_allclose(np.abs(x).max(), np.abs(y).max(), rtol=0.1, err_msg=str(path))
+    elif not np.ptp(y):
+      # Constants, and single numbers.
+      np.testing.assert_allclose(x, y, atol=0.0 if y.size > 1 else 1.0, err_msg=str(path))
+
+
+def test_weights_to_start_from_compile_nothing(scan, caplog):
+  key = jax.random.key(3)
+  with jax.log_compiles():
+    jaxrec.models.start(jaxrec.models.VarNet(**NETWORKS['varnet']), key, scan)
+    assert 'XLA compilation' not in caplog.text
+    jax.jit(lambda x: 3 * x)(jnp.ones(7))
+  assert 'XLA compilation' in caplog.text
