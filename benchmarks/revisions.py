@@ -70,15 +70,19 @@ class Side:
     """Removes the checkout."""
     git('worktree', 'remove', '--force', str(self.tree))
 
-  def run(self, *arguments: str, cached: bool = True) -> float:
-    """Seconds of a Python process in the checkout."""
+  def environment(self, cached: bool) -> dict[str, str]:
+    """Variables of a process in the checkout, with a cache of what XLA compiled or without one."""
     kept = {
       'JAX_COMPILATION_CACHE_DIR': str(self.folder / 'compiled'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     env = {k: v for k, v in os.environ.items() if k not in ('FASTMRI_ROOT', 'JAX_COMPILATION_CACHE_DIR')}
-    env |= {'PYTHONPATH': str(self.tree), **(kept if cached else {})}
+    return env | {'PYTHONPATH': str(self.tree), **(kept if cached else {})}
+
+  def run(self, *arguments: str, cached: bool = True) -> float:
+    """Seconds of a Python process in the checkout."""
     start = time.perf_counter()
+    env = self.environment(cached)
     done = subprocess.run([sys.executable, *arguments], cwd=self.tree, env=env, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
@@ -112,10 +116,23 @@ class Side:
     return {'whole': self.run('-m', 'jaxrec.main', f'--config=configs/quickstart.py:{profile}', f'--workdir={self.folder / f"quickstart-{self.count}"}', cached=False)}  # fmt: skip
 
   def snippet(self) -> dict[str, float]:
-    """The README's example up to the first number that it prints."""
+    """The README's example up to the first number that it prints, and to the end of the process, which a notebook has not."""
     text = (self.tree / 'README.md').read_text().partition('## In a notebook')[2]
     code = re.search(r'```python\n(.*?^print\(.*?)\n', text, re.DOTALL | re.MULTILINE)[1]
-    return {'first_result': self.run('-c', code, cached=False)}
+    start = time.perf_counter()
+    command = [sys.executable, '-u', '-c', code]
+    with (
+      tempfile.TemporaryFile('w+') as errors,
+      subprocess.Popen(
+        command, cwd=self.tree, env=self.environment(False), stdout=subprocess.PIPE, stderr=errors, text=True
+      ) as process,
+    ):
+      line = process.stdout.readline()
+      seconds = time.perf_counter() - start
+      if process.wait() or not line.strip():
+        errors.seek(0)
+        sys.exit(f"{self.revision}: the README's example: {errors.read()[-2000:]}")
+    return {'first_result': seconds, 'process': time.perf_counter() - start}
 
 
 def git(*arguments: str) -> str:
@@ -147,7 +164,7 @@ def report(work: str, found: dict[str, list[dict]], sides: dict[str, Side], opti
   medians = {name: {k: float(np.median([r[k] for r in rows])) for k in rows[0]} for name, rows in found.items()}
   ratios = {
     k: medians['old'][k] / medians['new'][k]
-    for k in ('compute', 'stage', 'first_result', 'whole')
+    for k in ('compute', 'stage', 'first_result', 'process', 'whole')
     if k in medians['new']
   }
   for k, ratio in ratios.items():

@@ -5,6 +5,8 @@ one file with a test against the plain one. Layout is `[..., row, col,
 channel]`, kernels are `[row, col, in, out]`.
 """
 
+import os
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,6 +27,8 @@ _NHWC: dict[str, Any] = dict(dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precisi
 _BLOCK_PIXELS = 6144
 _FOLD_CHANNELS = 12
 _LANES = 128
+_FEW_CHANNELS = 36
+_PART_PIXELS = 2**20
 
 
 def kernel_bound(shape: tuple[int, ...]) -> float:
@@ -118,14 +122,22 @@ def _conv2d_backward(residuals, g):
   grad_x = _fast_conv2d(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
   if x is None:
     return grad_x, None
+  plain = partial(_kernel_gradient, shape=kernel.shape)
+  few = max(kernel.shape[2:]) <= _FEW_CHANNELS and x.dtype == jnp.float32
   grad_kernel = lax.platform_dependent(
     x,
     g,
     cpu=partial(_kernel_gradient_by_blocks, shape=kernel.shape),
+    cuda=partial(_kernel_gradient_by_rows, shape=kernel.shape) if few and _sums_keep_order() else plain,
     tpu=partial(_kernel_gradient, shape=kernel.shape, convolution=_wide_conv2d(x, kernel.shape)),
-    default=partial(_kernel_gradient, shape=kernel.shape),
+    default=plain,
   )
   return grad_x, grad_kernel
+
+
+def _sums_keep_order():
+  # XLA does not say what it was told.
+  return re.search(r'--xla_gpu_deterministic_ops(=true|=1)?(\s|$)', os.environ.get('XLA_FLAGS', '')) is not None
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward, symbolic_zeros=True)
@@ -165,6 +177,34 @@ def _kernel_gradient_by_blocks(x, g, *, shape):
   sums = _at_least_float32(x)
   total, _ = lax.scan(add_block, jnp.zeros((n_out, height * width * n_in), sums), jnp.arange(batch * blocks))
   return total.T.reshape(shape).astype(x.dtype)
+
+
+def _kernel_gradient_by_rows(x, g, *, shape):
+  """Sum of matrix products of rows, for cards that shall add up in a fixed order.
+
+  What cuDNN has for that takes up to five times as long where channels are few
+  (`docs/accelerators.md`). Columns are shifted on the side with fewer channels, for a
+  part of the images at a time.
+  """
+  height, width, n_in, n_out = shape
+  batch, rows, cols, _ = x.shape
+  if n_out < n_in:
+    # Of g against x the taps are seen from the other side.
+    swapped = _kernel_gradient_by_rows(g, x, shape=(height, width, n_out, n_in))
+    return jnp.flip(swapped, (0, 1)).swapaxes(2, 3)
+
+  def of_part(x, g):
+    padded = jnp.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
+    taps = jnp.concatenate([padded[:, :, c : c + cols] for c in range(width)], -1)
+    products = [
+      jnp.einsum('brci,brco->brio', taps[:, r : r + rows], g, precision=PRECISION).sum((0, 1)) for r in range(height)
+    ]
+    return jnp.stack(products).reshape(shape)
+
+  most = max(_PART_PIXELS // (rows * cols), 1)
+  size = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most)
+  parts = [t.reshape(batch // size, size, *t.shape[1:]) for t in (x, g)]
+  return lax.scan(lambda total, part: (total + of_part(*part), None), jnp.zeros(shape, x.dtype), parts)[0]
 
 
 def _at_least_float32(x: Array) -> Any:

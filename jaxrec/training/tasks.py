@@ -13,8 +13,8 @@ from jaxrec import metrics
 from jaxrec.fourier import abs_squared, ifft2c, sens_reduce
 from jaxrec.geometry import center_crop
 from jaxrec.models import VarNet, bind, bind_training, coil_maps
-from jaxrec.models import start as start_variables
 from jaxrec.models.draws import hardware_key
+from jaxrec.models.registry import inputs
 from jaxrec.models.unet import moments, zero_filled
 from jaxrec.training.draws import Draws, Place, alone, of_examples
 from jaxrec.types import Array, Image, Key, Sample, Scalar, Scan
@@ -251,7 +251,7 @@ def _accumulated(gradient_of, params, batch, draws, parts):
 
 def first_state(module: nn.Module, optimizer: optax.GradientTransformation, key: Key, batch: Sample) -> TrainState:
   """State before the first step."""
-  variables = start_variables(module, key, jax.tree.map(lambda x: jnp.asarray(x[:1]), batch))
+  variables = module.init(key, *inputs(jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)))
   return TrainState(jnp.int32(0), variables, optimizer.init(variables['params']))
 
 

@@ -69,6 +69,39 @@ def test_pixels_as_channels_change_no_convolution(size, fold):
   np.testing.assert_allclose(layers._kernel_gradient(x, g, shape=k.shape, convolution=folded), want, atol=1e-4)
 
 
+@pytest.mark.parametrize('size', [3, 1])
+@pytest.mark.parametrize('n_in, n_out', [(3, 4), (4, 3), (2, 2)])
+def test_kernel_gradients_by_rows_are_those_of_the_convolution(size, n_in, n_out, monkeypatch):
+  monkeypatch.setattr(layers, '_PART_PIXELS', 2 * 5 * 7)  # Of four images two at a time.
+  x, k, g = normal((4, 5, 7, n_in)), normal((size, size, n_in, n_out), 1), normal((4, 5, 7, n_out), 2)
+  want = jax.vjp(lambda k: plain_conv(x, k), k)[1](g)[0]
+  np.testing.assert_allclose(layers._kernel_gradient_by_rows(x, g, shape=k.shape), want, atol=1e-4)
+  few = jax.vjp(lambda k: plain_conv(x[:3], k), k)[1](g[:3])[0]
+  np.testing.assert_allclose(layers._kernel_gradient_by_rows(x[:3], g[:3], shape=k.shape), few, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'flags, chans, dtype, products',
+  [
+    ('--xla_gpu_deterministic_ops=true', 9, 'float32', True),
+    ('--xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops', 9, 'float32', True),
+    ('--xla_gpu_deterministic_ops=false', 9, 'float32', False),
+    ('', 9, 'float32', False),
+    ('--xla_gpu_deterministic_ops=true', 72, 'float32', False),
+    ('--xla_gpu_deterministic_ops=true', 9, 'bfloat16', False),
+  ],
+)
+def test_on_cards_that_sum_in_order_kernel_gradients_of_few_channels_are_products(
+  flags, chans, dtype, products, monkeypatch
+):
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  x, k = jnp.zeros((1, 8, 8, chans), dtype), jnp.zeros((3, 3, chans, chans), dtype)
+  gradient = jax.jit(lambda x, k: jax.grad(lambda k: jnp.sum(layers.conv2d(x, k) ** 2))(k))
+  lowered = gradient.trace(x, k).lower(lowering_platforms=('cuda',)).as_text()
+  assert ('stablehlo.dot_general' in lowered) == products
+  assert lowered.count('stablehlo.convolution') == (1 if products else 2)
+
+
 @pytest.mark.parametrize(
   'cols, n_in, n_out, fold',
   [(368, 6, 6, 8), (368, 18, 9, 4), (184, 18, 18, 4), (92, 36, 36, 2), (46, 9, 9, 2), (45, 9, 9, 1), (368, 72, 72, 1)],
