@@ -5,7 +5,8 @@
 The inputs are random, of the size `plan.shape`; the measurement is that of an ellipse. Each program runs in a process of its own,
 so that the peak of the device's memory is its own. `planned` is what XLA's analysis says that it takes, on this device. The digest is
 that of what one run gives: equal digests of two rows are two processes that agree bit for bit. `order` says whether XLA was told to sum
-in a fixed order, as programs of jaxrec do (XLA_FLAGS=--xla_gpu_deterministic_ops=true). Rows go to benchmarks/results/card.jsonl.
+in a fixed order, as programs of jaxrec do (XLA_FLAGS=--xla_gpu_deterministic_ops=true), `together` how many strengths of a search or
+points of a grid are computed together (attack.chunk). Rows go to benchmarks/results/card.jsonl.
 """
 
 import argparse
@@ -102,7 +103,8 @@ def measured(config, name, repeats, overrides):
   flags = os.environ.get('XLA_FLAGS', '')
   row = {
     'config': config, 'program': name, 'dtype': made.model.get('dtype', 'float32'), 'overrides': dict(overrides),
-    'order': 'fixed' if '--xla_gpu_deterministic_ops=true' in flags else 'any', 'batch': batch, 'at_once': at_once, 'seconds': seconds,
+    'order': 'fixed' if '--xla_gpu_deterministic_ops=true' in flags else 'any', 'batch': batch, 'at_once': at_once,
+    'together': '' if name == 'train' else made.attack.chunk, 'seconds': seconds,
     'times': times[1:], 'seconds_per_example': seconds / batch, 'gflop': gflop, 'gflops': gflop / seconds,
     'compile_seconds': compile_seconds, 'planned_gbytes': planned / 1e9, 'peak_gbytes': common.peak_memory(), 'finite': finite,
     'repeats': digests[0] == digests[1], 'digest': digests[0], 'xla_flags': flags, 'device': common.device(), 'revision': results.git_revision(),
