@@ -63,6 +63,7 @@ def measured(config, name, repeats, overrides):
 
   from jaxrec import results
   from jaxrec.experiments import build
+  from jaxrec.program import sums_keep_order
   from jaxrec.training import data_parallel, memory
   from jaxrec.workflows import plan, targets
 
@@ -100,14 +101,13 @@ def measured(config, name, repeats, overrides):
     del placed, out
   batch = work.batch(len(devices), at_once)
   seconds, gflop = float(np.median(times[1:])), work.flops() * batch / 1e9
-  flags = os.environ.get('XLA_FLAGS', '')
   row = {
     'config': config, 'program': name, 'dtype': made.model.get('dtype', 'float32'), 'overrides': dict(overrides),
-    'order': 'fixed' if '--xla_gpu_deterministic_ops=true' in flags else 'any', 'batch': batch, 'at_once': at_once,
-    'together': '' if name == 'train' else made.attack.chunk, 'seconds': seconds,
+    'order': 'fixed' if sums_keep_order() else 'any', 'batch': batch, 'at_once': at_once,
+    'together': '' if name == 'train' else made.attack.chunk or 1, 'seconds': seconds,
     'times': times[1:], 'seconds_per_example': seconds / batch, 'gflop': gflop, 'gflops': gflop / seconds,
     'compile_seconds': compile_seconds, 'planned_gbytes': planned / 1e9, 'peak_gbytes': common.peak_memory(), 'finite': finite,
-    'repeats': digests[0] == digests[1], 'digest': digests[0], 'xla_flags': flags, 'device': common.device(), 'revision': results.git_revision(),
+    'repeats': digests[0] == digests[1], 'digest': digests[0], 'xla_flags': os.environ.get('XLA_FLAGS', ''), 'device': common.device(), 'revision': results.git_revision(),
     'versions': {p: importlib.metadata.version(p) for p in ('jax', 'flax', 'numpy')}, 'date': time.strftime('%Y-%m-%d'),
   }  # fmt: skip
   print(json.dumps(row), flush=True)

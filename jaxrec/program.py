@@ -1,6 +1,7 @@
 """How programs of this package begin and end: Ctrl-C is one line, also while they load their libraries; XLA is silent, and repeats."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +13,12 @@ def _leave(*_):
   # Nothing has begun that would have to be put in order, and libraries that are half loaded survive no exception.
   os.write(2, b'\nstopped while loading; give the same command again\n')
   os._exit(EXIT_CODE)
+
+
+def sums_keep_order() -> bool:
+  """Whether XLA was told, in `XLA_FLAGS`, to add up in a fixed order on graphics cards; it does not say so itself."""
+  given = re.findall(r'(?:^|\s)--xla_gpu_deterministic_ops(?:=(\S*))?(?=\s|$)', os.environ.get('XLA_FLAGS', ''))
+  return bool(given) and given[-1].lower() in ('', 'true', '1')
 
 
 def _is_program():

@@ -1,4 +1,4 @@
-"""Weights that nobody has trained yet, drawn on the host in no time.
+"""Weights that nobody has trained yet, drawn on the host.
 
 A program that draws the weights of a network has a kernel for each shape, which XLA:CPU takes seconds
 to compile (threefry half a minute and more). `start` compiles none: it asks the layers how their
@@ -20,8 +20,8 @@ import numpy as np
 
 from jaxrec.types import Array, Key
 
-_Ranges = dict[tuple[str, ...], tuple[float, float]]
-_ranges: ContextVar[_Ranges | None] = ContextVar('ranges', default=None)
+Ranges = dict[tuple[str, ...], tuple[float, float]]
+_ranges: ContextVar[Ranges | None] = ContextVar('ranges', default=None)
 
 
 def uniform(module: nn.Module, name: str, shape: tuple[int, ...], dtype: Any, bound: float, centre: float = 0) -> Array:
@@ -30,13 +30,13 @@ def uniform(module: nn.Module, name: str, shape: tuple[int, ...], dtype: Any, bo
   Args:
     module: the layer.
     name: of the parameter.
-    shape: its shape.
+    shape: of the parameter, as in the layer, without the axis of a scan around it.
     dtype: float type.
     bound: half the width of the interval.
     centre: its middle.
 
   Returns:
-    The parameter.
+    The parameter, of this shape and type.
   """
   ranges = _ranges.get()
   if ranges is not None:
@@ -56,9 +56,9 @@ def noting() -> bool:
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[_Ranges]:
+def noted() -> Iterator[Ranges]:
   """Notes `(centre, bound)` of the parameters of layers by their path, and draws none, while a network is traced."""
-  ranges: _Ranges = {}
+  ranges: Ranges = {}
   token = _ranges.set(ranges)
   try:
     yield ranges
@@ -72,29 +72,32 @@ def draw(key: Key, path: tuple[str, ...], shape: tuple[int, ...], dtype: Any, ce
   Args:
     key: of the network.
     path: of the parameter; another has other numbers.
-    shape: its shape.
+    shape: of the parameter, the axes of scans around its layer included.
     dtype: float type.
     centre: middle of the interval.
     bound: half its width.
 
   Returns:
-    An array on the host, or if the key is traced a traced one of the same numbers but for rounding.
+    `shape`, on the host, or if the key is traced a traced array of the same numbers but for rounding.
   """
   words = jax.random.key_data(key)
   numbers: Any = jnp if isinstance(words, jax.core.Tracer) else np
   words = numbers.asarray(words)
   name = numbers.full(1, zlib.crc32('/'.join(path).encode()), np.uint32)
   first, second, _ = _pcg3d(name, words[:1], words[-1:])
-  high, low, _ = _pcg3d(numbers.arange(math.prod(shape), dtype=np.uint32), first, second)
-  dtype = np.dtype(dtype)
-  unit = (high >> 8).astype(dtype) * dtype.type(2**-24)
-  if dtype == np.float64:
-    unit = unit + (low >> 3).astype(dtype) * 2**-53
-  return (dtype.type(centre) + dtype.type(bound) * (2 * unit - 1)).reshape(shape)
+  count, double = math.prod(shape), np.dtype(dtype) == np.float64
+  thirds = numbers.arange(-(-(1 + double) * count // 3), dtype=np.uint32)
+  words = numbers.concatenate(_pcg3d(thirds, first, second))
+  kind: Any = np.float64 if double else np.float32
+  # From 0 to 2**24, with all digits that the type has.
+  whole = (words[:count] >> 8).astype(kind)
+  if double:
+    whole = whole + (words[count : 2 * count] >> 3).astype(kind) * kind(2**-29)
+  return (whole * kind(bound * 2**-23) + kind(centre - bound)).astype(dtype).reshape(shape)
 
 
 def _pcg3d(a, b, c):
-  """Three well mixed words of three, each `[n]` uint32.
+  """Three well mixed words of three: uint32, `[n]` or `[1]`.
 
   Reference:
     Jarzynski and Olano 2020, Hash functions for GPU rendering, https://jcgt.org/published/0009/03/02/.

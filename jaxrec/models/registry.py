@@ -167,15 +167,25 @@ def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
     sample: for its shapes.
 
   Returns:
-    The variables; drawn on the host, without compiling anything, if all of them are parameters of our layers.
+    The variables. Those of a network of `NAMES` with instance norm are drawn on the host, without compiling anything.
   """
   given = inputs(sample)
-  with draws.noted() as ranges:
-    # A function of this call, so that no earlier trace stands in for it.
-    shapes = traverse_util.flatten_dict(jax.eval_shape(lambda *x: module.init(*x), key, *given))
-  if shapes.keys() != {('params', *path) for path in ranges}:
+  shapes: dict[tuple[str, ...], Any] = {}
+  ranges: draws.Ranges = {}
+  # A network from outside may hold `nn.jit`, whose earlier trace would stand in for this one.
+  if type(module) in _MODULES.values():
+    with draws.noted() as ranges:
+      shapes = traverse_util.flatten_dict(jax.eval_shape(lambda *x: module.init(*x), key, *given))
+  if not shapes or shapes.keys() != {('params', *path) for path in ranges}:
     # Something starts from data or from a draw of its own.
-    return jax.jit(module.init)(draws.hardware_key(key), *given)
+    return _compiled_init(module, draws.hardware_key(key), *given)
   drawn = {path: draws.draw(key, path, x.shape, x.dtype, *ranges[path[1:]]) for path, x in shapes.items()}
   # Not `jnp.asarray`, which compiles a copy for each shape.
   return jax.device_put(traverse_util.unflatten_dict(drawn))
+
+
+def _compiled_init(module, *given):
+  if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(given)):
+    return module.init(*given)
+  # It runs once: optimising takes XLA longer than it could save.
+  return jax.jit(module.init).lower(*given).compile({'xla_backend_optimization_level': '0'})(*given)

@@ -69,11 +69,11 @@ def test_pixels_as_channels_change_no_convolution(size, fold):
   np.testing.assert_allclose(layers._kernel_gradient(x, g, shape=k.shape, convolution=folded), want, atol=1e-4)
 
 
-@pytest.mark.parametrize('size', [3, 1])
+@pytest.mark.parametrize('size', [(3, 3), (1, 1), (5, 5), (3, 5)])
 @pytest.mark.parametrize('n_in, n_out', [(3, 4), (4, 3), (2, 2)])
 def test_kernel_gradients_by_rows_are_those_of_the_convolution(size, n_in, n_out, monkeypatch):
   monkeypatch.setattr(layers, '_PART_PIXELS', 2 * 5 * 7)  # Of four images two at a time.
-  x, k, g = normal((4, 5, 7, n_in)), normal((size, size, n_in, n_out), 1), normal((4, 5, 7, n_out), 2)
+  x, k, g = normal((4, 5, 7, n_in)), normal((*size, n_in, n_out), 1), normal((4, 5, 7, n_out), 2)
   want = jax.vjp(lambda k: plain_conv(x, k), k)[1](g)[0]
   np.testing.assert_allclose(layers._kernel_gradient_by_rows(x, g, shape=k.shape), want, atol=1e-4)
   few = jax.vjp(lambda k: plain_conv(x[:3], k), k)[1](g[:3])[0]
@@ -85,6 +85,8 @@ def test_kernel_gradients_by_rows_are_those_of_the_convolution(size, n_in, n_out
   [
     ('--xla_gpu_deterministic_ops=true', 9, 'float32', True),
     ('--xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops', 9, 'float32', True),
+    ('--xla_gpu_deterministic_ops=false --xla_gpu_deterministic_ops=True', 9, 'float32', True),
+    ('--xla_gpu_deterministic_ops=true --xla_gpu_deterministic_ops=0', 9, 'float32', False),
     ('--xla_gpu_deterministic_ops=false', 9, 'float32', False),
     ('', 9, 'float32', False),
     ('--xla_gpu_deterministic_ops=true', 72, 'float32', False),
@@ -475,24 +477,30 @@ def test_draws_use_all_bits_of_their_type(x64, dtype):
   assert np.abs(np.array(ones) - 0.5).max() < 0.04
 
 
+IMAGE_UNET = jaxrec.models.ImageUNet(chans=2, pools=1, norm='batch', activation='prelu')
+
+
 @pytest.mark.parametrize(
-  'module',
+  'module, drawn',
   [
-    jaxrec.models.VarNet(**NETWORKS['varnet']),
-    jaxrec.models.VarNet(**NETWORKS['varnet'], remat=True),
-    jaxrec.models.UNetRecon(**NETWORKS['unet_recon']),
-    jaxrec.models.ImageUNet(chans=2, pools=1, norm='batch', activation='prelu'),
-    jaxrec.models.CNN10(),
+    (jaxrec.models.VarNet(**NETWORKS['varnet']), True),
+    (jaxrec.models.VarNet(**NETWORKS['varnet'], remat=True), True),
+    (jaxrec.models.UNetRecon(**NETWORKS['unet_recon']), True),
+    (jaxrec.models.CNN10(), True),
+    (IMAGE_UNET, False),
   ],
 )
-def test_weights_to_start_from_have_the_shapes_and_ranges_of_init(module, scan):
+def test_weights_to_start_from_have_the_shapes_and_ranges_of_init(module, drawn, scan, caplog):
   sample = (
     scan if isinstance(module, jaxrec.models.VarNet | jaxrec.models.UNetRecon) else jaxrec.Slice(*4 * [scan.target])
   )
-  plain = jax.jit(module.init)(jax.random.key(0), *jaxrec.models.registry.inputs(sample))
-  first, again = (jaxrec.models.start(module, jax.random.key(0), sample) for _ in range(2))
-  traced = jax.jit(lambda key: jaxrec.models.start(module, key, sample))(jax.random.key(0))
-  jax.tree.map(np.testing.assert_array_equal, first, again)
+  key = jax.random.key(0)
+  with jax.log_compiles():
+    first = jaxrec.models.start(module, key, sample)
+    assert ('XLA compilation' in caplog.text) != drawn
+  plain = jax.jit(module.init)(key, *jaxrec.models.registry.inputs(sample))
+  traced = jax.jit(lambda key: jaxrec.models.start(module, key, sample))(key)
+  jax.tree.map(np.testing.assert_array_equal, first, jaxrec.models.start(module, key, sample))
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), first, traced)
   chex.assert_trees_all_equal_shapes_and_dtypes(first, plain)
   for (path, x), y in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(plain), strict=True):
@@ -504,10 +512,23 @@ def test_weights_to_start_from_have_the_shapes_and_ranges_of_init(module, scan):
       np.testing.assert_allclose(x, y, atol=0.0 if y.size > 1 else 1.0, err_msg=str(path))
 
 
-def test_weights_to_start_from_compile_nothing(scan, caplog):
-  key = jax.random.key(3)
-  with jax.log_compiles():
-    jaxrec.models.start(jaxrec.models.VarNet(**NETWORKS['varnet']), key, scan)
-    assert 'XLA compilation' not in caplog.text
-    jax.jit(lambda x: 3 * x)(jnp.ones(7))
-  assert 'XLA compilation' in caplog.text
+@pytest.mark.parametrize('module', [jaxrec.models.UNetRecon(**NETWORKS['unet_recon']), IMAGE_UNET])
+def test_keys_of_every_kind_start_weights_of_their_own(module, scan):
+  sample = scan if isinstance(module, jaxrec.models.UNetRecon) else jaxrec.Slice(*4 * [scan.target])
+  keys = [jax.random.key(0), jax.random.key(1), jax.random.key(4, impl='rbg'), jax.random.PRNGKey(2)]
+  found = [jaxrec.models.start(module, key, sample) for key in keys]
+  found += [jax.tree.map(lambda x, i=i: x[i], jax.vmap(lambda k: jaxrec.models.start(module, k, sample))(
+    jax.random.split(jax.random.key(3), 2))) for i in range(2)]  # fmt: skip
+  flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(v['params'])]) for v in found]
+  for i, a in enumerate(flat):
+    for b in flat[:i]:
+      assert np.mean(np.abs(a - b)) > 0.1 * np.mean(np.abs(a))
+
+
+def test_training_starts_from_the_weights_of_init_and_not_from_those_of_start(scan):
+  module, key = jaxrec.models.VarNet(**NETWORKS['varnet']), jax.random.key(0)
+  task = jaxrec.training.supervised(module, jaxrec.training.optimizer('adam', 1e-3))
+  trained = task.init(key, jax.tree.map(lambda x: x[None], scan)).variables
+  one = jax.tree.map(lambda x: x[None], scan)
+  want = jax.jit(module.init)(draws.hardware_key(key), one.kspace, one.mask, one.acs)
+  jax.tree.map(np.testing.assert_array_equal, trained, want)
