@@ -364,6 +364,15 @@ def test_a_surrogate_from_a_config_gives_the_rows_of_a_direct_call(tmp_path, cap
     assert float(row['objective_adv']) > 1.001 * float(found['black'][aim]['objective_adv'])
 
 
+@pytest.mark.fault
+def test_help_that_nobody_reads_to_its_end_is_no_error():
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'jaxrec.main', '--help'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  process.stdout.close()
+  assert (process.stderr.read(), process.wait()) == ('', 0)
+
+
 def test_help_lists_every_config_with_its_cost(capsys, monkeypatch):
   code, captured = run_main(capsys, monkeypatch, ['--help'])
   assert code == 0 and '--workdir' in captured.out
