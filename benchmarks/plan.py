@@ -5,7 +5,7 @@
 Compiles, and runs nothing; needs the extras cuda and tpu. Each config, target and
 program is compiled in a process of its own and its row goes to
 `docs/numbers/plan.csv` in place of an earlier one, so that a table can be made
-over several days. Cards take one to thirteen minutes per program, TPUs two to eight.
+over several days. Cards take up to two minutes per program, TPUs up to eight.
 """
 
 import argparse

@@ -34,11 +34,7 @@ def _help() -> str:
 def main(argv: list[str]) -> int:
   """Parses and dispatches; returns the exit code."""
   if {'--help', '-h', '-help'} & set(argv):
-    try:
-      print(_help(), flush=True)
-    except BrokenPipeError:
-      # Of `| head`, which has enough; Python would write the rest once more at its end.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    program.show(_help())
     return 0
   try:
     if len(rest := flags.FLAGS(catalog.prepare(argv))) > 1:

@@ -58,6 +58,15 @@ def ended(main: Callable[[list[str]], int], arguments: list[str], words: str) ->
     return 1
 
 
+def show(text: str) -> None:
+  """Prints to a reader who may have enough before the end, as `head` does."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    # Python would write the rest once more when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 # Whoever imports the package keeps the signals and logs that are theirs.
 if _is_program():
   # XLA says at length of programs in its own cache that they were compiled for another CPU (openxla/xla#44565). Errors are exceptions.
