@@ -170,21 +170,17 @@ def start(module: nn.Module, key: Key, sample: Sample) -> Variables:
     The variables. Those of a network of `NAMES` with instance norm are drawn on the host, without compiling anything.
   """
   given = inputs(sample)
-  shapes: dict[tuple[str, ...], Any] = {}
-  ranges: draws.Ranges = {}
   # A network from outside may hold `nn.jit`, whose earlier trace would stand in for this one.
   if type(module) in _MODULES.values():
     with draws.noted() as ranges:
+      # A function of this call, for the same reason.
       shapes = traverse_util.flatten_dict(jax.eval_shape(lambda *x: module.init(*x), key, *given))
-  if not shapes or shapes.keys() != {('params', *path) for path in ranges}:
-    # Something starts from data or from a draw of its own.
-    return _compiled_init(module, draws.hardware_key(key), *given)
-  drawn = {path: draws.draw(key, path, x.shape, x.dtype, *ranges[path[1:]]) for path, x in shapes.items()}
-  # Not `jnp.asarray`, which compiles a copy for each shape.
-  return jax.device_put(traverse_util.unflatten_dict(drawn))
-
-
-def _compiled_init(module, *given):
+    if shapes.keys() == {('params', *path) for path in ranges}:
+      drawn = {path: draws.draw(key, path, x.shape, x.dtype, *ranges[path[1:]]) for path, x in shapes.items()}
+      # Not `jnp.asarray`, which compiles a copy for each shape.
+      return jax.device_put(traverse_util.unflatten_dict(drawn))
+  # Something starts from data or from a draw of its own.
+  given = (draws.hardware_key(key), *given)
   if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(given)):
     return module.init(*given)
   # It runs once: optimising takes XLA longer than it could save.
