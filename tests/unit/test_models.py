@@ -69,6 +69,49 @@ def test_pixels_as_channels_change_no_convolution(size, fold):
   np.testing.assert_allclose(layers._kernel_gradient(x, g, shape=k.shape, convolution=folded), want, atol=1e-4)
 
 
+@pytest.mark.parametrize('size, pixels', [((3, 3), 2), ((3, 3), 4), ((5, 5), 2), ((1, 3), 4)])
+def test_pixels_taken_together_change_no_convolution(size, pixels, x64):
+  x, k, g = (jnp.asarray(normal(s, i), float) for i, s in enumerate([(2, 5, 8, 3), (*size, 3, 4), (2, 5, 8, 4)]))
+  got, ours = jax.vjp(partial(layers._strided_conv2d, pixels=pixels), x, k)
+  want, plain = jax.vjp(plain_conv, x, k)
+  np.testing.assert_allclose(got, want, atol=1e-12)
+  for a, b in zip(ours(g), plain(g)):
+    np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  'cols, n_in, n_out, size, pixels',
+  [(368, 9, 9, 3, 4), (46, 9, 9, 3, 2), (45, 9, 9, 3, 1), (368, 18, 9, 3, 2), (368, 9, 18, 3, 2), (184, 18, 18, 3, 1), (368, 6, 2, 1, 1)],
+)  # fmt: skip
+def test_on_cpus_few_channels_take_pixels_together(cols, n_in, n_out, size, pixels):
+  chosen = layers._grouped_conv2d(jnp.zeros((1, 8, cols, n_in)), (size, size, n_in, n_out))
+  assert getattr(chosen, 'keywords', {}).get('pixels', 1) == pixels
+
+
+@pytest.mark.parametrize('size', [(3, 3), (1, 1), (5, 5), (3, 5)])
+@pytest.mark.parametrize('n_in, n_out', [(3, 4), (4, 3), (2, 2)])
+@pytest.mark.parametrize('form', [layers._kernel_gradient_by_images, layers._kernel_gradient_by_blocks])
+def test_kernel_gradients_on_cpus_are_those_of_the_convolution(form, size, n_in, n_out, x64):
+  x, k, g = (
+    jnp.asarray(normal(s, i), float) for i, s in enumerate([(3, 5, 7, n_in), (*size, n_in, n_out), (3, 5, 7, n_out)])
+  )
+  want = jax.vjp(lambda k: plain_conv(x, k), k)[1](g)[0]
+  np.testing.assert_allclose(form(x, g, shape=k.shape), want, atol=1e-12)
+  few = form(x.astype(jnp.bfloat16), g.astype(jnp.bfloat16), shape=k.shape)
+  assert few.dtype == jnp.bfloat16
+  np.testing.assert_allclose(few.astype(float), want, atol=0.1 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize('slow', [True, False])
+def test_kernel_gradients_of_old_releases_are_convolutions(slow, monkeypatch):
+  monkeypatch.setattr(layers, '_SLOW_PRODUCTS', slow)
+  x, k = normal((2, 6, 8, 2)), normal((3, 3, 2, 3), 1)
+  gradient = jax.jit(lambda x, k: jax.grad(lambda k: jnp.sum(layers.conv2d(x, k) ** 2))(k))
+  lowered = gradient.trace(x, k).lower(lowering_platforms=('cpu',)).as_text()
+  assert ('stablehlo.dot_general' in lowered) == (not slow)
+  np.testing.assert_allclose(gradient(x, k), jax.grad(lambda k: jnp.sum(plain_conv(x, k) ** 2))(k), rtol=1e-4)
+
+
 @pytest.mark.parametrize('size', [(3, 3), (1, 1), (5, 5), (3, 5)])
 @pytest.mark.parametrize('n_in, n_out', [(3, 4), (4, 3), (2, 2)])
 def test_kernel_gradients_by_rows_are_those_of_the_convolution(size, n_in, n_out, monkeypatch):
