@@ -189,6 +189,21 @@ def _kernel_gradient_by_blocks(x, g, *, shape):
   return total.T.reshape(shape).astype(x.dtype)
 
 
+def _from_fewer_channels(gradient):
+  """A `(x, g, *, shape) -> kernel` that is given the side with fewer channels as `x`."""
+
+  def chosen(x, g, *, shape):
+    height, width, n_in, n_out = shape
+    if n_out >= n_in:
+      return gradient(x, g, shape=shape)
+    # Of g against x the taps are seen from the other side.
+    swapped = gradient(g, x, shape=(height, width, n_out, n_in))
+    return jnp.flip(swapped, (0, 1)).swapaxes(2, 3)
+
+  return chosen
+
+
+@_from_fewer_channels
 def _kernel_gradient_by_images(x, g, *, shape):
   """Sum of convolutions whose images are the channels of an input, and whose kernel is an output.
 
@@ -196,10 +211,6 @@ def _kernel_gradient_by_images(x, g, *, shape):
   `_kernel_gradient_by_blocks`; with those of later releases up to six times as long.
   """
   height, width, n_in, n_out = shape
-  if n_out < n_in:
-    # As in `_kernel_gradient_by_rows`.
-    swapped = _kernel_gradient_by_images(g, x, shape=(height, width, n_out, n_in))
-    return jnp.flip(swapped, (0, 1)).swapaxes(2, 3)
   sums = _at_least_float32(x)
   padded = jnp.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
 
@@ -213,6 +224,7 @@ def _kernel_gradient_by_images(x, g, *, shape):
   return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 
+@_from_fewer_channels
 def _kernel_gradient_by_rows(x, g, *, shape):
   """Sum of matrix products of rows, for cards that shall add up in a fixed order.
 
@@ -221,12 +233,8 @@ def _kernel_gradient_by_rows(x, g, *, shape):
   part of the images at a time: `x` is `[batch, row, col, in]`, `g` `[batch, row, col, out]`,
   `shape` that of the kernel `[odd, odd, in, out]`.
   """
-  height, width, n_in, n_out = shape
+  height, width, _, _ = shape
   batch, rows, cols, _ = x.shape
-  if n_out < n_in:
-    # Of g against x the taps are seen from the other side.
-    swapped = _kernel_gradient_by_rows(g, x, shape=(height, width, n_out, n_in))
-    return jnp.flip(swapped, (0, 1)).swapaxes(2, 3)
 
   def of_part(x, g):
     padded = jnp.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
