@@ -216,8 +216,8 @@ def _kernel_gradient_by_images(x, g, *, shape):
 
   def add_image(total, pair):
     image, output = pair
-    channels = image.transpose(2, 0, 1)[..., None].astype(sums)
-    product = lax.conv_general_dilated(channels, output[:, :, None].astype(sums), (1, 1), 'VALID', **_NHWC)
+    channels, kernel = image.transpose(2, 0, 1)[..., None], output[:, :, None]
+    product = lax.conv_general_dilated(channels, kernel, (1, 1), 'VALID', preferred_element_type=sums, **_NHWC)
     return total + product, None
 
   total, _ = lax.scan(add_image, jnp.zeros((n_in, height, width, n_out), sums), (padded, g))
