@@ -25,7 +25,7 @@ PRECISION = lax.Precision.HIGHEST
 _NHWC: dict[str, Any] = dict(dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=PRECISION)
 _BLOCK_PIXELS = 6144
 # By trial on JAX 0.7, 0.10 and 0.12: up to so many input times output channels, XLA:CPU takes so many pixels together.
-_TOGETHER = ((81, 4), (256, 2))
+_FOLDS = ((81, 4), (256, 2))
 _LANES = 128
 # Matrix products of XLA:CPU take twice as long before JAX 0.8.
 _SLOW_PRODUCTS = jax.__version_info__ < (0, 8)
@@ -81,16 +81,16 @@ def conv2d(x: Array, kernel: Array) -> Array:
 
 @jax.jit
 def _fast_conv2d(x, kernel):
-  cpu, tpu = _grouped_conv2d(x, kernel.shape), _wide_conv2d(x, kernel.shape)
+  cpu, tpu = _narrow_conv2d(x, kernel.shape), _wide_conv2d(x, kernel.shape)
   return lax.platform_dependent(x, kernel, cpu=cpu, tpu=tpu, default=_plain_conv2d)
 
 
-def _grouped_conv2d(x, shape):
+def _narrow_conv2d(x, shape):
   """For CPUs, whose matrix products are slow with few outputs."""
-  pixels = next((n for most, n in _TOGETHER if shape[2] * shape[3] <= most), 1)
-  while x.shape[2] % pixels:
-    pixels //= 2
-  return partial(_strided_conv2d, pixels=pixels) if pixels > 1 and shape[:2] == (3, 3) else _plain_conv2d
+  fold = next((n for most, n in _FOLDS if shape[2] * shape[3] <= most), 1)
+  while x.shape[2] % fold:
+    fold //= 2
+  return partial(_output_folded_conv2d, fold=fold) if fold > 1 and shape[:2] == (3, 3) else _plain_conv2d
 
 
 def _wide_conv2d(x, shape):
@@ -105,12 +105,12 @@ def _plain_conv2d(x, kernel):
   return lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), 'SAME', **_NHWC)
 
 
-def _strided_conv2d(x, kernel, *, pixels):
+def _output_folded_conv2d(x, kernel, *, fold):
   """Neighbouring pixels of the output are channels of a convolution that moves on by so many columns."""
   height, width, n_in, n_out = kernel.shape
-  moved = [jnp.pad(kernel, ((0, 0), (p, pixels - 1 - p), (0, 0), (0, 0))) for p in range(pixels)]
+  moved = [jnp.pad(kernel, ((0, 0), (p, fold - 1 - p), (0, 0), (0, 0))) for p in range(fold)]
   wide = jnp.concatenate(moved, -1).astype(x.dtype)
-  y = lax.conv_general_dilated(x, wide, (1, pixels), ((height // 2,) * 2, (width // 2,) * 2), **_NHWC)
+  y = lax.conv_general_dilated(x, wide, (1, fold), ((height // 2,) * 2, (width // 2,) * 2), **_NHWC)
   return y.reshape(*x.shape[:3], n_out)
 
 

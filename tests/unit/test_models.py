@@ -69,10 +69,10 @@ def test_pixels_as_channels_change_no_convolution(size, fold):
   np.testing.assert_allclose(layers._kernel_gradient(x, g, shape=k.shape, convolution=folded), want, atol=1e-4)
 
 
-@pytest.mark.parametrize('size, pixels', [((3, 3), 2), ((3, 3), 4), ((5, 5), 2), ((1, 3), 4)])
-def test_pixels_taken_together_change_no_convolution(size, pixels, x64):
+@pytest.mark.parametrize('size, fold', [((3, 3), 2), ((3, 3), 4), ((5, 5), 2), ((1, 3), 4)])
+def test_pixels_taken_together_change_no_convolution(size, fold, x64):
   x, k, g = (jnp.asarray(normal(s, i), float) for i, s in enumerate([(2, 5, 8, 3), (*size, 3, 4), (2, 5, 8, 4)]))
-  got, ours = jax.vjp(partial(layers._strided_conv2d, pixels=pixels), x, k)
+  got, ours = jax.vjp(partial(layers._output_folded_conv2d, fold=fold), x, k)
   want, plain = jax.vjp(plain_conv, x, k)
   np.testing.assert_allclose(got, want, atol=1e-12)
   for a, b in zip(ours(g), plain(g)):
@@ -80,12 +80,12 @@ def test_pixels_taken_together_change_no_convolution(size, pixels, x64):
 
 
 @pytest.mark.parametrize(
-  'cols, n_in, n_out, size, pixels',
+  'cols, n_in, n_out, size, fold',
   [(368, 9, 9, 3, 4), (46, 9, 9, 3, 2), (45, 9, 9, 3, 1), (368, 18, 9, 3, 2), (368, 9, 18, 3, 2), (184, 18, 18, 3, 1), (368, 6, 2, 1, 1)],
 )  # fmt: skip
-def test_on_cpus_few_channels_take_pixels_together(cols, n_in, n_out, size, pixels):
-  chosen = layers._grouped_conv2d(jnp.zeros((1, 8, cols, n_in)), (size, size, n_in, n_out))
-  assert getattr(chosen, 'keywords', {}).get('pixels', 1) == pixels
+def test_on_cpus_few_channels_take_pixels_together(cols, n_in, n_out, size, fold):
+  chosen = layers._narrow_conv2d(jnp.zeros((1, 8, cols, n_in)), (size, size, n_in, n_out))
+  assert getattr(chosen, 'keywords', {}).get('fold', 1) == fold
 
 
 @pytest.mark.parametrize('size', [(3, 3), (1, 1), (5, 5), (3, 5)])
