@@ -27,6 +27,8 @@ _BLOCK_PIXELS = 6144
 # By trial on JAX 0.7, 0.10 and 0.12: up to so many input times output channels, XLA:CPU takes so many pixels together.
 _FOLDS = ((81, 4), (256, 2))
 _LANES = 128
+# XLA:CPU gives a sum of two arrays to one core: of so many parts of the rows each core takes some.
+_ROW_PARTS = 4
 # Matrix products of XLA:CPU take twice as long before JAX 0.8.
 _SLOW_PRODUCTS = jax.__version_info__ < (0, 8)
 # By trial on an H100: up to here products of rows are as fast as cuDNN or faster, and parts of more pixels no faster.
@@ -283,11 +285,15 @@ def _means_one_by_one(*both):
 
 @jax.custom_jvp
 def _means_in_one_pass(*both):
-  count = both[0].shape[1] * both[0].shape[2]
-  for _ in range(2):
-    zeros = tuple(jnp.zeros((), x.dtype) for x in both)
-    both = lax.reduce(both, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (1,))
-  return [x[:, None, None] / count for x in both]
+  _, rows, cols, _ = both[0].shape
+
+  def summed(arrays):
+    zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
+    return lax.reduce(tuple(arrays), zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (1,))
+
+  size = -(-rows // _ROW_PARTS)
+  parts = [summed([x[:, start : start + size] for x in both]) for start in range(0, rows, size)]
+  return [x[:, None, None] / (rows * cols) for x in summed([sum(part) for part in zip(*parts)])]
 
 
 # Linear, and as sums of their own they have derivatives of any order.
